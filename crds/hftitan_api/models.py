@@ -1,0 +1,459 @@
+"""The HFTitanJob resource: metadata, spec and status.
+
+The docstrings and `Field(description=...)` texts become the CRD's descriptions and the documentation; the
+constraints become its schema. `extra="forbid"` everywhere: a misspelt field is an error, never ignored.
+Fields are snake_case here and camelCase in YAML.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+GROUP = "hftitan.io"
+VERSION = "v1alpha1"
+KIND = "HFTitanJob"
+PLURAL = "hftitanjobs"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+INT32_MAX = 2**31 - 1
+
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""A Kubernetes object name (DNS subdomain)."""
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Degree = Annotated[int, Field(ge=1, le=100_000)]
+Seconds = Annotated[int, Field(ge=0, le=INT32_MAX)]
+Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")]
+"""A Kubernetes quantity, for example `500m`, `16Gi`."""
+EnvName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+AbsolutePath = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^/[^\x00]*$")]
+LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=64)]
+
+
+class ApiModel(BaseModel):
+    """Base of every API object: camelCase outside, immutable, unknown fields refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The camelCase JSON form, without unset (None) fields."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+# --- spec ---------------------------------------------------------------------------------------------------
+
+
+class SecretKey(ApiModel):
+    """A key of a Secret in the job's namespace. Its value reaches the pod as an environment variable only."""
+
+    name: Name
+    """Name of the Secret."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "token"
+    """Key inside the Secret."""
+
+
+class ModelSpec(ApiModel):
+    """Which causal LM to train."""
+
+    name: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^(/[^\x00]+|[\w.-]+(/[\w.-]+)?)$")]
+    """Hub id (`Qwen/Qwen2.5-7B`) or the absolute path of a model folder that the pods can read."""
+    revision: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """Branch, tag or commit on the hub. The commit it resolves to is recorded in status.modelRevision."""
+    initialize: Literal["pretrained", "random"] = "pretrained"
+    """`pretrained` loads the safetensors weights; `random` takes only config and tokenizer."""
+    overrides: Annotated[dict[str, bool | int | float | str], Field(max_length=64)] = Field(default_factory=dict)
+    """Keys of the model's config.json to override, for example `num_hidden_layers: 2`. Needs `initialize: random`
+    when a key changes the shape of a weight."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings. Off unless you say so: that code runs with the pod's rights."""
+
+
+class DatasetSpec(ApiModel):
+    """What to train on: a hub dataset by `name`, or files by `path`; exactly one of them."""
+
+    name: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None
+    """Hub id of a dataset."""
+    path: AbsolutePath | None = None
+    """Absolute path of a file or folder that the pods can read: .jsonl, .json, .parquet, or text (anything else)."""
+    config: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """Configuration (subset) of a hub dataset."""
+    split: Annotated[str, Field(min_length=1, max_length=255)] = "train"
+    """Split of a hub dataset."""
+    streaming: bool = False
+    """Read the dataset as a stream instead of downloading it first."""
+    text_field: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """Field that holds a document's text (default `text`)."""
+    messages_field: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """Field that holds a chat (a list of {role, content}): supervised fine-tuning with the model's chat template,
+    loss on assistant turns only. Excludes textField."""
+
+
+class MeshSpec(ApiModel):
+    """The device mesh: nodes x gpusPerNode = dpReplicate x dpShard x cp x tp x pp; ep divides dpShard x cp x tp."""
+
+    nodes: Count = 1
+    """Pods; one for each node."""
+    gpus_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs, and so ranks, for each pod; with `device: cpu` the number of processes."""
+    dp_replicate: Degree = 1
+    """Replicas of the (sharded) model: DDP, or HSDP together with dpShard."""
+    dp_shard: Annotated[int, Field(ge=-1, le=100_000)] = -1
+    """FSDP shards; -1 takes all ranks that the other axes leave."""
+    tp: Degree = 1
+    """Tensor parallelism, inside a node."""
+    pp: Degree = 1
+    """Pipeline stages."""
+    cp: Degree = 1
+    """Context parallelism: the sequence is split."""
+    ep: Degree = 1
+    """Expert parallelism, for mixture-of-experts models; inside a node."""
+    device: Literal["gpu", "cpu"] = "gpu"
+    """`cpu` trains with gloo on processors: for laptops, tests and small models."""
+
+
+class TrainingSpec(ApiModel):
+    """The training loop."""
+
+    steps: Annotated[int, Field(ge=1, le=INT32_MAX)]
+    """Optimizer steps."""
+    seq_len: Annotated[int, Field(ge=8, le=16_777_216)] = 2048
+    """Tokens in a packed sequence."""
+    local_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Sequences for each data-parallel rank and forward pass."""
+    global_batch_size: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """Sequences for each optimizer step over all ranks; more than one pass each means gradient accumulation.
+    Unset: localBatchSize x data-parallel degree."""
+    seed: Annotated[int, Field(ge=0, le=INT32_MAX)] = 42
+    deterministic: bool = False
+    """Deterministic kernels (slower)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the master weights and the optimizer."""
+    mixed_precision: Literal["bfloat16", "float32"] | None = None
+    """Of the computation. Unset: bfloat16 on GPUs, float32 on CPUs."""
+    max_norm: Annotated[float, Field(gt=0, le=1e9)] = 1.0
+    """Gradients are clipped to this norm."""
+    activation_checkpoint: Literal["none", "selective", "full"] | None = None
+    """Recomputation in the backward pass. Unset: selective on GPUs, none on CPUs."""
+    compile: bool = False
+    """torch.compile each transformer block."""
+    pipeline_schedule: Literal["1F1B", "GPipe", "Interleaved1F1B"] | None = None
+    """With pp > 1. Unset: 1F1B."""
+
+
+class OptimizerSpec(ApiModel):
+    name: Literal["AdamW", "Adam"] = "AdamW"
+    lr: Annotated[float, Field(gt=0, le=10)] = 5e-5
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [0.9, 0.95]
+    )
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+
+
+class LRScheduleSpec(ApiModel):
+    """Warm-up, then constant, then decay over the last decayRatio of the steps."""
+
+    warmup_steps: Annotated[int, Field(ge=0, le=INT32_MAX)] = 0
+    decay_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the steps, at the end, over which the learning rate decays; 0 keeps it constant."""
+    decay_type: Literal["linear", "cosine", "sqrt"] = "linear"
+    min_lr_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The decay ends at lr x this."""
+
+
+class CheckpointSpec(ApiModel):
+    """Where and how often the state is saved; a new attempt resumes from the newest complete checkpoint."""
+
+    volume: Name | None = None
+    """A PersistentVolumeClaim; ReadWriteMany when the job has several nodes. Unset: the pod's own scratch space,
+    which is gone with the pod. `hftitan run` uses the work folder instead."""
+    folder: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")] | None = None
+    """Folder inside the volume (default: the job's name). Holds checkpoint/ and export/."""
+    interval: Annotated[int, Field(ge=0, le=INT32_MAX)] = 500
+    """Steps between checkpoints; 0 saves none while training."""
+    keep: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Newest checkpoints to keep."""
+    async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
+    """Write checkpoints while training goes on."""
+    export_hf: bool = Field(default=True, alias="exportHF")
+    """At the end write export/: a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the exported weights."""
+    resume: bool = True
+    """Continue from checkpoints found in the folder; false refuses to start when there are any."""
+
+
+class ValidationSpec(ApiModel):
+    """Loss on held-out data."""
+
+    dataset: DatasetSpec
+    interval: Annotated[int, Field(ge=1, le=INT32_MAX)] = 100
+    """Training steps between validations."""
+    steps: Annotated[int, Field(ge=1, le=INT32_MAX)] = 10
+    """Batches of each validation."""
+
+
+class RunPolicySpec(ApiModel):
+    """How long, how often, and what is left afterwards."""
+
+    suspend: bool = False
+    """Stop the pods and keep the job; setting it back to false resumes from the newest checkpoint."""
+    max_restarts: Annotated[int, Field(ge=0, le=10_000)] = 3
+    """New attempts of the whole gang inside restartWindowSeconds. Preemptions and evictions are free."""
+    restart_window_seconds: Seconds = 86_400
+    """Only restarts younger than this count; 0 counts all."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    """The job fails when it was active (not suspended) for longer."""
+    ttl_seconds_after_finished: Seconds | None = None
+    """The finished job is deleted after this; unset keeps it."""
+    clean_pod_policy: Literal["Running", "All", "None"] = "Running"
+    """Pods to delete when the job ends: the running ones, all, or none."""
+    startup_timeout_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1800
+    """From the pods running to the first step."""
+    hang_timeout_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1800
+    """A step that stands still for longer makes a new attempt."""
+
+
+class SchedulingSpec(ApiModel):
+    gang: Literal["none", "kueue", "volcano", "coscheduling", "kai", "kubernetes"] = "none"
+    """Who admits the pods all together."""
+    queue: Name | None = None
+    priority_class: Name | None = None
+    topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
+    """Node label whose value all pods of the job should share."""
+
+
+class MonitoringSpec(ApiModel):
+    port: Annotated[int, Field(ge=1024, le=65_535)] = 9400
+    """/metrics of every pod, /progress of node 0."""
+    tensorboard: bool = False
+    wandb_secret: SecretKey | None = None
+    """Weights & Biases API key."""
+
+
+class EnvSource(ApiModel):
+    """Where a variable's value comes from: one of them."""
+
+    secret_key_ref: SecretKey | None = None
+    config_map_key_ref: SecretKey | None = None
+
+
+class EnvVar(ApiModel):
+    name: EnvName
+    value: Annotated[str, Field(max_length=32_768)] | None = None
+    value_from: EnvSource | None = None
+
+
+class Toleration(ApiModel):
+    key: Annotated[str, Field(max_length=317)] | None = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: Annotated[str, Field(max_length=63)] | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+
+
+class ClaimSource(ApiModel):
+    claim_name: Name
+    read_only: bool | None = None
+
+
+class ConfigMapSource(ApiModel):
+    name: Name
+    optional: bool | None = None
+
+
+class SecretSource(ApiModel):
+    secret_name: Name
+    optional: bool | None = None
+
+
+class EmptyDirSource(ApiModel):
+    medium: Literal["", "Memory"] | None = None
+    size_limit: Quantity | None = None
+
+
+VolumeName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+
+class Volume(ApiModel):
+    """A volume of the pods: exactly one source. No hostPath: it is a way out of the pod."""
+
+    name: VolumeName
+    persistent_volume_claim: ClaimSource | None = None
+    config_map: ConfigMapSource | None = None
+    secret: SecretSource | None = None
+    empty_dir: EmptyDirSource | None = None
+
+
+class VolumeMount(ApiModel):
+    name: VolumeName
+    mount_path: AbsolutePath
+    sub_path: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")] | None = None
+    read_only: bool | None = None
+
+
+class Resources(ApiModel):
+    """Requests and limits of the trainer container beside the GPUs, which come from the mesh."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
+
+
+class PodSpec(ApiModel):
+    """What may be said about the pods. An allowlist: hostPath, hostNetwork, privileged and service accounts are not in it."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")] = "ghcr.io/hftitan/trainer:0.1.0"
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_secrets: Annotated[list[Name], Field(max_length=16)] = Field(default_factory=list)
+    gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = "nvidia.com/gpu"
+    resources: Resources = Field(default_factory=Resources)
+    shm_size: Quantity | None = None
+    """Size of /dev/shm. Unset: from the mesh."""
+    node_selector: LabelMap = Field(default_factory=dict)
+    tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(default_factory=list)
+    affinity: dict[str, Any] | None = None
+    """A Kubernetes affinity (nodeAffinity, podAffinity, podAntiAffinity)."""
+    env: Annotated[list[EnvVar], Field(max_length=128)] = Field(default_factory=list)
+    volumes: Annotated[list[Volume], Field(max_length=32)] = Field(default_factory=list)
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] = Field(default_factory=list)
+    hf_token_secret: SecretKey | None = None
+    """Hugging Face token, for gated models and datasets; reaches the pod as HF_TOKEN by reference."""
+    runtime_class_name: Name | None = None
+    labels: LabelMap = Field(default_factory=dict)
+    annotations: LabelMap = Field(default_factory=dict)
+
+
+class JobSpec(ApiModel):
+    """What to train, on which mesh, and how."""
+
+    model: ModelSpec
+    dataset: DatasetSpec
+    mesh: MeshSpec = Field(default_factory=MeshSpec)
+    training: TrainingSpec
+    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
+    lr_schedule: LRScheduleSpec = Field(default_factory=LRScheduleSpec)
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    validation: ValidationSpec | None = None
+    run_policy: RunPolicySpec = Field(default_factory=RunPolicySpec)
+    scheduling: SchedulingSpec = Field(default_factory=SchedulingSpec)
+    monitoring: MonitoringSpec = Field(default_factory=MonitoringSpec)
+    pod: PodSpec = Field(default_factory=PodSpec)
+
+
+# --- status -------------------------------------------------------------------------------------------------
+
+Phase = Literal["Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed"]
+TERMINAL: frozenset[str] = frozenset({"Succeeded", "Failed"})
+
+
+class Condition(ApiModel):
+    """One condition, as in metav1.Condition; `type` is the list's key."""
+
+    type: Annotated[str, Field(min_length=1, max_length=63)]
+    status: Literal["True", "False", "Unknown"]
+    observed_generation: int = 0
+    last_transition_time: str
+    """RFC 3339, UTC."""
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    message: Annotated[str, Field(max_length=32_768)] = ""
+
+
+class PodCounts(ApiModel):
+    active: int = 0
+    ready: int = 0
+    succeeded: int = 0
+    failed: int = 0
+
+
+class ProgressStatus(ApiModel):
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    """Over all ranks."""
+    mfu: float | None = None
+    """Model FLOPs utilisation, 0 to 1; only on devices whose peak is known."""
+    grad_norm: float | None = None
+    eta: str | None = None
+    """Time left, for example `1h12m`."""
+    updated: str | None = None
+    """When the step last moved; RFC 3339, UTC."""
+
+
+class CheckpointStatus(ApiModel):
+    step: int
+    time: str | None = None
+
+
+class RestartRecord(ApiModel):
+    """One counted restart."""
+
+    time: str
+    attempt: int
+    """The attempt that ended."""
+    reason: str
+    step: int = 0
+    """The newest step it had finished; three attempts that do not move it end the job."""
+    free: bool = False
+    """Preemptions and evictions do not count against maxRestarts."""
+
+
+class JobStatus(ApiModel):
+    """What the operator saw, written by it alone."""
+
+    phase: Phase | None = None
+    conditions: list[Condition] = Field(default_factory=list)
+    observed_generation: int = 0
+    attempt: int = 0
+    """Number of the newest gang of pods; the first is 1."""
+    restarts: int = 0
+    """New attempts so far, free ones included."""
+    restart_history: Annotated[list[RestartRecord], Field(max_length=64)] = Field(default_factory=list)
+    mesh: str | None = None
+    """For example `2x8: dp4 tp4`."""
+    world_size: int | None = None
+    pods: PodCounts | None = None
+    progress: ProgressStatus | None = None
+    checkpoint: CheckpointStatus | None = None
+    export_path: str | None = None
+    model_revision: str | None = None
+    start_time: str | None = None
+    attempt_start_time: str | None = None
+    """When the pods of the newest attempt were first all running."""
+    active_seconds: float = 0.0
+    """Time spent not suspended before `activeSince`."""
+    active_since: str | None = None
+    """Start of the current stretch of activity; unset while suspended or finished."""
+    completion_time: str | None = None
+    goodput: float | None = None
+    """Share of the active time spent on steps that were kept, 0 to 1."""
+    message: str | None = None
+
+
+class ObjectMeta(BaseModel):
+    """The part of metadata that is used; the rest (managedFields, annotations of others) is ignored."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 1
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class HFTitanJob(ApiModel):
+    """Trains one Hugging Face causal LM with torchtitan on a mesh of devices."""
+
+    api_version: Literal["hftitan.io/v1alpha1"] = API_VERSION  # type: ignore[assignment]
+    kind: Literal["HFTitanJob"] = KIND  # type: ignore[assignment]
+    metadata: ObjectMeta
+    spec: JobSpec
+    status: JobStatus = Field(default_factory=JobStatus)

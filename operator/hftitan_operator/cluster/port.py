@@ -1,0 +1,28 @@
+"""The port every cluster adapter implements: five verbs, no decisions."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hftitan_api.models import HFTitanJob, JobStatus
+from hftitan_operator.core.state import Action, Event, Seen
+
+
+class Conflict(Exception):
+    """Somebody else changed the object meanwhile: observe again and decide anew."""
+
+
+class ClusterPort(Protocol):
+    """Where jobs live and pods run. Every call may raise `Conflict`, or OSError for a fault worth a retry."""
+
+    async def observe(self, namespace: str, name: str) -> Seen | None:
+        """The job with all pods that carry its label, of every attempt; None when the job is gone."""
+
+    async def apply(self, job: HFTitanJob, action: Action) -> None:
+        """Carry out one action. Repeating it changes nothing."""
+
+    async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
+        """Replace the status of the job as observed."""
+
+    async def emit(self, job: HFTitanJob, event: Event) -> None:
+        """Tell a human. A lost event is no error."""

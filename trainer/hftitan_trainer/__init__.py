@@ -1,0 +1,1 @@
+"""The in-pod trainer: a Hugging Face causal LM through torchtitan."""
