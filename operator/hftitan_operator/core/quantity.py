@@ -1,0 +1,38 @@
+"""Kubernetes quantities (`500m`, `16Gi`) as exact numbers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+MIB = 2**20
+GIB = 2**30
+
+_SUFFIXES = {
+    "": Fraction(1),
+    "m": Fraction(1, 1000),
+    "k": Fraction(10**3),
+    "M": Fraction(10**6),
+    "G": Fraction(10**9),
+    "T": Fraction(10**12),
+    "P": Fraction(10**15),
+    "Ki": Fraction(2**10),
+    "Mi": Fraction(2**20),
+    "Gi": Fraction(2**30),
+    "Ti": Fraction(2**40),
+    "Pi": Fraction(2**50),
+}
+
+
+def parse(quantity: str) -> Fraction:
+    """The value in bytes, cores or pieces. ValueError when it is no quantity."""
+    number = quantity.rstrip("mkMGTPi")
+    suffix = quantity[len(number) :]
+    if suffix not in _SUFFIXES or not number:
+        raise ValueError(f"{quantity!r} is no Kubernetes quantity; write for example 500m, 4 or 16Gi")
+    return Fraction(number) * _SUFFIXES[suffix]
+
+
+def mebibytes(size: int) -> str:
+    """Bytes, rounded up, in the largest binary unit that needs no fraction: `2Gi`, `1536Mi`."""
+    mib = -(-size // MIB)
+    return f"{mib // 1024}Gi" if mib % 1024 == 0 else f"{mib}Mi"
