@@ -25,7 +25,9 @@ Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Degree = Annotated[int, Field(ge=1, le=100_000)]
 Seconds = Annotated[int, Field(ge=0, le=INT32_MAX)]
-Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")]
+Quantity = Annotated[
+    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")
+]
 """A Kubernetes quantity, for example `500m`, `16Gi`."""
 EnvName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 AbsolutePath = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^/[^\x00]*$")]
@@ -59,7 +61,14 @@ class SecretKey(ApiModel):
 class ModelSpec(ApiModel):
     """Which causal LM to train."""
 
-    name: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^(/[^\x00]+|[\w.-]+(/[\w.-]+)?)$")]
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=512,
+            pattern=r"^(/[^\x00]+|[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?)$",
+        ),
+    ]
     """Hub id (`Qwen/Qwen2.5-7B`) or the absolute path of a model folder that the pods can read."""
     revision: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """Branch, tag or commit on the hub. The commit it resolves to is recorded in status.modelRevision."""
@@ -75,7 +84,15 @@ class ModelSpec(ApiModel):
 class DatasetSpec(ApiModel):
     """What to train on: a hub dataset by `name`, or files by `path`; exactly one of them."""
 
-    name: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None
+    name: (
+        Annotated[
+            str,
+            Field(
+                min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
+            ),
+        ]
+        | None
+    ) = None
     """Hub id of a dataset."""
     path: AbsolutePath | None = None
     """Absolute path of a file or folder that the pods can read: .jsonl, .json, .parquet, or text (anything else)."""
@@ -171,7 +188,15 @@ class CheckpointSpec(ApiModel):
     volume: Name | None = None
     """A PersistentVolumeClaim; ReadWriteMany when the job has several nodes. Unset: the pod's own scratch space,
     which is gone with the pod. `hftitan run` uses the work folder instead."""
-    folder: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")] | None = None
+    folder: (
+        Annotated[
+            str,
+            Field(
+                min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$"
+            ),
+        ]
+        | None
+    ) = None
     """Folder inside the volume (default: the job's name). Holds checkpoint/ and export/."""
     interval: Annotated[int, Field(ge=0, le=INT32_MAX)] = 500
     """Steps between checkpoints; 0 saves none while training."""
@@ -292,7 +317,15 @@ class Volume(ApiModel):
 class VolumeMount(ApiModel):
     name: VolumeName
     mount_path: AbsolutePath
-    sub_path: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")] | None = None
+    sub_path: (
+        Annotated[
+            str,
+            Field(
+                min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$"
+            ),
+        ]
+        | None
+    ) = None
     read_only: bool | None = None
 
 
@@ -304,12 +337,14 @@ class Resources(ApiModel):
 
 
 class PodSpec(ApiModel):
-    """What may be said about the pods. An allowlist: hostPath, hostNetwork, privileged and service accounts are not in it."""
+    """What may be said about the pods. An allowlist: no hostPath, hostNetwork, privileged mode or service account."""
 
     image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")] = "ghcr.io/hftitan/trainer:0.1.0"
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: Annotated[list[Name], Field(max_length=16)] = Field(default_factory=list)
-    gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = "nvidia.com/gpu"
+    gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = (
+        "nvidia.com/gpu"
+    )
     resources: Resources = Field(default_factory=Resources)
     shm_size: Quantity | None = None
     """Size of /dev/shm. Unset: from the mesh."""

@@ -1,29 +1,204 @@
-"""The numbers of a model that decide whether a mesh fits it, read from its config.json."""
+"""The numbers of a model that decide whether a mesh fits it, read from its config.json.
+
+A number that config.json does not give stays None, and what depends on it is not checked: nothing is invented.
+Defaults of transformers' own config classes are used only where the class derives them from other keys.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+SHAPE_KEYS = frozenset(
+    {
+        "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "num_hidden_layers", "n_layer",
+        "n_layers", "num_layers", "num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads",
+        "head_dim", "vocab_size", "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts",
+        "moe_intermediate_size", "shared_expert_intermediate_size", "first_k_dense_replace", "decoder_sparse_step",
+        "q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "attention_bias",
+        "mlp_bias", "qkv_bias", "use_bias", "use_qk_norm", "tie_word_embeddings",
+    }
+)  # fmt: skip
+"""Keys of config.json that change which weights there are or their shapes: not possible on pretrained weights."""
+IDENTITY_KEYS = frozenset({"model_type", "architectures", "auto_map", "quantization_config", "transformers_version"})
+"""Keys that say which model it is; overriding one would be another model."""
+
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+# Their config classes take num_key_value_heads = num_attention_heads when the key is missing (transformers 5.23).
+_MULTI_HEAD_BY_DEFAULT = frozenset(
+    {
+        "llama",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "cohere",
+        "cohere2",
+        "granite",
+        "phi",
+        "deepseek_v2",
+        "gpt2",
+        "gpt_neox",
+    }
+)
+
+# torchtitan's backend reaches for model.{embed_tokens,layers,norm,rotary_emb} and in each layer for
+# self_attn.{q,k,v,o}_proj and mlp.{gate_proj,down_proj} or {fc1,fc2} (hf_sharding.py); these classes name or fuse
+# theirs otherwise. Read off the classes of transformers 5.23, built on the meta device.
+_OTHER_LAYOUT = frozenset(
+    {
+        "apertus", "bloom", "codegen", "falcon", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj",
+        "granitemoe", "jamba", "lfm2", "llama4_text", "mamba", "mamba2", "minimax", "mpt", "opt", "persimmon", "phi3",
+        "qwen3_next", "starcoder2",
+    }
+)  # fmt: skip
+# Applied to the logits after lm_head, where the backend's forward ends (model.py); the neutral value is harmless.
+_AFTER_LM_HEAD = {"logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0, "final_logit_softcapping": None}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
+    """Sizes of one causal LM; None where config.json does not say."""
+
     model_type: str = ""
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    layers: int | None = None
     heads: int | None = None
     kv_heads: int | None = None
-    layers: int | None = None
+    head_dim: int | None = None
     vocab_size: int | None = None
+    tied_embeddings: bool = False
     experts: int | None = None
+    """Routed experts of a layer; 0 for a dense model."""
+    experts_per_token: int | None = None
+    moe_intermediate_size: int | None = None
     max_position_embeddings: int | None = None
-    refused_axes: Mapping[str, str] = field(default_factory=dict)
-    refused: str | None = None
+    sliding_window: int | None = None
+    """Keys that a query may look back to, where some layers limit it."""
+    refused_axes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Axes that the backend cannot use for this model, with the reason."""
+    refused: tuple[str, ...] = ()
+    """Reasons why the backend would train another model than this one, or none at all."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
+    def from_config(cls, config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> ModelShape:
+        """Read the dict of config.json. `overrides` are the job's; of a composite model the text part counts."""
+        text = config.get("text_config")
+        c: dict[str, Any] = {**config, **text} if isinstance(text, Mapping) else dict(config)
+        c.update(overrides or {})
+        model_type = c["model_type"] if isinstance(c.get("model_type"), str) else ""
+        heads, hidden = _count(c, *_HEADS), _count(c, *_HIDDEN)
+        experts = _experts(c)
         return cls(
-            heads=config.get("num_attention_heads"),
-            kv_heads=config.get("num_key_value_heads"),
-            layers=config.get("num_hidden_layers"),
-            max_position_embeddings=config.get("max_position_embeddings"),
+            model_type=model_type,
+            hidden_size=hidden,
+            intermediate_size=_count(c, "intermediate_size", "n_inner", "ffn_dim"),
+            layers=_count(c, *_LAYERS),
+            heads=heads,
+            kv_heads=_kv_heads(c, model_type, heads),
+            head_dim=_count(c, "head_dim") or _derived_head_dim(model_type, hidden, heads),
+            vocab_size=_count(c, "vocab_size"),
+            tied_embeddings=c.get("tie_word_embeddings") is True,
+            experts=experts,
+            experts_per_token=_count(c, "num_experts_per_tok", "top_k_experts"),
+            moe_intermediate_size=_count(c, "moe_intermediate_size")
+            or (_count(c, "intermediate_size") if model_type == "mixtral" else None),
+            max_position_embeddings=_count(c, *_POSITIONS),
+            sliding_window=_sliding_window(c),
+            refused_axes=_refused_axes(c, model_type, experts),
+            refused=tuple(_refused(c, model_type, experts)),
         )
+
+
+def _count(config: Mapping[str, Any], *keys: str) -> int | None:
+    """The first of the keys that holds a positive whole number of a believable size."""
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40:
+            return value
+    return None
+
+
+def _kv_heads(config: Mapping[str, Any], model_type: str, heads: int | None) -> int | None:
+    if "qk_rope_head_dim" in config:  # multi-head latent attention: every head has its own keys and values
+        return heads
+    if "num_key_value_heads" in config:
+        return _count(config, "num_key_value_heads") or (heads if config["num_key_value_heads"] is None else None)
+    if config.get("multi_query") is True:
+        return 1
+    return heads if model_type in _MULTI_HEAD_BY_DEFAULT else None
+
+
+def _derived_head_dim(model_type: str, hidden: int | None, heads: int | None) -> int | None:
+    if model_type.startswith(("qwen3", "gemma")):  # their classes have a constant of their own
+        return None
+    return hidden // heads if hidden and heads and hidden % heads == 0 else None
+
+
+def _sliding_window(config: Mapping[str, Any]) -> int | None:
+    kinds = config.get("layer_types")
+    if config.get("use_sliding_window") is False or (
+        isinstance(kinds, list) and set(map(str, kinds)) == {"full_attention"}
+    ):
+        return None
+    return _count(config, "sliding_window")
+
+
+def _experts(config: Mapping[str, Any]) -> int | None:
+    if config.get("enable_moe_block") is False:
+        return 0
+    count = _count(config, *_EXPERTS)
+    if count is not None:
+        return count
+    if any(key in config for key in _EXPERTS):
+        return 0 if all(config.get(key) in (None, 0) for key in _EXPERTS) else None
+    known_dense = isinstance(config.get("model_type"), str) and not any(
+        "expert" in key or "moe" in key for key in config
+    )
+    return 0 if known_dense and "moe" not in config["model_type"] else None
+
+
+def _refused_axes(config: Mapping[str, Any], model_type: str, experts: int | None) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    if experts:
+        found["pp"] = "the backend has no pipeline for mixture-of-experts models"
+    limited = None
+    if config.get("index_topk") is not None or model_type == "glm_moe_dsa":
+        limited = "the backend trains models with a sparse-attention indexer by dp and ep only"
+    elif model_type.startswith("gemma4"):
+        limited = "the backend trains Gemma 4 by dp and ep only"
+    if limited:
+        found.update(dict.fromkeys(("tp", "cp", "pp"), limited))
+    return MappingProxyType(found)
+
+
+def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) -> list[str]:
+    found: list[str] = []
+    if model_type in _OTHER_LAYOUT:
+        found.append(
+            f"torchtitan's transformers backend does not know the layers of model type {model_type}; "
+            "use a Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"
+        )
+    if model_type.startswith("gemma4") and experts:
+        found.append("the backend's numbers for Gemma 4 with experts are wrong; use a dense Gemma 4")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key) is True:
+            found.append(
+                f"its config.json says {key}: true, and the backend drops these biases; use a model without them"
+            )
+    for key, neutral in _AFTER_LM_HEAD.items():
+        value = config.get(key)
+        if value is not None and value != neutral:
+            found.append(
+                f"its config.json says {key}: {value}, which the backend does not apply to the logits; "
+                "use a model without it"
+            )
+    return found

@@ -1,0 +1,282 @@
+"""The rules that a job's mesh, batch and sequence obey, each with its numbers and the fix in its message.
+
+Where a rule comes from torchtitan 0.3 or torch 2.15, its place is named. Each function yields what it finds wrong;
+`mesh.check` collects them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from hftitan_api.models import JobSpec
+from hftitan_api.shape import ModelShape
+
+FLEX_BLOCK = 128
+"""Queries in a block of the attention mask on GPUs; context parallelism hands out whole blocks."""
+
+_FIELD = {"pp": "pp", "dp_replicate": "dpReplicate", "dp_shard": "dpShard", "cp": "cp", "tp": "tp"}
+
+
+class SpecError(ValueError):
+    """What the user asked for cannot be: `path` names the field (`spec.mesh.tp`), `message` the numbers and the fix."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
+
+
+def resolved_dp_shard(spec: JobSpec) -> int | None:
+    """dpShard with -1 filled up, or None when the axes do not multiply to the world."""
+    mesh = spec.mesh
+    world = mesh.nodes * mesh.gpus_per_node
+    others = mesh.dp_replicate * mesh.cp * mesh.tp * mesh.pp
+    if mesh.dp_shard == -1:
+        return world // others if world % others == 0 else None
+    return mesh.dp_shard if mesh.dp_shard * others == world else None
+
+
+def product(spec: JobSpec) -> Iterator[SpecError]:
+    mesh = spec.mesh
+    if mesh.dp_shard == 0:
+        yield SpecError(
+            "spec.mesh.dpShard", "0 is no number of shards; use -1 for all ranks the other axes leave, or 1"
+        )
+        return
+    if resolved_dp_shard(spec) is not None:
+        return
+    world = mesh.nodes * mesh.gpus_per_node
+    ranks = f"{_n(world, 'rank')} ({_n(mesh.nodes, 'node')} x {_n(mesh.gpus_per_node, _device(spec))})"
+    taken = 1
+    for axis in ("tp", "cp", "pp", "dp_replicate"):
+        degree = int(getattr(mesh, axis))
+        if world // taken % degree:
+            others = "" if taken == 1 else f" x {taken} (the axes before it) = {degree * taken}"
+            fits = _divisors(mesh.gpus_per_node if axis == "tp" else world // taken)
+            yield SpecError(
+                f"spec.mesh.{_FIELD[axis]}", f"{degree}{others} does not divide the {ranks}; use {_any(fits)}"
+            )
+            return
+        taken *= degree
+    axes = " x ".join(f"{_FIELD[a]} {getattr(mesh, a)}" for a in ("dp_replicate", "dp_shard", "cp", "tp", "pp"))
+    yield SpecError(
+        "spec.mesh.dpShard",
+        f"{axes} = {taken * mesh.dp_shard}, but the mesh has {ranks}; use {world // taken} or -1",
+    )
+
+
+def inside_a_node(spec: JobSpec) -> Iterator[SpecError]:
+    mesh = spec.mesh
+    per = mesh.gpus_per_node
+    node = f"the {_n(per, _device(spec))} of a node"
+    world = mesh.nodes * per
+    if per % mesh.tp and world % mesh.tp == 0:
+        yield SpecError(
+            "spec.mesh.tp",
+            f"{mesh.tp} does not divide {node}, and tensor parallelism stays inside one; use {_any(_divisors(per))}",
+        )
+    dp_shard = resolved_dp_shard(spec)
+    if mesh.ep == 1 or dp_shard is None:
+        return
+    fold = dp_shard * mesh.cp * mesh.tp
+    fits = [d for d in _divisors(fold) if per % d == 0]
+    if fold % mesh.ep:
+        yield SpecError(
+            "spec.mesh.ep",
+            f"{mesh.ep} does not divide dpShard {dp_shard} x cp {mesh.cp} x tp {mesh.tp} = {fold}, "
+            f"the ranks that experts can spread over; use {_any(fits)}",
+        )
+    elif per % mesh.ep:
+        yield SpecError(
+            "spec.mesh.ep",
+            f"{mesh.ep} does not divide {node}, and expert parallelism stays inside one; use {_any(fits)}",
+        )
+
+
+def batch(spec: JobSpec) -> Iterator[SpecError]:
+    training, dp_shard = spec.training, resolved_dp_shard(spec)
+    if training.global_batch_size is None or dp_shard is None:
+        return
+    dp = spec.mesh.dp_replicate * dp_shard
+    one_pass = training.local_batch_size * dp
+    if training.global_batch_size % one_pass:
+        yield SpecError(
+            "spec.training.globalBatchSize",
+            f"{training.global_batch_size} is no multiple of localBatchSize {training.local_batch_size} x "
+            f"{_n(dp, 'data-parallel rank')} = {one_pass}; use {_any(_around(training.global_batch_size, one_pass))}",
+        )
+
+
+def sequence(spec: JobSpec) -> Iterator[SpecError]:
+    mesh, seq_len = spec.mesh, spec.training.seq_len
+    # ParallelDims.seq_len_divisor, which the transformers backend asserts for every mesh: tp shards the sequence
+    # between its layers, and the balanced split of cp cuts each half in two.
+    divisor = mesh.tp * 2 * mesh.cp
+    why = f"tp {mesh.tp} x 2 x cp {mesh.cp} = {divisor}"
+    if mesh.cp > 1 and mesh.device == "gpu":
+        divisor = math.lcm(divisor, FLEX_BLOCK * mesh.cp)
+        why = (
+            f"{divisor} (tp {mesh.tp} x 2 x cp {mesh.cp}, and whole attention blocks: {FLEX_BLOCK} x cp {mesh.cp})"
+            if divisor != FLEX_BLOCK * mesh.cp
+            else f"{FLEX_BLOCK} (an attention block) x cp {mesh.cp} = {divisor}"
+        )
+    if seq_len % divisor:
+        yield SpecError(
+            "spec.training.seqLen", f"{seq_len} is no multiple of {why}; use {_any(_around(seq_len, divisor))}"
+        )
+
+
+def pipeline(spec: JobSpec) -> Iterator[SpecError]:
+    pp, training = spec.mesh.pp, spec.training
+    schedule = training.pipeline_schedule
+    if pp == 1:
+        if schedule is not None:
+            yield SpecError(
+                "spec.training.pipelineSchedule", f"{schedule} needs a pipeline, and pp is 1; set mesh.pp or remove it"
+            )
+        return
+    # Microbatches are single sequences: torchtitan's pipeline_parallel_microbatch_size 1.
+    batch = training.local_batch_size
+    if (schedule or "1F1B") == "1F1B" and batch < pp:
+        yield SpecError(
+            "spec.training.localBatchSize",
+            f"{batch} is less than the {pp} pipeline stages, and 1F1B keeps one sequence in each; "
+            f"use at least {pp}, or pipelineSchedule: GPipe",
+        )
+    if schedule == "Interleaved1F1B" and batch > pp and batch % (batch // pp):
+        rounds = batch // pp
+        yield SpecError(
+            "spec.training.localBatchSize",
+            f"{batch} sequences do not spread evenly over the {rounds} rounds (localBatchSize / pp {pp}) of "
+            f"Interleaved1F1B; use {_any(_around(batch, pp))}",
+        )
+
+
+def other(spec: JobSpec) -> Iterator[SpecError]:
+    warmup, steps = spec.lr_schedule.warmup_steps, spec.training.steps
+    if warmup > steps:
+        yield SpecError(
+            "spec.lrSchedule.warmupSteps",
+            f"{warmup} is more than the {_n(steps, 'training step')}; use at most {steps}",
+        )
+    checkpoint = spec.checkpoint
+    if spec.mesh.nodes > 1 and checkpoint.volume is None and (checkpoint.interval > 0 or checkpoint.export_hf):
+        yield SpecError(
+            "spec.checkpoint.volume",
+            f"the {spec.mesh.nodes} nodes save one checkpoint together; name a ReadWriteMany claim, "
+            "or save nothing (interval: 0 and exportHF: false)",
+        )
+
+
+def model(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
+    """What the model's own numbers forbid. An unknown number forbids nothing."""
+    name = spec.model.name
+    for reason in shape.refused:
+        yield SpecError("spec.model.name", f"{name} cannot be trained: {reason}")
+    for axis, reason in shape.refused_axes.items():
+        degree = int(getattr(spec.mesh, axis))
+        if degree > 1:
+            yield SpecError(f"spec.mesh.{axis}", f"{degree} does not work for {name}: {reason}; use 1")
+    yield from _heads(spec, shape)
+    yield from _layers(spec, shape)
+    yield from _experts(spec, shape)
+    yield from _positions(spec, shape)
+
+
+def _heads(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
+    # Tensor parallelism gives each rank whole heads, and its local tensors carry no record of an uneven cut.
+    mesh = spec.mesh
+    if "tp" in shape.refused_axes:
+        return
+    cut = {
+        "attention heads": shape.heads,
+        "key/value heads": shape.kv_heads,
+        "columns of the feed-forward layer (intermediate_size)": shape.intermediate_size,
+        "entries of the vocabulary": shape.vocab_size,
+    }
+    known = [count for count in cut.values() if count]
+    fits = [d for d in _divisors(mesh.gpus_per_node) if all(count % d == 0 for count in known)]
+    for what, count in cut.items():
+        if count and count % mesh.tp:
+            yield SpecError(
+                "spec.mesh.tp", f"{mesh.tp} does not divide the {count} {what} of {spec.model.name}; use {_any(fits)}"
+            )
+            return
+
+
+def _layers(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
+    mesh = spec.mesh
+    if mesh.pp == 1 or not shape.layers or "pp" in shape.refused_axes:
+        return
+    each = 2 if spec.training.pipeline_schedule == "Interleaved1F1B" else 1
+    stages = mesh.pp * each
+    if stages > shape.layers:
+        two = " (two for each rank with Interleaved1F1B)" if each == 2 else ""
+        yield SpecError(
+            "spec.mesh.pp",
+            f"{stages} pipeline stages{two} are more than the {shape.layers} layers of {spec.model.name}; "
+            f"use at most {max(shape.layers // each, 1)}",
+        )
+
+
+def _experts(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
+    mesh, name = spec.mesh, spec.model.name
+    if mesh.ep == 1 or shape.experts is None:
+        return
+    if shape.experts == 0:
+        yield SpecError("spec.mesh.ep", f"{mesh.ep} needs experts, and {name} is a dense model; use 1")
+    elif shape.experts % mesh.ep:
+        fits = [d for d in _divisors(mesh.gpus_per_node) if shape.experts % d == 0]
+        yield SpecError(
+            "spec.mesh.ep", f"{mesh.ep} does not divide the {shape.experts} experts of {name}; use {_any(fits)}"
+        )
+
+
+def _positions(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
+    seq_len, name = spec.training.seq_len, spec.model.name
+    longest, window = shape.max_position_embeddings, shape.sliding_window
+    if longest and seq_len > longest:
+        yield SpecError(
+            "spec.training.seqLen",
+            f"{seq_len} is more than the {longest} positions of {name}; "
+            f"use at most {longest}, or raise max_position_embeddings in model.overrides",
+        )
+    elif window and seq_len > window:
+        # One mask serves all layers in the backend (get_attention_masks): up to the window's length both are equal.
+        yield SpecError(
+            "spec.training.seqLen",
+            f"{seq_len} is more than the sliding window of {window} of {name}, which the backend does not apply; "
+            f"use at most {window}",
+        )
+
+
+# --- words ---------------------------------------------------------------------------------------------------
+
+
+def _device(spec: JobSpec) -> str:
+    return "GPU" if spec.mesh.device == "gpu" else "process"
+
+
+def _n(count: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{count} {noun if count == 1 else plural}"
+
+
+def _divisors(number: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
+
+
+def _around(number: int, divisor: int) -> list[int]:
+    """The multiples of `divisor` next to `number`."""
+    below = number // divisor * divisor
+    return [value for value in (below, below + divisor) if value > 0]
+
+
+def _any(values: Iterable[int]) -> str:
+    """`1`, `1 or 2`, `1, 2 or 4`; of a long list the ends."""
+    words = [str(value) for value in values] or ["1"]
+    if len(words) > 8:
+        words = [*words[:6], "...", words[-1]]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
