@@ -7,10 +7,64 @@ Fields are snake_case here and camelCase in YAML.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+from hftitan_api.base import (
+    INT32_MAX,
+    AbsolutePath,
+    ApiModel,
+    Count,
+    Degree,
+    HubId,
+    ModelName,
+    Name,
+    Seconds,
+    SecretKey,
+    Subpath,
+)
+from hftitan_api.pod import EnvVar, PodSpec, Resources, Toleration, Volume, VolumeMount
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "INT32_MAX",
+    "KIND",
+    "PLURAL",
+    "TERMINAL",
+    "VERSION",
+    "ApiModel",
+    "CheckpointSpec",
+    "CheckpointStatus",
+    "Condition",
+    "DatasetSpec",
+    "EnvVar",
+    "HFTitanJob",
+    "JobSpec",
+    "JobStatus",
+    "LRScheduleSpec",
+    "MeshSpec",
+    "ModelSpec",
+    "MonitoringSpec",
+    "ObjectMeta",
+    "OptimizerSpec",
+    "Phase",
+    "PodCounts",
+    "PodSpec",
+    "ProgressStatus",
+    "Resources",
+    "RestartRecord",
+    "RunPolicySpec",
+    "SchedulingSpec",
+    "SecretKey",
+    "Toleration",
+    "TrainingSpec",
+    "ValidationSpec",
+    "Volume",
+    "VolumeMount",
+]
 
 GROUP = "hftitan.io"
 VERSION = "v1alpha1"
@@ -18,57 +72,13 @@ KIND = "HFTitanJob"
 PLURAL = "hftitanjobs"
 API_VERSION = f"{GROUP}/{VERSION}"
 
-INT32_MAX = 2**31 - 1
-
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-"""A Kubernetes object name (DNS subdomain)."""
-Count = Annotated[int, Field(ge=1, le=100_000)]
-Degree = Annotated[int, Field(ge=1, le=100_000)]
-Seconds = Annotated[int, Field(ge=0, le=INT32_MAX)]
-Quantity = Annotated[
-    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")
-]
-"""A Kubernetes quantity, for example `500m`, `16Gi`."""
-EnvName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-AbsolutePath = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^/[^\x00]*$")]
-LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=64)]
-
-
-class ApiModel(BaseModel):
-    """Base of every API object: camelCase outside, immutable, unknown fields refused."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The camelCase JSON form, without unset (None) fields."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
 # --- spec ---------------------------------------------------------------------------------------------------
-
-
-class SecretKey(ApiModel):
-    """A key of a Secret in the job's namespace. Its value reaches the pod as an environment variable only."""
-
-    name: Name
-    """Name of the Secret."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "token"
-    """Key inside the Secret."""
 
 
 class ModelSpec(ApiModel):
     """Which causal LM to train."""
 
-    name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=512,
-            pattern=r"^(/[^\x00]+|[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?)$",
-        ),
-    ]
+    name: ModelName
     """Hub id (`Qwen/Qwen2.5-7B`) or the absolute path of a model folder that the pods can read."""
     revision: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """Branch, tag or commit on the hub. The commit it resolves to is recorded in status.modelRevision."""
@@ -84,15 +94,7 @@ class ModelSpec(ApiModel):
 class DatasetSpec(ApiModel):
     """What to train on: a hub dataset by `name`, or files by `path`; exactly one of them."""
 
-    name: (
-        Annotated[
-            str,
-            Field(
-                min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$"
-            ),
-        ]
-        | None
-    ) = None
+    name: HubId | None = None
     """Hub id of a dataset."""
     path: AbsolutePath | None = None
     """Absolute path of a file or folder that the pods can read: .jsonl, .json, .parquet, or text (anything else)."""
@@ -188,15 +190,7 @@ class CheckpointSpec(ApiModel):
     volume: Name | None = None
     """A PersistentVolumeClaim; ReadWriteMany when the job has several nodes. Unset: the pod's own scratch space,
     which is gone with the pod. `hftitan run` uses the work folder instead."""
-    folder: (
-        Annotated[
-            str,
-            Field(
-                min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$"
-            ),
-        ]
-        | None
-    ) = None
+    folder: Subpath | None = None
     """Folder inside the volume (default: the job's name). Holds checkpoint/ and export/."""
     interval: Annotated[int, Field(ge=0, le=INT32_MAX)] = 500
     """Steps between checkpoints; 0 saves none while training."""
@@ -258,108 +252,6 @@ class MonitoringSpec(ApiModel):
     tensorboard: bool = False
     wandb_secret: SecretKey | None = None
     """Weights & Biases API key."""
-
-
-class EnvSource(ApiModel):
-    """Where a variable's value comes from: one of them."""
-
-    secret_key_ref: SecretKey | None = None
-    config_map_key_ref: SecretKey | None = None
-
-
-class EnvVar(ApiModel):
-    name: EnvName
-    value: Annotated[str, Field(max_length=32_768)] | None = None
-    value_from: EnvSource | None = None
-
-
-class Toleration(ApiModel):
-    key: Annotated[str, Field(max_length=317)] | None = None
-    operator: Literal["Exists", "Equal"] | None = None
-    value: Annotated[str, Field(max_length=63)] | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
-
-
-class ClaimSource(ApiModel):
-    claim_name: Name
-    read_only: bool | None = None
-
-
-class ConfigMapSource(ApiModel):
-    name: Name
-    optional: bool | None = None
-
-
-class SecretSource(ApiModel):
-    secret_name: Name
-    optional: bool | None = None
-
-
-class EmptyDirSource(ApiModel):
-    medium: Literal["", "Memory"] | None = None
-    size_limit: Quantity | None = None
-
-
-VolumeName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-
-
-class Volume(ApiModel):
-    """A volume of the pods: exactly one source. No hostPath: it is a way out of the pod."""
-
-    name: VolumeName
-    persistent_volume_claim: ClaimSource | None = None
-    config_map: ConfigMapSource | None = None
-    secret: SecretSource | None = None
-    empty_dir: EmptyDirSource | None = None
-
-
-class VolumeMount(ApiModel):
-    name: VolumeName
-    mount_path: AbsolutePath
-    sub_path: (
-        Annotated[
-            str,
-            Field(
-                min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$"
-            ),
-        ]
-        | None
-    ) = None
-    read_only: bool | None = None
-
-
-class Resources(ApiModel):
-    """Requests and limits of the trainer container beside the GPUs, which come from the mesh."""
-
-    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
-    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
-
-
-class PodSpec(ApiModel):
-    """What may be said about the pods. An allowlist: no hostPath, hostNetwork, privileged mode or service account."""
-
-    image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")] = "ghcr.io/hftitan/trainer:0.1.0"
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    image_pull_secrets: Annotated[list[Name], Field(max_length=16)] = Field(default_factory=list)
-    gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = (
-        "nvidia.com/gpu"
-    )
-    resources: Resources = Field(default_factory=Resources)
-    shm_size: Quantity | None = None
-    """Size of /dev/shm. Unset: from the mesh."""
-    node_selector: LabelMap = Field(default_factory=dict)
-    tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(default_factory=list)
-    affinity: dict[str, Any] | None = None
-    """A Kubernetes affinity (nodeAffinity, podAffinity, podAntiAffinity)."""
-    env: Annotated[list[EnvVar], Field(max_length=128)] = Field(default_factory=list)
-    volumes: Annotated[list[Volume], Field(max_length=32)] = Field(default_factory=list)
-    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] = Field(default_factory=list)
-    hf_token_secret: SecretKey | None = None
-    """Hugging Face token, for gated models and datasets; reaches the pod as HF_TOKEN by reference."""
-    runtime_class_name: Name | None = None
-    labels: LabelMap = Field(default_factory=dict)
-    annotations: LabelMap = Field(default_factory=dict)
 
 
 class JobSpec(ApiModel):

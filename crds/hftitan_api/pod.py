@@ -1,0 +1,111 @@
+"""What a job may say about its pods."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from hftitan_api.base import (
+    INT32_MAX,
+    AbsolutePath,
+    ApiModel,
+    EnvName,
+    LabelMap,
+    Name,
+    Quantity,
+    SecretKey,
+    Subpath,
+    VolumeName,
+)
+
+
+class EnvSource(ApiModel):
+    """Where a variable's value comes from: one of them."""
+
+    secret_key_ref: SecretKey | None = None
+    config_map_key_ref: SecretKey | None = None
+
+
+class EnvVar(ApiModel):
+    name: EnvName
+    value: Annotated[str, Field(max_length=32_768)] | None = None
+    value_from: EnvSource | None = None
+
+
+class Toleration(ApiModel):
+    key: Annotated[str, Field(max_length=317)] | None = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: Annotated[str, Field(max_length=63)] | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+
+
+class ClaimSource(ApiModel):
+    claim_name: Name
+    read_only: bool | None = None
+
+
+class ConfigMapSource(ApiModel):
+    name: Name
+    optional: bool | None = None
+
+
+class SecretSource(ApiModel):
+    secret_name: Name
+    optional: bool | None = None
+
+
+class EmptyDirSource(ApiModel):
+    medium: Literal["", "Memory"] | None = None
+    size_limit: Quantity | None = None
+
+
+class Volume(ApiModel):
+    """A volume of the pods: exactly one source. No hostPath: it is a way out of the pod."""
+
+    name: VolumeName
+    persistent_volume_claim: ClaimSource | None = None
+    config_map: ConfigMapSource | None = None
+    secret: SecretSource | None = None
+    empty_dir: EmptyDirSource | None = None
+
+
+class VolumeMount(ApiModel):
+    name: VolumeName
+    mount_path: AbsolutePath
+    sub_path: Subpath | None = None
+    read_only: bool | None = None
+
+
+class Resources(ApiModel):
+    """Requests and limits of the trainer container beside the GPUs, which come from the mesh."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
+
+
+class PodSpec(ApiModel):
+    """What may be said about the pods. An allowlist: no hostPath, hostNetwork, privileged mode or service account."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")] = "ghcr.io/hftitan/trainer:0.1.0"
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_secrets: Annotated[list[Name], Field(max_length=16)] = Field(default_factory=list)
+    gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = (
+        "nvidia.com/gpu"
+    )
+    resources: Resources = Field(default_factory=Resources)
+    shm_size: Quantity | None = None
+    """Size of /dev/shm. Unset: from the mesh."""
+    node_selector: LabelMap = Field(default_factory=dict)
+    tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(default_factory=list)
+    affinity: dict[str, Any] | None = None
+    """A Kubernetes affinity (nodeAffinity, podAffinity, podAntiAffinity)."""
+    env: Annotated[list[EnvVar], Field(max_length=128)] = Field(default_factory=list)
+    volumes: Annotated[list[Volume], Field(max_length=32)] = Field(default_factory=list)
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] = Field(default_factory=list)
+    hf_token_secret: SecretKey | None = None
+    """Hugging Face token, for gated models and datasets; reaches the pod as HF_TOKEN by reference."""
+    runtime_class_name: Name | None = None
+    labels: LabelMap = Field(default_factory=dict)
+    annotations: LabelMap = Field(default_factory=dict)
