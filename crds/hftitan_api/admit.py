@@ -1,0 +1,186 @@
+"""What a job may not say although its schema allows it: fields that exclude or need each other.
+
+Names that the rendered pods themselves use (their volumes, mounts, environment) are the renderer's to defend; here is
+what holds whoever renders. Each rule yields SpecErrors; `admit` collects them together with the mesh's and with what
+this version does not support.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hftitan_api import mesh
+from hftitan_api.models import HFTitanJob, JobSpec
+from hftitan_api.rules import SpecError
+from hftitan_api.shape import IDENTITY_KEYS, SHAPE_KEYS
+from hftitan_api.support import unsupported
+from hftitan_api.words import path_text
+
+JOB_NAME_LIMIT = 50
+"""Pods are named <job>-<attempt>-<index>, and a host name has 63 characters."""
+AFFINITY_LIMIT = 16 * 1024
+"""Bytes of spec.pod.affinity as JSON."""
+
+_JOB_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?\Z")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
+_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
+_AFFINITIES = ("nodeAffinity", "podAffinity", "podAntiAffinity")
+_SECRET_ENV = {
+    "HF_TOKEN": "spec.pod.hfTokenSecret",
+    "HUGGING_FACE_HUB_TOKEN": "spec.pod.hfTokenSecret",
+    "WANDB_API_KEY": "spec.monitoring.wandbSecret",
+}
+_LOOKS_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}\Z")
+
+
+def admit(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:
+    """Every reason, beyond its schema, not to run a job. `model_config` is the model's config.json, if at hand."""
+    spec = job.spec
+    found = [*_metadata(job), *_model(spec), *_dataset(spec), *mesh.check(spec, model_config)]
+    for rule in (_env, _labels, _tolerations, _resources, _affinity, unsupported):
+        found += rule(spec)
+    return found
+
+
+def _metadata(job: HFTitanJob) -> Iterator[SpecError]:
+    name, namespace = job.metadata.name, job.metadata.namespace
+    if len(name) > JOB_NAME_LIMIT:
+        yield SpecError(
+            "metadata.name",
+            f"{len(name)} characters; pods are named <job>-<attempt>-<index>, so use at most {JOB_NAME_LIMIT}",
+        )
+    elif not _JOB_NAME.match(name):
+        yield SpecError(
+            "metadata.name",
+            f"{_short(name)} is no DNS label; use lower-case letters, digits and '-', starting with a letter",
+        )
+    if not _NAMESPACE.match(namespace):
+        yield SpecError(
+            "metadata.namespace", f"{_short(namespace)} is no namespace; use lower-case letters, digits and '-'"
+        )
+
+
+def _model(spec: JobSpec) -> Iterator[SpecError]:
+    model = spec.model
+    if model.name.startswith("/"):
+        if model.revision is not None:
+            yield SpecError("spec.model.revision", f"{model.name} is a folder, which has no revisions; remove it")
+        if ".." in model.name.split("/"):
+            yield SpecError("spec.model.name", f"{model.name} has '..' in it; give a plain absolute path")
+    for key in model.overrides:
+        path = path_text(("spec", "model", "overrides", key))
+        if key in IDENTITY_KEYS:
+            yield SpecError(path, "says which model it is; name another model instead")
+        elif key in SHAPE_KEYS and model.initialize == "pretrained":
+            yield SpecError(
+                path, "changes the shape of weights, and the pretrained ones would not fit; use initialize: random"
+            )
+
+
+def _dataset(spec: JobSpec) -> Iterator[SpecError]:
+    places = [("spec.dataset", spec.dataset)]
+    if spec.validation is not None:
+        places.append(("spec.validation.dataset", spec.validation.dataset))
+    for path, dataset in places:
+        if dataset.name is None and dataset.path is None:
+            yield SpecError(path, "names no data; give name (a hub id) or path (a file or folder)")
+        if dataset.name is not None and dataset.path is not None:
+            yield SpecError(path, "has both name and path; keep one of them")
+        if dataset.path is not None:
+            if ".." in dataset.path.split("/"):
+                yield SpecError(f"{path}.path", f"{dataset.path} has '..' in it; give a plain absolute path")
+            if dataset.config is not None:
+                yield SpecError(f"{path}.config", "belongs to a hub dataset, and this one is a path; remove it")
+        if dataset.text_field is not None and dataset.messages_field is not None:
+            yield SpecError(
+                path, "has both textField and messagesField; keep textField for plain text or messagesField for chats"
+            )
+
+
+def _env(spec: JobSpec) -> Iterator[SpecError]:
+    for i, var in enumerate(spec.pod.env):
+        path = f"spec.pod.env[{i}]"
+        if var.value is None and var.value_from is None:
+            yield SpecError(path, f"{var.name} has no value; give value or valueFrom")
+        field = _SECRET_ENV.get(var.name)
+        if field is not None and var.value is not None:
+            yield SpecError(f"{path}.value", f"{var.name} would stand in the job for all to read; use {field}")
+        elif var.value is not None and _LOOKS_SECRET.match(var.value):
+            yield SpecError(f"{path}.value", f"{var.name} looks like a Hugging Face token; use spec.pod.hfTokenSecret")
+
+
+def _labels(spec: JobSpec) -> Iterator[SpecError]:
+    maps = (
+        ("labels", spec.pod.labels),
+        ("nodeSelector", spec.pod.node_selector),
+        ("annotations", spec.pod.annotations),
+    )
+    for field, entries in maps:
+        for key, value in entries.items():
+            path = path_text(("spec", "pod", field, key))
+            if not _qualified(key):
+                yield SpecError(path, f"{_short(key)} is no Kubernetes key; write name or example.com/name")
+            if field != "annotations" and value and not _LABEL_NAME.match(value):
+                yield SpecError(
+                    path,
+                    f"{_short(value)} is no label value; use at most 63 letters, digits, '-', '_' and '.', "
+                    "with a letter or digit at both ends",
+                )
+
+
+def _tolerations(spec: JobSpec) -> Iterator[SpecError]:
+    for i, toleration in enumerate(spec.pod.tolerations):
+        path = f"spec.pod.tolerations[{i}]"
+        exists = toleration.operator == "Exists"
+        if exists and toleration.value:
+            yield SpecError(f"{path}.value", "operator Exists takes no value; remove it, or use operator: Equal")
+        if not toleration.key and not exists:
+            yield SpecError(f"{path}.key", "is empty; name the taint, or use operator: Exists to tolerate all of them")
+        if toleration.key and not _qualified(toleration.key):
+            yield SpecError(f"{path}.key", f"{_short(toleration.key)} is no Kubernetes key")
+        if toleration.value and not _LABEL_NAME.match(toleration.value):
+            yield SpecError(f"{path}.value", f"{_short(toleration.value)} is no label value")
+        if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
+            yield SpecError(f"{path}.tolerationSeconds", "works with effect: NoExecute alone; set it, or remove this")
+
+
+def _resources(spec: JobSpec) -> Iterator[SpecError]:
+    pod = spec.pod
+    for field in ("requests", "limits"):
+        for key in getattr(pod.resources, field):
+            path = path_text(("spec", "pod", "resources", field, key))
+            if key == pod.gpu_resource:
+                yield SpecError(path, "comes from spec.mesh.gpusPerNode; remove it")
+            elif not _qualified(key):
+                yield SpecError(path, f"{_short(key)} is no resource; write for example cpu, memory or example.com/nic")
+
+
+def _affinity(spec: JobSpec) -> Iterator[SpecError]:
+    affinity = spec.pod.affinity
+    if affinity is None:
+        return
+    for key, value in affinity.items():
+        path = path_text(("spec", "pod", "affinity", key))
+        if key not in _AFFINITIES:
+            yield SpecError(path, f"unknown field; the fields here are {', '.join(_AFFINITIES)}")
+        elif not isinstance(value, dict):
+            yield SpecError(path, "must be a mapping of fields")
+    size = len(json.dumps(affinity))
+    if size > AFFINITY_LIMIT:
+        yield SpecError("spec.pod.affinity", f"{size} bytes are too many; use at most {AFFINITY_LIMIT}")
+
+
+def _qualified(key: str) -> bool:
+    """A Kubernetes qualified name: `name` or `dns.sub.domain/name`."""
+    prefix, slash, name = key.rpartition("/")
+    if slash and not (len(prefix) <= 253 and _DNS_SUBDOMAIN.match(prefix)):
+        return False
+    return bool(_LABEL_NAME.match(name))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

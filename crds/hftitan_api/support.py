@@ -1,0 +1,36 @@
+"""Fields whose behaviour comes with a later version: refused by name, never ignored. Delete a line when it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from hftitan_api.models import JobSpec
+from hftitan_api.rules import SpecError
+
+_NOT_YET: tuple[tuple[str, Callable[[JobSpec], object], str], ...] = (
+    # path, the value when it asks for something (None or False when it does not), what to write instead
+    ("spec.scheduling.gang", lambda s: s.scheduling.gang if s.scheduling.gang != "none" else None, "use none"),
+    ("spec.scheduling.queue", lambda s: s.scheduling.queue, "remove it"),
+    ("spec.scheduling.topologyKey", lambda s: s.scheduling.topology_key, "remove it"),
+    ("spec.monitoring.tensorboard", lambda s: s.monitoring.tensorboard, "use false"),
+    (
+        "spec.monitoring.wandbSecret",
+        lambda s: s.monitoring.wandb_secret is not None,
+        "remove it",
+    ),
+    ("spec.validation", lambda s: s.validation is not None, "remove it"),
+    (
+        "spec.checkpoint.asyncMode",
+        lambda s: s.checkpoint.async_mode if s.checkpoint.async_mode != "disabled" else None,
+        "use disabled",
+    ),
+)
+
+
+def unsupported(spec: JobSpec) -> Iterator[SpecError]:
+    """Every field that asks for what this version does not do yet."""
+    for path, asked, instead in _NOT_YET:
+        value = asked(spec)
+        if value:
+            subject = "this" if value is True else value
+            yield SpecError(path, f"{subject} is not supported yet; {instead}")
