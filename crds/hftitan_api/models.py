@@ -221,8 +221,9 @@ class RunPolicySpec(ApiModel):
 
     suspend: bool = False
     """Stop the pods and keep the job; setting it back to false resumes from the newest checkpoint."""
-    max_restarts: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """New attempts of the whole gang inside restartWindowSeconds. Preemptions and evictions are free."""
+    max_restarts: Annotated[int, Field(ge=0, le=63)] = 3
+    """New attempts of the whole gang inside restartWindowSeconds. Preemptions and evictions are free. At most 63: the
+    status remembers the newest 64 restarts."""
     restart_window_seconds: Seconds = 86_400
     """Only restarts younger than this count; 0 counts all."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
