@@ -217,7 +217,6 @@ def _metadata(
 
 def _env(job: HFTitanJob, plan: MeshPlan, attempt: int, index: int, threads: int) -> list[dict[str, Any]]:
     meta, spec, degrees = job.metadata, job.spec, plan.degrees
-    pod_ip = {"fieldRef": {"fieldPath": "status.podIP"}}
     # torchrun reads every option from PET_<OPTION> (torch/distributed/argparse_util.py).
     rendezvous = {
         # Given, not guessed: torchrun's guess compares host names and misreads those of pods (pytorch#73380).
@@ -250,7 +249,10 @@ def _env(job: HFTitanJob, plan: MeshPlan, attempt: int, index: int, threads: int
         "PYTHONUNBUFFERED": "1",
     }
     env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in fixed.items()]
-    env += [{"name": name, "valueFrom": pod_ip} for name in (ENV_POD_IP, "PET_LOCAL_ADDR")]
+    env += [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+        for name in (ENV_POD_IP, "PET_LOCAL_ADDR")
+    ]
     env += [{"name": name, "value": value} for name, value in defaults.items() if name not in theirs]
     if spec.pod.hf_token_secret:
         env.append(_from_secret("HF_TOKEN", spec.pod.hf_token_secret))

@@ -31,6 +31,8 @@ class PodView:
     node: str | None = None
     node_lost: bool = False
     """Its node is gone or not ready: the pod will not report its own end."""
+    created_at: float | None = None
+    """Unix time at which the pod was created."""
     started_at: float | None = None
     """Unix time at which its container started."""
     exit_code: int | None = None

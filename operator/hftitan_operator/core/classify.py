@@ -1,0 +1,139 @@
+"""Why an attempt ended: what each pod left behind, and which of several ends was the first cause.
+
+When one pod of a gang dies its peers lose their collectives and die too, saying NetworkError or InternalError; so the
+cause that explains the others is taken, not the one seen first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hftitan_api.mesh import MeshPlan
+
+from hftitan_operator.core import reasons
+from hftitan_operator.core.state import PodView
+
+# Order of explanation: a smaller number explains the larger ones.
+_FATAL, _DISRUPTED, _STOPPED, _EXHAUSTED, _CRASHED, _ERROR, _CONSEQUENCE = range(7)
+_ORDER = {
+    "OutOfMemory": _EXHAUSTED,
+    "StorageError": _EXHAUSTED,
+    "InternalError": _ERROR,
+    "NetworkError": _CONSEQUENCE,
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cause:
+    """Why an attempt ended. Sorts by how much it explains, then by pod index."""
+
+    order: int
+    index: int
+    reason: str
+    message: str
+    """Goes on a sentence: "... after pod x-1-1 was killed (exit 137)"."""
+    free: bool = False
+    """Not the job's doing: not charged to maxRestarts."""
+    fatal: bool = False
+    """A retry would fail alike: the job fails at once."""
+
+
+def finished(pod: PodView) -> bool:
+    return pod.phase in ("Succeeded", "Failed")
+
+
+def completed(pod: PodView) -> bool:
+    """The pod ended well. One that exits 0 after SIGTERM did not: its report says Preempted."""
+    return pod.phase == "Succeeded" and (pod.report is None or pod.report.reason == "Completed")
+
+
+def node_lost(pod: PodView) -> bool:
+    """The node is silent and the control plane has given the pod up; a mere blip of the kubelet is waited out."""
+    return pod.node_lost and (pod.deleting or finished(pod))
+
+
+def first_cause(pods: Iterable[PodView], plan: MeshPlan) -> Cause | None:
+    """The cause that explains the others, over the pods of one attempt; None when none of them has ended badly."""
+    return min((cause for pod in pods if (cause := of_pod(pod, plan))), default=None)
+
+
+def missing(name: str, index: int) -> Cause:
+    """A pod that was there is gone. Free: Kueue preempts by deleting, and a human who deletes a pod means it."""
+    return Cause(_STOPPED, index, reasons.POD_DELETED, f"pod {name} was deleted", free=True)
+
+
+def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
+    """What one pod's end says, or None while there is nothing to say."""
+    if completed(pod):
+        return None
+    if not finished(pod):
+        return _of_unfinished(pod)
+    report = pod.report
+    if report is not None and not report.retryable and report.reason not in ("Completed", "Preempted"):
+        return Cause(_FATAL, pod.index, report.reason, _told(pod, plan), fatal=True)
+    if pod.node_lost:
+        return _lost(pod)
+    if pod.disrupted:
+        return Cause(_DISRUPTED, pod.index, reasons.EVICTED, _disrupted(pod), free=True)
+    if report is not None and report.reason == "Preempted":
+        message = f"pod {pod.name} was told to stop and saved step {report.checkpoint_step}"
+        if report.checkpoint_step is None:
+            message = f"pod {pod.name} was told to stop"
+        return Cause(_STOPPED, pod.index, reasons.PREEMPTED, message, free=True)
+    if pod.deleting:
+        return missing(pod.name, pod.index)
+    if pod.reason == reasons.OOM_KILLED:
+        return Cause(
+            _EXHAUSTED,
+            pod.index,
+            reasons.OOM_KILLED,
+            f"pod {pod.name} ran out of memory (OOMKilled; spec.pod.resources.limits.memory is the bound)",
+        )
+    if report is not None and report.reason != "Completed":
+        return Cause(_ORDER.get(report.reason, _ERROR), pod.index, report.reason, _told(pod, plan))
+    return _of_exit_code(pod)
+
+
+def _of_unfinished(pod: PodView) -> Cause | None:
+    if node_lost(pod):
+        return _lost(pod)
+    if pod.phase == "Pending" and pod.reason in reasons.NEVER_STARTS:
+        message = f"pod {pod.name} can never start: {pod.reason}{_because(pod)}; correct spec.pod.image"
+        return Cause(_FATAL, pod.index, reasons.INVALID_IMAGE, message, fatal=True)
+    return None
+
+
+def _of_exit_code(pod: PodView) -> Cause:
+    code = pod.exit_code
+    if code is not None and code > 128:
+        return Cause(_CRASHED, pod.index, reasons.KILLED, f"pod {pod.name} was killed (exit {code})")
+    ended = f"exit {code}" if code is not None else pod.reason or "no exit code"
+    return Cause(_CRASHED, pod.index, reasons.NO_REPORT, f"pod {pod.name} ended with {ended}, saying nothing")
+
+
+def _lost(pod: PodView) -> Cause:
+    return Cause(_DISRUPTED, pod.index, reasons.NODE_LOST, f"node {pod.node} of pod {pod.name} was lost", free=True)
+
+
+def _disrupted(pod: PodView) -> str:
+    how = {"Preempting": "preempted", "PreemptionByScheduler": "preempted"}.get(pod.reason or "", "evicted")
+    return f"pod {pod.name} was {how}{_because(pod)}"
+
+
+def _because(pod: PodView) -> str:
+    return f" ({pod.message})" if pod.message else ""
+
+
+def _told(pod: PodView, plan: MeshPlan) -> str:
+    assert pod.report is not None
+    said = f": {pod.report.message}" if pod.report.message else ""
+    return f"pod {pod.name} ended with {pod.report.reason} on {rank_text(pod.report.rank, plan)}{said}"
+
+
+def rank_text(rank: int, plan: MeshPlan) -> str:
+    """`rank 13 (dp_shard 1, tp 5)`: a global rank with its place on the axes in use."""
+    if not 0 <= rank < plan.world_size:
+        return f"rank {rank}"
+    places = ", ".join(f"{axis} {at}" for axis, at in plan.coordinates(rank).items() if plan.degree(axis) > 1)
+    return f"rank {rank} ({places})" if places else f"rank {rank}"

@@ -1,0 +1,82 @@
+"""Messages for humans: what a job waits for, why it started anew, how it ended. Words only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hftitan_api.models import JobStatus, RestartRecord, RunPolicySpec
+
+from hftitan_operator.core import budget, clock, reasons
+from hftitan_operator.core import status as st
+from hftitan_operator.core.classify import Cause, finished
+from hftitan_operator.core.state import PodView
+
+_ORDINARY_WAITS = frozenset({"ContainerCreating", "PodInitializing", "Pending", "Scheduled"})
+
+
+def pods(count: int) -> str:
+    return f"{count} pod" if count == 1 else f"{count} pods"
+
+
+def from_step(status: JobStatus) -> str:
+    """Where the next attempt goes on."""
+    step = status.checkpoint.step if status.checkpoint else 0
+    return f"from step {step}" if step else "from the beginning"
+
+
+def restarting(status: JobStatus, cause: Cause, used: int, policy: RunPolicySpec) -> str:
+    most = policy.max_restarts
+    charge = f"not counted against maxRestarts {most}" if cause.free else f"restart {used} of {most}"
+    return f"attempt {status.attempt + 1}: restarting {from_step(status)} after {cause.message}; {charge}"
+
+
+def created(status: JobStatus, attempt: int, nodes: int) -> str:
+    """Of an attempt that begins; `status` is still the one before."""
+    message = f"attempt {attempt}: created {pods(nodes)}"
+    if status.attempt == 0:
+        return message
+    why = st.condition(status, reasons.RUNNING)
+    after = f" after {why.message}" if why and why.message else ""
+    return f"{message}, going on {from_step(status)}{after}"
+
+
+def waiting(gang: Sequence[PodView]) -> str | None:
+    """What a whole gang waits for before all of it runs, or None when it does."""
+    pending = [pod for pod in gang if pod.phase != "Running" and not finished(pod)]
+    if not pending:
+        return None
+    troubled = next((pod for pod in pending if pod.reason and pod.reason not in _ORDINARY_WAITS), None)
+    if troubled is None:
+        return f"waiting for {len(pending)} of {pods(len(gang))} to start"
+    said = f": {troubled.message}" if troubled.message else ""
+    if troubled.reason in ("Unschedulable", "SchedulingGated"):
+        return f"pod {troubled.name} is not scheduled ({troubled.reason}){said}"
+    return f"pod {troubled.name} waits ({troubled.reason}){said}"
+
+
+def suspended(status: JobStatus, live: int) -> str:
+    if live:
+        return f"suspended; waiting for {pods(live)} to save and end"
+    return f"suspended; will go on {from_step(status)}"
+
+
+def success(status: JobStatus, steps: int) -> str:
+    model = f"; the model is in {status.export_path}" if status.export_path else ""
+    return f"finished {steps} steps{model}"
+
+
+def no_progress(history: Sequence[RestartRecord], cause: Cause) -> str:
+    best = max(record.step for record in history)
+    where = f"the newest is {best}" if best else "none was ever finished"
+    return (
+        f"{budget.NO_PROGRESS_ATTEMPTS} attempts in a row finished no new step ({where}); the last one ended "
+        f"because {cause.message}"
+    )
+
+
+def exhausted(policy: RunPolicySpec, cause: Cause) -> str:
+    most, window = policy.max_restarts, policy.restart_window_seconds
+    if most == 0:
+        return f"{cause.message}; spec.runPolicy.maxRestarts is 0"
+    within = f" within {clock.duration(window)}" if window else ""
+    return f"{cause.message}; all {most} restarts{within} are used (spec.runPolicy.maxRestarts)"

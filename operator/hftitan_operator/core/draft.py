@@ -1,0 +1,70 @@
+"""A decision in the making: status, actions, events and wake-up times, and the few ways to change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hftitan_api.models import HFTitanJob, JobStatus, Phase
+
+from hftitan_operator.core import clock, reasons
+from hftitan_operator.core import status as st
+from hftitan_operator.core.state import Action, Decision, Event
+
+
+@dataclass
+class Draft:
+    """The status is replaced, never changed in place: the job that came in stays as it was."""
+
+    job: HFTitanJob
+    now: float
+    status: JobStatus
+    actions: list[Action] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    wakes: list[float] = field(default_factory=list)
+    """Unix times at which time alone may change the decision."""
+
+    def decision(self) -> Decision:
+        wake = max(0.0, min(self.wakes) - self.now) if self.wakes else None
+        return Decision(tuple(self.actions), self.status, tuple(self.events), wake)
+
+    def set(self, **changes: object) -> None:
+        self.status = st.updated(self.status, **changes)
+
+    def condition(self, kind: str, truth: st.Truth, reason: str, message: str = "") -> None:
+        generation = self.job.metadata.generation
+        self.status = st.with_condition(self.status, kind, truth, reason, message, generation=generation, now=self.now)
+
+    def phase(self, phase: Phase, message: str) -> None:
+        self.set(phase=phase, message=message[: st.MESSAGE_LIMIT])
+
+    def event(self, reason: str, message: str, *, warning: bool = False) -> None:
+        """Events belong to transitions: the status written with them keeps the next pass from emitting them again."""
+        self.events.append(Event("Warning" if warning else "Normal", reason, message[: st.EVENT_LIMIT]))
+
+    def decide_again(self) -> None:
+        """This pass writes something down that the next one acts on."""
+        self.wakes = [self.now]
+
+    def succeed(self, message: str) -> Decision:
+        self.condition(reasons.SUCCEEDED, "True", reasons.COMPLETED, message)
+        self.condition(reasons.RUNNING, "False", reasons.COMPLETED)
+        self.event(reasons.SUCCEEDED, message)
+        return self._end("Succeeded", message)
+
+    def fail(self, reason: str, message: str) -> Decision:
+        self.condition(reasons.FAILED, "True", reason, message)
+        self.condition(reasons.RUNNING, "False", reason, message)
+        self.event(reason, message, warning=True)
+        return self._end("Failed", message)
+
+    def reject(self, reason: str, message: str) -> Decision:
+        """Not accepted: failed, and if it never was accepted, without pods."""
+        self.condition(reasons.ACCEPTED, "False", reason, message)
+        return self.fail(reason, message)
+
+    def _end(self, phase: Phase, message: str) -> Decision:
+        self.status = st.stopped_clock(self.status, self.now)
+        self.set(completion_time=clock.rfc3339(self.now))
+        self.phase(phase, message)
+        self.decide_again()
+        return self.decision()

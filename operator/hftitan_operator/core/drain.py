@@ -1,0 +1,59 @@
+"""Ending pods: those of a broken or suspended attempt, and those of a finished job; then the job itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hftitan_api.models import HFTitanJob
+
+from hftitan_operator.core import clock, sizing
+from hftitan_operator.core import status as st
+from hftitan_operator.core.classify import finished
+from hftitan_operator.core.state import Action, Decision, DeleteJob, DeletePod, Observed, PodView
+
+
+def drain(pods: Iterable[PodView], grace: int | None, now: float) -> tuple[list[Action], list[float]]:
+    """Deletes what is neither finished nor being deleted; returns the actions and the Unix times to look again.
+
+    A pod on a lost node never reports its end: when its grace period is over it is forced (grace 0). A pod that takes
+    long on a living node is waited for, since two attempts must not write one checkpoint.
+    """
+    actions: list[Action] = []
+    wakes: list[float] = []
+    for pod in pods:
+        if finished(pod):
+            continue
+        if not pod.deleting:
+            actions.append(DeletePod(pod.name, pod.uid, grace))
+        elif pod.node_lost:
+            deadline = pod.deletion_deadline if pod.deletion_deadline is not None else now
+            if now >= deadline:
+                actions.append(DeletePod(pod.name, pod.uid, 0))
+            else:
+                wakes.append(deadline)
+    return actions, wakes
+
+
+def after_the_end(job: HFTitanJob, observed: Observed, now: float) -> Decision:
+    """A finished job: pods by cleanPodPolicy, the job by its TTL. The verdict stands, whatever is seen or edited."""
+    policy = job.spec.run_policy
+    status = job.status
+    ended = clock.maybe_unix(status.completion_time)
+    wakes: list[float] = []
+    if policy.ttl_seconds_after_finished is not None and ended is not None:
+        due = ended + policy.ttl_seconds_after_finished
+        if now >= due:
+            return Decision((DeleteJob(),), status)
+        wakes.append(due)
+    actions: list[Action] = []
+    if policy.clean_pod_policy != "None":
+        actions, forced = drain(observed.pods, sizing.DRAIN_GRACE_SECONDS, now)
+        wakes += forced
+    if policy.clean_pod_policy == "All":
+        actions += [DeletePod(p.name, p.uid) for p in observed.pods if finished(p) and not p.deleting]
+    mine = [pod for pod in observed.pods if pod.attempt == status.attempt]
+    if status.pods is not None and st.counts(mine).active != status.pods.active:
+        # How many still run is worth knowing; how many had succeeded or failed at the end is kept.
+        status = st.updated(status, pods=status.pods.model_copy(update={"active": st.counts(mine).active, "ready": 0}))
+    wake = max(0.0, min(wakes) - now) if wakes else None
+    return Decision(tuple(actions), status, (), wake)

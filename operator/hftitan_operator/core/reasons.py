@@ -1,0 +1,69 @@
+"""Every reason the operator writes: in conditions, in the restart history, in events. CamelCase, as the API asks.
+
+Reports of the trainer bring their own (hftitan_api.wire.ExitReason); they are used unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- condition types
+ACCEPTED: Final = "Accepted"
+PODS_CREATED: Final = "PodsCreated"
+RUNNING: Final = "Running"
+SUSPENDED: Final = "Suspended"
+SUCCEEDED: Final = "Succeeded"
+FAILED: Final = "Failed"
+CONDITION_TYPES: Final = (ACCEPTED, PODS_CREATED, RUNNING, SUSPENDED, SUCCEEDED, FAILED)
+
+# --- in conditions
+VALID: Final = "Valid"
+INVALID_SPEC: Final = "InvalidSpec"
+MESH_CHANGED: Final = "MeshChanged"
+CREATING: Final = "Creating"
+CREATED: Final = "Created"
+NOT_STARTED: Final = "NotStarted"
+PODS_RUNNING: Final = "PodsRunning"
+NOT_SUSPENDED: Final = "NotSuspended"
+BY_USER: Final = "ByUser"
+RESUMED: Final = "Resumed"
+NOT_FINISHED: Final = "NotFinished"
+COMPLETED: Final = "Completed"
+
+# --- why an attempt ended, beside the trainer's own reasons
+EVICTED: Final = "Evicted"
+NODE_LOST: Final = "NodeLost"
+PREEMPTED: Final = "Preempted"
+POD_DELETED: Final = "PodDeleted"
+OOM_KILLED: Final = "OOMKilled"
+KILLED: Final = "Killed"
+NO_REPORT: Final = "ExitedWithoutReport"
+HUNG: Final = "Hung"
+STARTUP_TIMEOUT: Final = "StartupTimeout"
+
+# --- why a job ended
+DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
+RESTARTS_EXHAUSTED: Final = "RestartsExhausted"
+NO_PROGRESS: Final = "NoProgress"
+INVALID_IMAGE: Final = "InvalidImage"
+POD_CANNOT_START: Final = "PodCannotStart"
+
+# --- events only
+ATTEMPT_CREATED: Final = "AttemptCreated"
+TRAINING: Final = "Training"
+
+# --- Kubernetes' words for a container that does not start
+NEVER_STARTS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+"""No time mends these."""
+MAY_START: Final = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+    }
+)
+"""A registry that is down, or a Secret that somebody is about to create: given time, but not for ever."""

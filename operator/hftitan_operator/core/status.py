@@ -1,0 +1,173 @@
+"""What the status says of an observation: conditions, pod counts, progress, checkpoint, goodput. No decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from hftitan_api.mesh import MeshPlan
+from hftitan_api.models import CheckpointStatus, Condition, HFTitanJob, JobStatus, PodCounts, ProgressStatus
+from hftitan_api.wire import Progress
+
+from hftitan_operator.core import clock, reasons
+from hftitan_operator.core.classify import finished
+from hftitan_operator.core.state import PodView
+
+Truth = Literal["True", "False", "Unknown"]
+MESSAGE_LIMIT = 4096
+"""A pod's message may be long; a status is read by humans."""
+EVENT_LIMIT = 1024
+"""Of an event's message; the API server refuses longer ones."""
+
+_INITIAL: tuple[tuple[str, Truth, str, str], ...] = (
+    (reasons.ACCEPTED, "Unknown", reasons.NOT_STARTED, ""),
+    (reasons.PODS_CREATED, "False", reasons.NOT_STARTED, ""),
+    (reasons.RUNNING, "False", reasons.NOT_STARTED, ""),
+    (reasons.SUSPENDED, "False", reasons.NOT_SUSPENDED, ""),
+    (reasons.SUCCEEDED, "False", reasons.NOT_FINISHED, ""),
+    (reasons.FAILED, "False", reasons.NOT_FINISHED, ""),
+)
+
+
+def updated(status: JobStatus, **changes: Any) -> JobStatus:
+    """A copy with other values; the original is not touched."""
+    return status.model_copy(update=changes)
+
+
+def condition(status: JobStatus, kind: str) -> Condition | None:
+    return next((c for c in status.conditions if c.type == kind), None)
+
+
+def is_true(status: JobStatus, kind: str) -> bool:
+    found = condition(status, kind)
+    return found is not None and found.status == "True"
+
+
+def with_condition(
+    status: JobStatus, kind: str, truth: Truth, reason: str, message: str, *, generation: int, now: float
+) -> JobStatus:
+    """The status with one condition set. lastTransitionTime moves only when `status` of the condition does."""
+    old = condition(status, kind)
+    changed = old is None or old.status != truth
+    new = Condition(
+        type=kind,
+        status=truth,
+        observed_generation=generation,
+        last_transition_time=clock.rfc3339(now) if changed or old is None else old.last_transition_time,
+        reason=reason,
+        message=message[:MESSAGE_LIMIT],
+    )
+    if old is None:
+        return updated(status, conditions=[*status.conditions, new])
+    return updated(status, conditions=[new if c.type == kind else c for c in status.conditions])
+
+
+def first_seen(job: HFTitanJob, now: float) -> JobStatus:
+    """The status with every condition present and the generation noted."""
+    status, generation = job.status, job.metadata.generation
+    for kind, truth, reason, message in _INITIAL:
+        if condition(status, kind) is None:
+            status = with_condition(status, kind, truth, reason, message, generation=generation, now=now)
+    if any(c.observed_generation != generation for c in status.conditions):
+        conditions = [c.model_copy(update={"observed_generation": generation}) for c in status.conditions]
+        status = updated(status, conditions=conditions)
+    return updated(status, observed_generation=generation)
+
+
+def counts(pods: Iterable[PodView]) -> PodCounts:
+    pods = list(pods)
+    return PodCounts(
+        active=sum(not finished(pod) for pod in pods),
+        ready=sum(pod.ready and not finished(pod) for pod in pods),
+        succeeded=sum(pod.phase == "Succeeded" for pod in pods),
+        failed=sum(pod.phase == "Failed" for pod in pods),
+    )
+
+
+def active_seconds(status: JobStatus, at: float) -> float:
+    """Seconds not suspended up to `at` (Unix time): what activeDeadlineSeconds and goodput are measured against."""
+    since = clock.maybe_unix(status.active_since)
+    return status.active_seconds + (max(0.0, at - since) if since is not None else 0.0)
+
+
+def stopped_clock(status: JobStatus, now: float) -> JobStatus:
+    """The stretch of activity closed: suspended, or over."""
+    if status.active_since is None:
+        return status
+    return updated(status, active_seconds=round(active_seconds(status, now), 1), active_since=None)
+
+
+def newest_step(status: JobStatus, pods: Sequence[PodView], progress: Progress | None) -> int:
+    """The newest step the attempt finished, from all who would know: progress, reports, and the passes before."""
+    steps = [pod.report.step for pod in pods if pod.report is not None]
+    if progress is not None:
+        steps.append(progress.step)
+    if status.progress is not None and status.attempt_start_time is not None:
+        moved = clock.maybe_unix(status.progress.updated)
+        if moved is not None and moved >= clock.unix(status.attempt_start_time):
+            steps.append(status.progress.step)
+    return max(steps, default=0)
+
+
+def with_observation(
+    status: JobStatus, pods: Sequence[PodView], progress: Progress | None, plan: MeshPlan
+) -> JobStatus:
+    """Mesh, counts, progress, checkpoint and results as seen. `pods` and `progress` are the current attempt's."""
+    status = updated(status, mesh=plan.summary, world_size=plan.world_size, pods=counts(pods))
+    if progress is not None:
+        status = _with_progress(status, progress)
+    for pod in pods:
+        report = pod.report
+        if report is None:
+            continue
+        newest = status.checkpoint.step if status.checkpoint else -1
+        if report.checkpoint_step is not None and report.checkpoint_step > newest:
+            status = updated(status, checkpoint=CheckpointStatus(step=report.checkpoint_step))
+        if report.export_path:
+            status = updated(status, export_path=report.export_path)
+        if report.model_revision:
+            status = updated(status, model_revision=report.model_revision)
+        if status.progress is not None and report.step > status.progress.step and report.reason == "Completed":
+            # /progress was last read before the last steps.
+            done = status.progress.model_copy(update={"step": report.step, "eta": None})
+            status = updated(status, progress=done)
+    return status
+
+
+def _with_progress(status: JobStatus, progress: Progress) -> JobStatus:
+    shown = ProgressStatus(
+        step=progress.step,
+        steps=progress.steps,
+        loss=progress.loss,
+        tokens_per_second=progress.tokens_per_second,
+        mfu=progress.mfu,
+        grad_norm=progress.grad_norm,
+        eta=None if progress.eta_seconds is None else clock.duration(progress.eta_seconds),
+        updated=clock.rfc3339(progress.updated),
+    )
+    status = updated(status, goodput=_goodput(status, progress), progress=shown)
+    if progress.checkpoint_step is not None:
+        time = None if progress.checkpoint_time is None else clock.rfc3339(progress.checkpoint_time)
+        status = updated(status, checkpoint=CheckpointStatus(step=progress.checkpoint_step, time=time))
+    if progress.export_path:
+        status = updated(status, export_path=progress.export_path)
+    if progress.model_revision:
+        status = updated(status, model_revision=progress.model_revision)
+    return status
+
+
+def _goodput(status: JobStatus, progress: Progress) -> float | None:
+    """Steps kept x seconds for a step / seconds active when the step moved.
+
+    Steps done twice count once, so restarts, starts and saves all lower it. Known only when the job itself started from
+    step 0: what an earlier job left in the folder was not paid for by this one's time. Measured at the newest step and
+    not at the present, so that time alone does not change the status.
+    """
+    if status.goodput is None and progress.resumed_from:
+        return None
+    if progress.step_seconds is None or status.active_since is None:
+        return status.goodput
+    active = active_seconds(status, progress.updated)
+    if active <= 0:
+        return status.goodput
+    return round(min(1.0, progress.step * progress.step_seconds / active), 3)
