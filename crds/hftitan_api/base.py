@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 INT32_MAX = 2**31 - 1
@@ -19,14 +19,18 @@ Degree = Annotated[int, Field(ge=1, le=100_000)]
 Seconds = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
+
+
 def _whole_number_as_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18 else value
 
 
 Quantity = Annotated[
     str,
-    BeforeValidator(_whole_number_as_text, json_schema_input_type=int | str),
-    Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"),
+    BeforeValidator(_whole_number_as_text),
+    Field(min_length=1, max_length=32, pattern=_QUANTITY),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": _QUANTITY}),
 ]
 """A Kubernetes quantity, for example `500m`, `16Gi`; in YAML a whole number may stand without quotes, as in a pod."""
 EnvName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -55,9 +59,8 @@ VolumeName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-
 class ApiModel(BaseModel):
     """Base of every API object: camelCase outside, immutable, unknown fields refused."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
+    # Not use_attribute_docstrings: it parses this room's sources at every start (50 ms); crd.py does so when asked.
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The camelCase JSON form, without unset (None) fields."""

@@ -16,15 +16,9 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FREE_FORM = ("spec", "model", "overrides")
 
 
-def _pattern_of(annotated: Any) -> str:
-    return str(
-        next(
-            m.pattern
-            for field in annotated.__metadata__
-            for m in getattr(field, "metadata", ())
-            if hasattr(m, "pattern")
-        )
-    )
+def _pattern_of(constrained: Any) -> str:
+    fields = [meta for meta in constrained.__metadata__ if hasattr(meta, "metadata")]
+    return str(next(rule.pattern for meta in fields for rule in meta.metadata if hasattr(rule, "pattern")))
 
 
 _PATTERNS = {

@@ -1,0 +1,234 @@
+"""The CustomResourceDefinition, made from the models: `python -m hftitan_api.crd` prints it.
+
+Kubernetes takes OpenAPI v3.0 in its "structural" form, which is less than pydantic writes: no $ref, no anyOf for an
+optional field, exclusive bounds as booleans, defaults on every parent so that nested ones apply, and a bound on every
+list, map and text that a CEL rule reads, or its cost estimate goes over the budget.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from hftitan_api.admit import JOB_NAME_LIMIT
+from hftitan_api.cel import DATASET_RULES, MESH_RULES, SPEC_RULES, immutability_rules
+from hftitan_api.models import GROUP, KIND, PLURAL, VERSION, HFTitanJob, JobSpec, JobStatus
+
+Schema = dict[str, Any]
+
+COLUMNS = (
+    ("PHASE", "string", ".status.phase"),
+    ("MODEL", "string", ".spec.model.name"),
+    ("MESH", "string", ".status.mesh"),
+    ("STEP", "integer", ".status.progress.step"),
+    ("LOSS", "number", ".status.progress.loss"),
+    ("TOK/S", "number", ".status.progress.tokensPerSecond"),
+    ("RESTARTS", "integer", ".status.restarts"),
+    ("AGE", "date", ".metadata.creationTimestamp"),
+)
+_MAP_LISTS = {
+    "conditions": "type",
+    "env": "name",
+    "volumes": "name",
+    "volumeMounts": "mountPath",
+}
+"""Lists that are maps by this key: the server refuses a key given twice, and merges by it."""
+_KEPT = (
+    "type",
+    "enum",
+    "pattern",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "maxProperties",
+    "minimum",
+    "maximum",
+)
+_RULES = {"MeshSpec": MESH_RULES, "DatasetSpec": DATASET_RULES}
+
+
+def crd() -> dict[str, Any]:
+    """The whole object."""
+    schema = {
+        "type": "object",
+        "description": _doc(HFTitanJob),
+        "required": ["metadata", "spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "maxLength": JOB_NAME_LIMIT, "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"}
+                },
+            },
+            "spec": {
+                **_Converter(JobSpec, defaults=True).root(),
+                "x-kubernetes-validations": [*map(dict, SPEC_RULES), *immutability_rules()],
+            },
+            "status": _Converter(JobStatus, defaults=False).root(),
+        },
+    }
+    columns = [{"name": name, "type": kind, "jsonPath": path} for name, kind, path in COLUMNS]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["htj"],
+                "categories": ["all", "ml"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": schema},
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": columns,
+                }
+            ],
+        },
+    }
+
+
+def to_yaml() -> str:
+    """The committed file's text."""
+    header = "# Generated from crds/hftitan_api by `make generate`; do not edit.\n"
+    return header + yaml.dump(crd(), Dumper=_Dumper, sort_keys=False, width=118, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a value that occurs twice twice: anchors would only puzzle the reader of a CRD."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class _Converter:
+    """pydantic's JSON schema of one model -> a structural schema. With `defaults`, the models' own are filled in."""
+
+    def __init__(self, model: type[BaseModel], *, defaults: bool) -> None:
+        self.model = model
+        self.defaults = defaults
+        self.definitions: Mapping[str, Schema] = model.model_json_schema(by_alias=True).get("$defs", {})
+        self.models = {found.__name__: found for found in _models_of(model)}
+
+    def root(self) -> Schema:
+        return self._object(self.model)
+
+    def _object(self, model: type[BaseModel]) -> Schema:
+        source = model.model_json_schema(by_alias=True)
+        if "$ref" in source:
+            source = self.definitions[model.__name__]
+        docs = _field_docs(model)
+        properties: Schema = {}
+        for name, field in model.model_fields.items():
+            alias = field.alias or name
+            converted = self._value(source["properties"][alias], alias)
+            if name in docs:
+                converted = {**converted, "description": docs[name]}
+            if self.defaults:
+                default = _default(field.get_default(call_default_factory=True))
+                if default is not None:
+                    converted = {**converted, "default": default}
+            properties[alias] = converted
+        result: Schema = {"type": "object", "description": _doc(model)}
+        if source.get("required"):
+            result["required"] = list(source["required"])
+        result["properties"] = properties
+        if model.__name__ in _RULES:
+            result["x-kubernetes-validations"] = [dict(rule) for rule in _RULES[model.__name__]]
+        return {key: value for key, value in result.items() if value not in ("", None)}
+
+    def _value(self, node: Schema, name: str = "") -> Schema:
+        if "$ref" in node:
+            return self._object(self.models[node["$ref"].rpartition("/")[2]])
+        if "x-kubernetes-int-or-string" in node:
+            return dict(node)
+        if "anyOf" in node:
+            members = [member for member in node["anyOf"] if member.get("type") != "null"]
+            if len(members) > 1:  # free-form scalars: model.overrides
+                return {"x-kubernetes-preserve-unknown-fields": True}
+            return self._value(members[0], name)
+        result = {key: node[key] for key in _KEPT if key in node}
+        if "const" in node:
+            result["enum"] = [node["const"]]
+        for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+            if exclusive in node:
+                result[bound], result[exclusive] = node[exclusive], True
+        if result["type"] == "array":
+            result["items"] = self._value(node["items"])
+            key = _MAP_LISTS.get(name)
+            result["x-kubernetes-list-type"] = "map" if key else "atomic"
+            if key:
+                result["x-kubernetes-list-map-keys"] = [key]
+        elif result["type"] == "object":
+            if node.get("additionalProperties") in (True, None):
+                result["x-kubernetes-preserve-unknown-fields"] = True
+            else:
+                result["additionalProperties"] = self._value(node["additionalProperties"])
+        return result
+
+
+def _default(value: Any) -> Any:
+    """What the server fills in: nothing where the value is absent or empty, {} for an object with defaults of its own."""
+    if isinstance(value, BaseModel):
+        return {}
+    return None if value is PydanticUndefined or value in (None, [], {}) else value
+
+
+def _models_of(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Every model that occurs in a model's fields, itself included."""
+
+    def inside(annotation: Any) -> Iterator[type[BaseModel]]:
+        if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+            yield from _models_of(annotation)
+        for argument in getattr(annotation, "__args__", ()):
+            yield from inside(argument)
+
+    yield model
+    for field in model.model_fields.values():
+        yield from inside(field.annotation)
+
+
+def _doc(model: type[BaseModel]) -> str:
+    return _one_line(model.__dict__.get("__doc__") or "")
+
+
+def _field_docs(model: type[BaseModel]) -> dict[str, str]:
+    """The strings that stand below the fields in the source."""
+    tree = ast.parse(inspect.getsource(importlib.import_module(model.__module__)))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == model.__name__)
+    found: dict[str, str] = {}
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            value = text.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                found[field.target.id] = _one_line(value.value)
+    return found
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(to_yaml())
