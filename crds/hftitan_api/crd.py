@@ -189,7 +189,7 @@ class _Converter:
 
 
 def _default(value: Any) -> Any:
-    """What the server fills in: nothing where the value is absent or empty, {} for an object with defaults of its own."""
+    """What the server fills in: nothing for an absent or empty value, {} for an object with defaults of its own."""
     if isinstance(value, BaseModel):
         return {}
     return None if value is PydanticUndefined or value in (None, [], {}) else value

@@ -80,6 +80,8 @@ class ModelShape:
     """Routed experts of a layer; 0 for a dense model."""
     experts_per_token: int | None = None
     moe_intermediate_size: int | None = None
+    uniform_layers: bool = True
+    """All layers are alike; false when some of a mixture-of-experts model are dense."""
     max_position_embeddings: int | None = None
     sliding_window: int | None = None
     """Keys that a query may look back to, where some layers limit it."""
@@ -111,6 +113,11 @@ class ModelShape:
             experts_per_token=_count(c, "num_experts_per_tok", "top_k_experts"),
             moe_intermediate_size=_count(c, "moe_intermediate_size")
             or (_count(c, "intermediate_size") if model_type == "mixtral" else None),
+            uniform_layers=not (
+                c.get("mlp_only_layers")
+                or c.get("first_k_dense_replace")
+                or c.get("decoder_sparse_step") not in (None, 1)
+            ),
             max_position_embeddings=_count(c, *_POSITIONS),
             sliding_window=_sliding_window(c),
             refused_axes=_refused_axes(c, model_type, experts),
