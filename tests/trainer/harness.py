@@ -1,0 +1,164 @@
+"""What test processes share: tiny models, rows of packed documents that any mesh divides alike, and a run of the engine.
+
+Imported by the tests and, through worker.py, by the processes they start. Nothing here imports torchtitan at import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+VOCAB = 128
+SEQ = 32
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16},
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+}
+
+
+def make_model(
+    folder: Path, *, tied: bool = False, rope: str = "default", dtype: str = "float32", **changes: Any
+) -> Path:
+    """Write a tiny random model as transformers does; its weights are large enough that every part shows in the logits."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {**TINY, "tie_word_embeddings": tied, "rope_parameters": ROPES[rope], **changes}
+    config = AutoConfig.for_model(**values)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def rows(
+    count: int, *, seq: int = SEQ, vocab: int = VOCAB, seed: int = 7, documents: bool = True
+) -> list[dict[str, list[int]]]:
+    """Packed rows: tokens, next-token labels (-100 at document ends), positions that restart with each document."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        tokens = [rng.randrange(3, vocab) for _ in range(seq + 1)]
+        starts = {0, *(rng.sample(range(1, seq), 2) if documents else ())}
+        position, positions, labels = 0, [], []
+        for i in range(seq):
+            position = 0 if i in starts else position + 1
+            positions.append(position)
+            labels.append(-100 if i + 1 in starts else tokens[i + 1])
+        made.append({"input": tokens[:seq], "labels": labels, "positions": positions})
+    return made
+
+
+def trainer_spec(model: Path | str, **changes: Any) -> dict[str, Any]:
+    """A TrainerSpec document for one CPU process; `changes` are merged into its sections."""
+    spec: dict[str, Any] = {
+        "jobName": "test",
+        "jobNamespace": "default",
+        "jobUid": "uid",
+        "mesh": {
+            "nodes": 1,
+            "ranksPerNode": 1,
+            "dpReplicate": 1,
+            "dpShard": 1,
+            "cp": 1,
+            "tp": 1,
+            "pp": 1,
+            "ep": 1,
+            "device": "cpu",
+        },
+        "model": {"name": str(model)},
+        "dataset": {"path": "/nowhere"},
+        "training": {"steps": 5, "seqLen": SEQ, "localBatchSize": 4, "globalBatchSize": 4, "maxNorm": 1.0},
+        "optimizer": {"lr": 1e-2},
+        "lrSchedule": {},
+        "checkpoint": {"interval": 0},
+        "monitoring": {},
+    }
+    for section, values in changes.items():
+        spec[section] = {**spec[section], **values}
+    return spec
+
+
+def mesh(**degrees: int) -> dict[str, Any]:
+    """The mesh section and the batch per rank for a global batch of 4 rows."""
+    full = {"dpReplicate": 1, "dpShard": 1, "cp": 1, "tp": 1, "pp": 1, "ep": 1, **degrees}
+    world = full["dpReplicate"] * full["dpShard"] * full["cp"] * full["tp"] * full["pp"]
+    dp = full["dpReplicate"] * full["dpShard"]
+    return {
+        "mesh": {**full, "ranksPerNode": world},
+        "training": {"steps": 5, "seqLen": SEQ, "localBatchSize": 4 // dp, "globalBatchSize": 4},
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_worker(cases: list[dict[str, Any]], folder: Path, *, world: int, timeout: float = 600) -> list[dict[str, Any]]:
+    """Run the cases one after the other in one group of `world` processes; returns rank 0's result of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    port = free_port()
+    workers = []
+    for rank in range(world):
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+        }
+        log = (folder / f"rank{rank}.log").open("w")
+        command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(folder)]
+        workers.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [worker.wait(timeout) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    if any(codes):
+        logs = "\n".join(
+            f"--- rank {rank}\n" + (folder / f"rank{rank}.log").read_text()[-6000:] for rank in range(world)
+        )
+        raise AssertionError(f"workers ended with {codes}\n{logs}")
+    return json.loads((folder / "results.json").read_text())

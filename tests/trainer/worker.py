@@ -1,0 +1,171 @@
+"""One rank of a test's process group: runs the cases of a folder with the engine and writes what rank 0 saw.
+
+A case: {"spec": TrainerSpec document, "rows": [...], "export": folder?, "logits": true?, ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hftitan_api.wire import TrainerSpec
+from hftitan_trainer.device import use_device
+
+use_device("cpu")
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache  # noqa: E402
+from torchtitan.components.checkpointer import CheckpointManager  # noqa: E402
+from torchtitan.components.dataloader import BaseDataLoader  # noqa: E402
+from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
+
+from hftitan_trainer.bridge import NEVER, build_config  # noqa: E402
+from hftitan_trainer.engine import HFTitanTrainer  # noqa: E402
+from hftitan_trainer.hf_model import fetch_model  # noqa: E402
+from hftitan_trainer.observer import Observer, StepReport  # noqa: E402
+
+
+class Rows(BaseDataLoader):
+    """Hands each data-parallel rank its share of every global batch of the case's rows, over and over."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseDataLoader.Config):
+        rows: list = field(default_factory=list)
+        global_batch: int = 4
+
+    def __init__(self, config, *, dp_world_size, dp_rank, local_batch_size, **_kwargs):
+        self.rows, self.size = config.rows, local_batch_size
+        self.share = config.global_batch // dp_world_size
+        self.start, self.global_batch = dp_rank * self.share, config.global_batch
+        self.taken = 0
+
+    def __iter__(self):
+        while True:
+            step, inside = divmod(self.taken * self.size, self.share)
+            first = step * self.global_batch + self.start + inside
+            batch = [self.rows[(first + i) % len(self.rows)] for i in range(self.size)]
+            self.taken += 1
+            tensors = {key: torch.tensor([row[key] for row in batch]) for key in ("input", "labels", "positions")}
+            yield {"input": tensors["input"], "positions": tensors["positions"]}, tensors["labels"]
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state_dict):
+        self.taken = state_dict["taken"]
+
+
+class NoTokenizer(BaseTokenizer):
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseTokenizer.Config):
+        pass
+
+    def __init__(self, config, *, tokenizer_path):
+        pass
+
+    def encode(self, *_args, **_kwargs):
+        raise NotImplementedError
+
+    decode = get_vocab_size = encode
+
+
+class Recorder(Observer):
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.reports: list[StepReport] = []
+        self.phases: list[str] = []
+        self.stop_at = stop_at
+
+    def phase(self, name):
+        self.phases.append(name)
+
+    def step(self, report):
+        self.reports.append(report)
+
+    def stop_requested(self):
+        # The wish of the last rank alone must stop all of them.
+        return dist.get_rank() == dist.get_world_size() - 1 and self.reports[-1].step == self.stop_at
+
+
+def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
+    spec = TrainerSpec.model_validate(case["spec"])
+    model = fetch_model(spec.model)
+    checkpoint = CheckpointManager.Config(
+        enable=True,
+        interval=spec.checkpoint.interval or NEVER,
+        initial_load_path=str(model.path) if model.pretrained else None,
+        initial_load_in_hf=model.pretrained,
+        last_save_model_only=False,
+        load_only=not spec.checkpoint.interval,
+        keep_latest_k=0,
+    )
+    config = build_config(
+        spec,
+        model,
+        output,
+        dataloader=Rows.Config(rows=case["rows"]),
+        tokenizer=NoTokenizer.Config(),
+        checkpoint=checkpoint,
+    )
+    return HFTitanTrainer(config, recorder)
+
+
+def run(case: dict, output: Path) -> dict:
+    recorder = Recorder(case.get("stopAt"))
+    trainer = build(case, output, recorder)
+    outcome = trainer.train()
+    if case.get("export"):
+        from hftitan_trainer.export import export_model
+
+        export_model(trainer, Path(case["export"]), case.get("dtype", "float32"))
+    result = {
+        "steps": [asdict(report) for report in recorder.reports],
+        "phases": recorder.phases,
+        "outcome": asdict(outcome),
+    }
+    if case.get("logits"):
+        result["logits"] = logits(trainer, case["rows"][0])
+    trainer.close()
+    return result
+
+
+@torch.no_grad()
+def logits(trainer: HFTitanTrainer, row: dict) -> list:
+    """The trained model's logits of one row read as one document, from memory; without pipeline stages."""
+    tokens = torch.tensor([row["input"]])
+    with trainer.train_context():
+        out = trainer.model(tokens, positions=torch.arange(tokens.shape[1])[None])
+    if trainer.parallel_dims.tp_enabled:
+        group = trainer.parallel_dims.get_mesh("tp").get_group()
+        parts = [torch.empty_like(out) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, out.contiguous(), group=group)
+        out = torch.cat(parts, dim=-1)
+    return out[0].tolist()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    results = []
+    port = int(os.environ["MASTER_PORT"])
+    for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
+        # A process group of its own for each case; DTensor's caches hold the meshes of the one before.
+        os.environ["MASTER_PORT"] = str(port + number)
+        try:
+            results.append(run(case, Path(case.get("output", folder / f"out{number}"))))
+        except Exception as error:
+            if not case.get("fails"):
+                raise
+            results.append({"error": type(error).__name__, "message": str(error)})
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+            _clear_sharding_prop_cache()
+    if os.environ["RANK"] == "0":
+        (folder / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The training loop: torchtitan's trainer with its step, and around it what a job on a cluster needs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchtitan import trainer as titan
+from torchtitan.components.dataloader import DataloaderExhaustedError
+from torchtitan.experiments.transformers_modeling_backend.trainer import HFTransformerTrainer
+from torchtitan.trainer import Trainer
+
+from hftitan_trainer.attention import dense_mask
+from hftitan_trainer.errors import NonFiniteLossError, UserError
+from hftitan_trainer.hf_model import weight_shapes
+from hftitan_trainer.model import HFTitanModel
+from hftitan_trainer.observer import Observer, Outcome
+from hftitan_trainer.tied import TiedStages
+
+
+class HFTitanTrainer(HFTransformerTrainer):
+    """Trains the model of `config`, tells `observer` what happens, and stops when any rank's observer asks for it."""
+
+    def __init__(self, config: Any, observer: Observer | None = None) -> None:
+        self.observer = observer or Observer()
+        with _upstream_startup():
+            super().__init__(config)
+        self.metrics_processor.on_step = self.observer.step
+        self.metrics_processor.steps = config.training.steps
+        self._passes_left = 0
+        self._tied = TiedStages.of(self)
+
+    @property
+    def model(self) -> HFTitanModel:
+        """The model, or this rank's first part of it under pipeline parallelism."""
+        return self.model_parts[0]
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def train(self) -> Outcome:
+        """Load, then step until all steps are done or a rank asks to stop; the step stopped at is saved.
+
+        Upstream's loop differs: it knows no stop request, sleeps at its end, and its barrier fails on gloo.
+        Raises NonFiniteLossError (on all ranks), UserError when the data ends early, and whatever torch raises.
+        """
+        self.observer.phase("loading")
+        first = self._load() + 1
+        self.observer.phase("training")
+        batches = self.batch_generator(self.dataloader)
+        while self.step < self.config.training.steps:
+            self.step += 1
+            self.gc_handler.run(self.step)
+            self._step(batches)
+            done = self.step == self.config.training.steps
+            stop = not done and self._agreed_to_stop()
+            self._save_if_due(last=done or stop)
+            if self.step == first:
+                self._shorten_timeouts()
+            if stop:
+                return Outcome("stopped", self.step)
+        self.checkpointer.maybe_wait_for_saving()
+        return Outcome("completed", self.step)
+
+    def _step(self, batches: Iterator[Any]) -> None:
+        self.metrics_processor.begin_step()
+        self._passes_left = self.gradient_accumulation_steps
+        try:
+            self.train_step(batches)
+        except DataloaderExhaustedError as error:
+            raise UserError(
+                "spec.dataset",
+                f"the data ended in step {self.step} of {self.config.training.steps}; lower spec.training.steps",
+            ) from error
+        except RuntimeError as error:
+            # Upstream: Trainer.train_step raises this on the last pipeline stage alone; the other stages wait for its loss.
+            if not str(error).startswith("Loss is not finite"):
+                raise
+            self.metrics_processor.share_loss(math.nan, math.nan)
+            raise NonFiniteLossError(self.step, math.nan) from error
+
+    def _load(self) -> int:
+        """Resume from the newest checkpoint or load the pretrained weights; returns the step training goes on from."""
+        if self.model._folder.pretrained:
+            self._check_weights()
+        self.checkpointer.load(step=self.config.checkpoint.load_step)
+        if self._tied is not None:
+            self._tied.copy_to_last()
+        if self.step:
+            self.observer.resumed(self.step)
+        return self.step
+
+    def _check_weights(self) -> None:
+        """Compare the names and shapes of the folder's tensors with the model's, before DCP fails in its own words."""
+        folder = self.model._folder
+        found = weight_shapes(folder.path, str(folder.path))
+        wanted = {name: value for part in self.model_parts for name, value in part.state_dict().items()}
+        adapter = self.config.model_spec.state_dict_adapter(self.model_config, None)
+        for name, value in adapter.to_hf(wanted).items():
+            if name not in found:
+                raise UserError(
+                    "spec.model.name",
+                    f"the safetensors files of {folder.path} lack {name}, which {type(self.model.model).__name__} needs",
+                )
+            if found[name] != tuple(value.shape):
+                raise UserError(
+                    "spec.model.overrides",
+                    f"{name} is {list(found[name])} in the weights but {list(value.shape)} in the model; overrides that change a "
+                    "weight's shape need spec.model.initialize: random",
+                )
+
+    def _save_if_due(self, *, last: bool) -> None:
+        config = self.config.checkpoint
+        if not config.enable or config.load_only:
+            return
+        if not last and self.step % config.interval:
+            return
+        self.observer.phase("checkpointing")
+        begin = time.perf_counter()
+        self.checkpointer.save(self.step, last_step=last)
+        self.observer.saved(self.step, time.perf_counter() - begin)
+        self.observer.phase("training")
+
+    def _agreed_to_stop(self) -> bool:
+        """Whether any rank wants to stop: one answer for all, so that all save the same step."""
+        wish = torch.tensor(int(self.observer.stop_requested()), device=self.device)
+        dist.all_reduce(wish, op=dist.ReduceOp.MAX)
+        return bool(wish.item())
+
+    def _shorten_timeouts(self) -> None:
+        """After the first step nothing is slow any more: give collectives the shorter timeout.
+
+        Upstream: distributed/utils.py set_pg_timeouts calls barrier(device_ids=...), which gloo refuses.
+        """
+        dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        timeout = timedelta(seconds=self.config.comm.train_timeout_seconds)
+        meshes = self.parallel_dims.get_all_one_dimensional_meshes().values()
+        for group in [*(mesh.get_group() for mesh in meshes), None]:
+            dist.set_timeout(timeout, group)
+
+    # --- one pass ---------------------------------------------------------------------------------------------------
+
+    def post_dataloading_process(
+        self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Split a batch under context parallelism, its document mask included.
+
+        On GPUs upstream builds and shards a BlockMask. Its sharding takes no other mask, so on CPUs the whole mask is
+        built here and this rank keeps its rows: local queries, all keys (the kernel gathers k and v).
+        """
+        if self.device.type != "cpu" or not self.parallel_dims.cp_enabled:
+            return super().post_dataloading_process(input_dict, labels)
+        mask = dense_mask(input_dict["positions"])
+        inputs, labels, extra = Trainer.post_dataloading_process(self, input_dict, labels)
+        mesh = self.parallel_dims.get_mesh("cp")
+        rows = mask.shape[2] // mesh.size()
+        extra["attention_masks"] = mask.narrow(2, mesh.get_local_rank() * rows, rows)
+        return inputs, labels, extra
+
+    def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
+        """Upstream's, then tied embeddings on two pipeline stages add up their gradients."""
+        loss = super().forward_backward_step(**kwargs)
+        self._passes_left -= 1
+        if self._tied is not None and self._passes_left == 0:
+            self._tied.gather_gradients()
+        return loss
+
+
+@contextlib.contextmanager
+def _upstream_startup() -> Iterator[None]:
+    """Silence what upstream's __init__ says and measures without use here.
+
+    Upstream: components/metrics.py ensure_pp_loss_visible warns that LOG_RANK hides the loss (it is shared here).
+    """
+    visible = titan.ensure_pp_loss_visible
+    titan.ensure_pp_loss_visible = lambda **_kwargs: None
+    try:
+        yield
+    finally:
+        titan.ensure_pp_loss_visible = visible

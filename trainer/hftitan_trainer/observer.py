@@ -1,0 +1,67 @@
+"""What the training engine tells the rest of the trainer, and the one thing it asks. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hftitan_api.wire import TrainerPhase
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One finished step; the same on every rank, except for the two times and the memory."""
+
+    step: int
+    steps: int
+    loss: float
+    """Mean over all tokens of the step, on every pipeline stage."""
+    max_loss: float
+    """Largest mean of a data-parallel rank."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    """That the step was taken with."""
+    tokens_per_second: float
+    """Over all ranks."""
+    tokens_seen: int
+    """Over all ranks and steps, earlier attempts included."""
+    step_seconds: float
+    data_seconds: float
+    """Part of step_seconds spent waiting for batches."""
+    mfu: float | None = None
+    """0 to 1, bfloat16; None where the device's peak is not known."""
+    memory_bytes: int | None = None
+    """Peak of the step on this rank's device; on CPUs the process's largest resident set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How training ended: all steps done, or stopped at an agreed step whose checkpoint is saved."""
+
+    kind: Literal["completed", "stopped"]
+    step: int
+
+
+class Observer:
+    """Does nothing; subclass it. Every method is called on every rank, by the training thread."""
+
+    def phase(self, name: TrainerPhase) -> None:
+        """A new phase begins."""
+
+    def step(self, report: StepReport) -> None:
+        """A step is finished."""
+
+    def resumed(self, step: int) -> None:
+        """Training goes on from the checkpoint of `step`."""
+
+    def saved(self, step: int, seconds: float) -> None:
+        """The checkpoint of `step` is written, or (async) staged; it took this rank `seconds`."""
+
+    def exported(self, path: Path) -> None:
+        """The Hugging Face folder is complete."""
+
+    def stop_requested(self) -> bool:
+        """Whether this rank wants to stop. Asked after every step; one rank's wish stops all at the same step."""
+        return False
