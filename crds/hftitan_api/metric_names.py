@@ -1,0 +1,123 @@
+"""Every metric this product exposes: name, type, labels and help in one table.
+
+The trainer registers them from here, dashboards and alert rules are checked against it. Naming follows Prometheus:
+base units (seconds, bytes), `_total` for counters, `_ratio` for 0 to 1, `_info` for a constant 1 whose labels speak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "hftitan_"
+
+MetricType = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family as a scrape shows it; a counter's name ends in `_total`."""
+
+    name: str
+    type: MetricType
+    help: str
+    labels: tuple[str, ...] = ()
+    """Beside COMMON_LABELS."""
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram."""
+
+
+COMMON_LABELS = ("job_namespace", "job_name", "node_index")
+"""On every trainer metric. `job` and `namespace` are left to Prometheus, which sets them from the scrape target."""
+
+_STEP_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+_SAVE_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+
+INFO = Metric(
+    "hftitan_trainer_info",
+    "gauge",
+    "Constant 1; the labels name what is trained, how it is laid out, and with which versions.",
+    ("model", "model_revision", "mesh", "device", "version"),
+)
+PHASE = Metric("hftitan_trainer_phase", "gauge", "1 for the phase the trainer is in, 0 for the others.", ("phase",))
+ATTEMPT = Metric("hftitan_attempt", "gauge", "Number of the gang attempt, from 1.")
+WORKER_RESTARTS = Metric(
+    "hftitan_worker_restarts", "gauge", "In-place restarts of the workers by torchrun in this attempt."
+)
+STARTUP = Metric(
+    "hftitan_startup_duration_seconds",
+    "gauge",
+    "Seconds from the launch to the first finished step, by stage: start, import, fetch, build, load, first_step.",
+    ("stage",),
+)
+RESUMED_STEP = Metric("hftitan_resumed_step", "gauge", "Step of the checkpoint this attempt started from, or 0.")
+
+STEP = Metric("hftitan_step", "gauge", "Newest finished optimizer step.")
+TARGET_STEPS = Metric("hftitan_target_steps", "gauge", "Optimizer steps the job asks for.")
+PROGRESS_TIME = Metric(
+    "hftitan_last_progress_timestamp_seconds", "gauge", "Unix time at which the step or the phase last changed."
+)
+LOSS = Metric("hftitan_loss", "gauge", "Mean loss over all tokens of the newest step, over all ranks.")
+LOSS_MAX = Metric("hftitan_loss_max", "gauge", "Largest mean loss of one data-parallel rank in the newest step.")
+GRAD_NORM = Metric("hftitan_grad_norm", "gauge", "Norm of the gradient before clipping in the newest step.")
+LEARNING_RATE = Metric("hftitan_learning_rate", "gauge", "Learning rate of the newest step.")
+TOKENS = Metric("hftitan_tokens_total", "counter", "Tokens trained on by all ranks, earlier attempts included.")
+TOKENS_PER_SECOND = Metric("hftitan_tokens_per_second", "gauge", "Throughput of the newest step over all ranks.")
+DEVICE_TOKENS_PER_SECOND = Metric(
+    "hftitan_device_tokens_per_second", "gauge", "Throughput of the newest step for each device."
+)
+MFU = Metric("hftitan_mfu_ratio", "gauge", "Model FLOPs utilisation, 0 to 1; absent where the peak is not known.")
+STEP_DURATION = Metric(
+    "hftitan_step_duration_seconds",
+    "histogram",
+    "Duration of a step, without checkpoints and validation.",
+    buckets=_STEP_BUCKETS,
+)
+DATA_WAIT = Metric("hftitan_data_wait_seconds_total", "counter", "Seconds this rank waited for batches.")
+ETA = Metric("hftitan_eta_seconds", "gauge", "Estimated seconds until the last step.")
+MEMORY_PEAK = Metric(
+    "hftitan_memory_peak_bytes",
+    "gauge",
+    "Peak memory of local rank 0: reserved on its device, or resident where it trains on processors.",
+)
+
+CHECKPOINT_STEP = Metric("hftitan_checkpoint_step", "gauge", "Step of the newest complete checkpoint.")
+CHECKPOINT_TIME = Metric(
+    "hftitan_checkpoint_timestamp_seconds", "gauge", "Unix time at which the newest checkpoint was complete."
+)
+CHECKPOINT_DURATION = Metric(
+    "hftitan_checkpoint_save_duration_seconds",
+    "histogram",
+    "Seconds the training stood still for a checkpoint.",
+    buckets=_SAVE_BUCKETS,
+)
+
+TRAINER: tuple[Metric, ...] = (
+    INFO,
+    PHASE,
+    ATTEMPT,
+    WORKER_RESTARTS,
+    STARTUP,
+    RESUMED_STEP,
+    STEP,
+    TARGET_STEPS,
+    PROGRESS_TIME,
+    LOSS,
+    LOSS_MAX,
+    GRAD_NORM,
+    LEARNING_RATE,
+    TOKENS,
+    TOKENS_PER_SECOND,
+    DEVICE_TOKENS_PER_SECOND,
+    MFU,
+    STEP_DURATION,
+    DATA_WAIT,
+    ETA,
+    MEMORY_PEAK,
+    CHECKPOINT_STEP,
+    CHECKPOINT_TIME,
+    CHECKPOINT_DURATION,
+)
+"""What a trainer pod serves at /metrics."""
+
+ALL: tuple[Metric, ...] = TRAINER

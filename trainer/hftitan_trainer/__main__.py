@@ -1,0 +1,206 @@
+"""One rank of a job: `torchrun -m hftitan_trainer`, or `python -m hftitan_trainer` for a single process.
+
+Reads the environment of hftitan_api.wire. Exit codes: 0 completed, 143 stopped by a signal (signals.EXIT_PREEMPTED),
+1 everything else; the reason is in the termination log. The signal handlers and the HTTP server are up before torch
+is imported, which takes most of the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from hftitan_api.wire import ENV_TERMINATION_LOG, ExitReport, TrainerSpec
+from hftitan_trainer import logs, signals
+from hftitan_trainer.documents import list_files
+from hftitan_trainer.environment import Environment, default_rendezvous, seconds_since_launch
+from hftitan_trainer.journal import FILE_NAME, Journal
+from hftitan_trainer.metrics import RunObserver
+from hftitan_trainer.report import Reporter, redact
+from hftitan_trainer.serve import serve
+
+if TYPE_CHECKING:
+    from hftitan_trainer.observer import Outcome
+
+logger = logging.getLogger(__name__)
+
+EXPORT_FOLDER = "export"
+
+
+class Life:
+    """This process from its first line to its last: what it knows so far, and how it ends."""
+
+    def __init__(self) -> None:
+        self.launched = seconds_since_launch()
+        default_rendezvous(os.environ)
+        self.rank = int(os.environ["RANK"])
+        logs.configure(self.rank)
+        log = os.environ.get(ENV_TERMINATION_LOG)
+        self.reporter = Reporter(Path(log) if log else None)
+        # Only a restart in place finds a report: the log of a new pod is empty.
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ.get("LOCAL_RANK") == "0":
+            self.reporter.clear()
+        self.observer: RunObserver | None = None
+        self.stop = signals.StopFlag(self._stopped_by_signal)
+        self.stop.install()
+
+    def run(self) -> NoReturn:
+        """Train, whatever happens leave a report, and exit."""
+        try:
+            outcome = self._train()
+        except BaseException as error:
+            self._fail(error)
+        if outcome.kind == "stopped":
+            self._preempted(
+                f"{self.stop.signal_name or 'another rank'}: stopped after step {outcome.step}, which is saved"
+            )
+        self._completed()
+
+    def _train(self) -> Outcome:
+        env = Environment.read(os.environ)
+        spec = env.spec()
+        self.observer = observer = RunObserver(
+            spec,
+            env,
+            journal=Journal(env.output / FILE_NAME, env.attempt) if env.rank == 0 else None,
+            stopping=self.stop,
+            launched=self.launched,
+        )
+        if env.local_rank == 0:
+            serve(observer, env.pod_ip, spec.monitoring.port, progress=env.node_index == 0)
+        check_paths(spec)
+
+        from hftitan_trainer.hf_model import fetch_model
+
+        model = fetch_model(spec.model)
+        observer.fetched(model.revision)
+        observer.stage("fetch")
+
+        from hftitan_trainer.device import use_device
+
+        use_device(spec.mesh.device)
+
+        from hftitan_trainer.bridge import build_config
+        from hftitan_trainer.checkpoints import checkpoint_config
+        from hftitan_trainer.data import dataloader_config
+        from hftitan_trainer.engine import HFTitanTrainer
+        from hftitan_trainer.tokenizer import tokenizer_config
+
+        observer.stage("import")
+        config = build_config(
+            spec,
+            model,
+            env.output,
+            dataloader=dataloader_config(spec.dataset, seed=spec.training.seed),
+            tokenizer=tokenizer_config(spec.model.trust_remote_code),
+            checkpoint=checkpoint_config(spec, initial_load_path=str(model.path) if model.pretrained else None),
+        )
+        trainer = HFTitanTrainer(config, observer)
+        trainer.checkpointer.on_complete = observer.complete
+        observer.stage("build")
+
+        self.stop.training(True)
+        outcome = trainer.train()
+        self.stop.training(False)
+        if outcome.kind == "completed" and spec.checkpoint.export_hf and not self.stop():
+            from hftitan_trainer.export import export_model
+
+            observer.phase("exporting")
+            folder = env.output / EXPORT_FOLDER
+            export_model(trainer, folder, spec.checkpoint.export_dtype)
+            observer.exported(folder)
+        trainer.close()
+        _wait_for_all()
+        if outcome.kind == "completed" and self.stop():
+            # After the last step, before the export: the next attempt has only that to do.
+            self._preempted(f"{self.stop.signal_name}: stopped after the last step, before the export")
+        return outcome
+
+    # --- the four ends ----------------------------------------------------------------------------------------
+
+    def _completed(self) -> NoReturn:
+        assert self.observer is not None
+        if os.environ["LOCAL_RANK"] == "0":
+            self.reporter.write(
+                self._report("Completed", f"all {self.observer.newest_step} steps done", retryable=False)
+            )
+        self.observer.phase("done")
+        self.observer.ended("Completed")
+        _exit(0)
+
+    def _preempted(self, message: str) -> NoReturn:
+        self.reporter.write(self._report("Preempted", message, retryable=True))
+        logger.warning("%s", message)
+        if self.observer is not None:
+            self.observer.ended("Preempted", message)
+        signals.stop_agent()
+        _exit(signals.EXIT_PREEMPTED)
+
+    def _stopped_by_signal(self, signal_name: str, lost_sibling: bool) -> None:
+        """Outside the training loop, in the thread that watches the signals; the process ends right after."""
+        phase = self.observer.progress().phase if self.observer is not None else "starting"
+        if lost_sibling:
+            message = f"another process of this pod died without a word while {phase}; killed, or out of memory?"
+            self.reporter.write(self._report("InternalError", message, retryable=True))
+            return
+        self.reporter.write(self._report("Preempted", f"{signal_name} while {phase}", retryable=True))
+        signals.stop_agent()
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        report = self.reporter.write_failure(error, self._report("InternalError", "", retryable=True), over=self.stop)
+        trace = "".join(traceback.format_exception(error))
+        # A mistake of the user is told in one line; anything else needs its trace.
+        logger.error("%s: %s%s", report.reason, report.message, "" if report.reason == "UserError" else f"\n{trace}")
+        if self.observer is not None:
+            self.observer.ended(report.reason, redact(report.message))
+        if not report.retryable:
+            signals.stop_agent()
+        _exit(1)
+
+    def _report(self, reason: str, message: str, *, retryable: bool) -> ExitReport:
+        seen = self.observer
+        return ExitReport(
+            reason=reason,  # type: ignore[arg-type]
+            message=message,
+            retryable=retryable,
+            rank=self.rank,
+            step=seen.newest_step if seen else 0,
+            checkpoint_step=seen.checkpoint_step if seen else None,
+            export_path=seen.export_path if seen else None,
+            model_revision=seen.model_revision if seen else None,
+        )
+
+
+def check_paths(spec: TrainerSpec) -> None:
+    """Mistakes that can be seen before anything heavy is imported. Raises UserError."""
+    if spec.dataset.path is not None:
+        list_files(Path(spec.dataset.path), "spec.dataset")
+
+
+def _wait_for_all() -> None:
+    """No rank tells its end before all have come to it."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _exit(code: int) -> NoReturn:
+    """End now: the destructors of communicators can hang when a peer is gone, and nothing is left to do."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    Life().run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""SIGTERM and SIGINT: a stop at a step boundary, or at once where there is nothing to save.
+
+Python runs its signal handlers between bytecodes of the main thread only, and the main thread may sit in a rendezvous
+or a collective for minutes. So the C-level handler wakes a thread (signal.set_wakeup_fd), and that thread decides.
+
+Before the training loop there is nothing to save, and after it all is saved: the process ends at once. In the loop the
+wish to stop is only noted; the ranks agree on it after a step (Observer.stop_requested), since the signal may reach one
+pod alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+EXIT_PREEMPTED = 143
+"""Exit code of a trainer stopped by a signal, as a shell would say (128 + SIGTERM). Not 0: Kubernetes would count the
+pod as Succeeded."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SETTLE_SECONDS = 0.5
+"""A stopped agent signals its workers one after the other; none ends before all have theirs, so that a sibling that is
+gone already was gone before the signal."""
+
+
+class StopFlag:
+    """Whether this process was asked to stop.
+
+    `on_stop(signal_name, lost_sibling)` is called in the watching thread when the signal comes outside the loop; it
+    leaves the report. The process then ends with EXIT_PREEMPTED.
+    """
+
+    def __init__(self, on_stop: Callable[[str, bool], None] | None = None) -> None:
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._training = False
+        self._on_stop = on_stop
+        self.signal_name = ""
+
+    def __call__(self) -> bool:
+        return self._asked.is_set()
+
+    def install(self) -> None:
+        """Take over SIGTERM and SIGINT; main thread only."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._writer = writer
+        threading.Thread(target=self._watch, args=(reader,), name="hftitan-signals", daemon=True).start()
+
+    def training(self, on: bool) -> None:
+        """From now on a signal is (not) answered at the next step boundary."""
+        with self._lock:
+            self._training = on
+
+    def _watch(self, reader: socket.socket) -> None:
+        while data := reader.recv(64):
+            number = next((n for n in data if n in SIGNALS), None)
+            if number == signal.SIGINT and self._asked.is_set():
+                os._exit(128 + signal.SIGINT)  # Ctrl-C a second time: somebody does not want to wait
+            if number is not None and not self._asked.is_set():
+                self.signal_name = signal.Signals(number).name
+                self._react(siblings_lost())
+
+    def _react(self, lost_sibling: bool) -> None:
+        with self._lock:
+            self._asked.set()
+            if self._training:
+                logger.warning("%s: stopping after this step", self.signal_name)
+                return
+        time.sleep(SETTLE_SECONDS)
+        with self._lock:
+            if self._training:  # the loop began meanwhile: it sees the flag after its first step
+                return
+            if self._on_stop is not None:
+                self._on_stop(self.signal_name, lost_sibling)
+            os._exit(EXIT_PREEMPTED)
+
+
+def stop_agent(env: Mapping[str, str] | None = None) -> None:
+    """Tell the torchrun agent of this worker to end as well, if there is one.
+
+    For ends that a restart in place would only repeat, or that are none (a stop agreed by all ranks of which only one
+    pod got the signal): torchrun restarts its workers whatever their exit code says.
+    """
+    env = os.environ if env is None else env
+    if "TORCHELASTIC_RUN_ID" in env:
+        try:
+            os.kill(os.getppid(), signal.SIGTERM)
+        except ProcessLookupError:
+            return
+
+
+def siblings_lost(env: Mapping[str, str] | None = None, proc: Path = Path("/proc")) -> bool:
+    """Whether a worker of this torchrun agent is gone: then a SIGTERM is its clean-up, no preemption."""
+    env = os.environ if env is None else env
+    expected = int(env.get("LOCAL_WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" not in env or expected < 2:
+        return False
+    children = _live_children(os.getppid(), proc)
+    return children is not None and children < expected
+
+
+def _live_children(parent: int, proc: Path) -> int | None:
+    """Number of `parent`'s children that are no zombies; None where /proc cannot say."""
+    count = 0
+    try:
+        for entry in proc.iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                # pid (comm) state ppid ...; comm may hold spaces and brackets
+                state, ppid = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except (OSError, ValueError):
+                continue
+            count += int(ppid) == parent and state not in "ZX"
+    except OSError:
+        return None
+    return count
