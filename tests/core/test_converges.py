@@ -1,0 +1,129 @@
+"""decide against a cluster in which anything may break at any moment, operator included."""
+
+from __future__ import annotations
+
+from core_builders import edited, job
+from core_cluster import Cluster, live
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+
+from hftitan_api.models import TERMINAL
+
+ENDS = ("UserError", "NonFiniteLoss", "Preempted", "InternalError", "NetworkError", "OutOfMemory", None)
+
+OPS = (
+    ["pass"] * 6
+    + ["crash", "lost_write"] * 2
+    + ["kubelet"] * 4
+    + ["train", "tick"] * 3
+    + ["crash_pod", "exit", "delete", "vanish", "evict", "node_lost", "long_tick", "suspend", "resume"]
+    + ["complete", "drop_service", "drop_config", "bad_image", "stale_progress", "touch"]
+)
+operations = some.lists(some.tuples(some.sampled_from(OPS), some.integers(0, 7)), max_size=40)
+policies = some.fixed_dictionaries(
+    {
+        "maxRestarts": some.sampled_from([0, 1, 3, 63]),
+        "cleanPodPolicy": some.sampled_from(["Running", "All"]),
+        "hangTimeoutSeconds": some.sampled_from([60, 1800]),
+        "startupTimeoutSeconds": some.sampled_from([60, 1800]),
+        "restartWindowSeconds": some.sampled_from([0, 600]),
+    },
+    optional={
+        "activeDeadlineSeconds": some.sampled_from([300, 5000]),
+        "ttlSecondsAfterFinished": some.sampled_from([0, 100]),
+        "suspend": some.just(True),
+    },
+)
+
+
+def play(world: Cluster, name: str, number: int) -> None:
+    pod = world.pick(number)
+    match name:
+        case "pass":
+            world.pass_()
+        case "crash":
+            world.pass_(crash_after=number % 5)
+        case "lost_write":
+            world.pass_(crash_after=99)
+        case "kubelet":
+            world.kubelet()
+        case "train":
+            world.train(number)
+        case "tick":
+            world.now += number * 5
+        case "long_tick":
+            world.now += 2000
+        case "complete":
+            for running in [p for p in world.pods.values() if p.phase == "Running"]:
+                world.end(running, "Completed", 0)
+        case "suspend" | "resume":
+            wanted = name == "suspend"
+            if world.job.spec.run_policy.suspend != wanted:
+                world.job = edited(world.job, runPolicy={"suspend": wanted})
+        case "touch":
+            world.job = edited(world.job, runPolicy={"hangTimeoutSeconds": 60 + number})
+        case "drop_service":
+            world.service = False
+        case "drop_config":
+            world.config = False
+        case "stale_progress":
+            if world.progress:
+                world.progress = world.progress.model_copy(update={"updated": world.now - 10_000})
+        case _ if pod is not None:
+            break_pod(world, name, number)
+
+
+def break_pod(world: Cluster, name: str, number: int) -> None:
+    pod = world.pick(number)
+    assert pod is not None
+    match name:
+        case "crash_pod":
+            world.end(pod, None, 137)
+        case "exit":
+            world.end(pod, ENDS[number % len(ENDS)], number % 3)
+        case "delete":
+            world.delete(pod.name)
+        case "vanish":
+            del world.pods[pod.name]
+        case "evict":
+            world.end(pod, None, 143, disrupted=True, reason="Evicted")
+        case "node_lost":
+            if pod.phase == "Running":
+                world.change(pod, node_lost=True, ready=False)
+        case "bad_image":
+            if pod.phase == "Pending":
+                world.change(pod, reason="ImagePullBackOff" if number % 2 else "InvalidImageName")
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(nodes=some.integers(1, 3), policy=policies, ops=operations)
+def test_any_history_converges_without_two_attempts_at_once(nodes, policy, ops):
+    world = Cluster(job(nodes=nodes, runPolicy=policy))
+    for name, number in ops:
+        if world.gone:
+            return
+        play(world, name, number)
+    world.finish()
+    if world.gone:
+        return
+    status = world.job.status
+    assert not any(live(pod) for pod in world.pods.values())
+    if world.job.spec.run_policy.suspend and status.phase not in TERMINAL:
+        assert status.phase == "Suspended"
+        world.job = edited(world.job, runPolicy={"suspend": False})
+        world.finish()
+    assert world.gone or world.job.status.phase in TERMINAL
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(nodes=some.integers(1, 3), crashes=some.lists(some.integers(0, 6), max_size=12))
+def test_an_operator_that_crashes_anywhere_in_a_quiet_cluster_still_runs_one_attempt(nodes, crashes):
+    world = Cluster(job(nodes=nodes))
+    for crash in crashes:
+        world.pass_(crash_after=crash)
+        world.kubelet()
+    world.finish()
+    assert world.job.status.phase == "Succeeded"
+    assert world.job.status.attempt == 1
+    assert world.job.status.restarts == 0
+    assert world.uids == nodes
