@@ -14,7 +14,12 @@ T0 = 1_800_000_000.0
 
 
 def job(
-    *, nodes: int = 2, name: str = "x", status: dict[str, Any] | None = None, meta: dict[str, Any] | None = None, **spec: Any
+    *,
+    nodes: int = 2,
+    name: str = "x",
+    status: dict[str, Any] | None = None,
+    meta: dict[str, Any] | None = None,
+    **spec: Any,
 ) -> HFTitanJob:
     """A CPU job. Sections of the spec by keyword in camelCase: `runPolicy={...}`, `pod={...}`."""
     body: dict[str, Any] = {
@@ -27,7 +32,11 @@ def job(
     for section, values in spec.items():
         body[section] = {**body.get(section, {}), **values}
     return HFTitanJob.model_validate(
-        {"metadata": {"name": name, "namespace": "team", "uid": "uid", **(meta or {})}, "spec": body, "status": status or {}}
+        {
+            "metadata": {"name": name, "namespace": "team", "uid": "uid", **(meta or {})},
+            "spec": body,
+            "status": status or {},
+        }
     )
 
 
@@ -43,7 +52,14 @@ def pod(index: int = 0, attempt: int = 1, phase: str = "Running", name: str = "x
         changes = {"exit_code": 0, **changes}
     full = f"{name}-{attempt}-{index}"
     return PodView(
-        name=full, uid=f"uid-{full}", attempt=attempt, index=index, phase=phase, report=report, node=f"n{index}", **changes
+        name=full,
+        uid=f"uid-{full}",
+        attempt=attempt,
+        index=index,
+        phase=phase,
+        report=report,
+        node=f"n{index}",
+        **changes,
     )
 
 
@@ -83,7 +99,9 @@ def settle(of: HFTitanJob, observed: Observed, now: float) -> tuple[HFTitanJob, 
     raise AssertionError(f"no end: {[d.status.message for d in decisions]}")
 
 
-def running(of: HFTitanJob | None = None, *, now: float = T0, step: int | None = 10, checkpoint: int | None = None) -> HFTitanJob:
+def running(
+    of: HFTitanJob | None = None, *, now: float = T0, step: int | None = 10, checkpoint: int | None = None
+) -> HFTitanJob:
     """A job whose first attempt trains."""
     of = of or job()
     nodes = of.spec.mesh.nodes

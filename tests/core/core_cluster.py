@@ -48,7 +48,9 @@ class Cluster:
         observed = self.observe()
         decision = decide(self.job, observed, self.now)
         self.check(decision, observed)
-        self.log.append(f"{self.now - T0:.0f}: {decision.status.phase} {decision.status.message} {len(decision.actions)}")
+        self.log.append(
+            f"{self.now - T0:.0f}: {decision.status.phase} {decision.status.message} {len(decision.actions)}"
+        )
         for count, action in enumerate(decision.actions):
             if crash_after == count:
                 return decision

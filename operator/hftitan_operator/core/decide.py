@@ -242,7 +242,7 @@ class _Pass(Draft):
         self.phase("Pending", message)
         self.event(reasons.ATTEMPT_CREATED, message)
         gang = self._gang()
-        self.set(pods=st.counts(gang))
+        self.status = st.with_observation(self.status, gang, self._progress(), self.plan)
         if gang:
             # An interrupted pass created them already; judge them before anything is said of them.
             self.decide_again()

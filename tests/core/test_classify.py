@@ -1,0 +1,135 @@
+"""Why pods ended, word for word, and which of several ends is the first cause."""
+
+from __future__ import annotations
+
+import pytest
+from core_builders import job, pod
+
+from hftitan_api.mesh import plan
+from hftitan_operator.core.classify import first_cause, of_pod, rank_text
+
+PLAN = plan(job(nodes=2).spec)
+
+TABLE = [
+    # what is seen, reason, message, free, fatal
+    (pod(phase="Pending"), None),
+    (pod(), None),
+    (pod(phase="Unknown"), None),
+    (pod(phase="Succeeded"), None),
+    (pod(phase="Succeeded", report="Completed"), None),
+    (pod(deleting=True), None),
+    (pod(node_lost=True), None),
+    (pod(phase="Failed", exit_code=137), ("Killed", "pod x-1-0 was killed (exit 137)", False, False)),
+    (
+        pod(phase="Failed", exit_code=1),
+        ("ExitedWithoutReport", "pod x-1-0 ended with exit 1, saying nothing", False, False),
+    ),
+    (
+        pod(phase="Failed", reason="UnexpectedAdmissionError"),
+        ("ExitedWithoutReport", "pod x-1-0 ended with UnexpectedAdmissionError, saying nothing", False, False),
+    ),
+    (
+        pod(
+            phase="Failed",
+            exit_code=1,
+            report={"reason": "UserError", "message": "no dataset org/data", "retryable": False},
+        ),
+        ("UserError", "pod x-1-0 ended with UserError on rank 0 (dp_shard 0): no dataset org/data", False, True),
+    ),
+    (
+        pod(
+            1,
+            phase="Failed",
+            report={"reason": "NonFiniteLoss", "message": "loss is nan", "retryable": False, "rank": 1},
+        ),
+        ("NonFiniteLoss", "pod x-1-1 ended with NonFiniteLoss on rank 1 (dp_shard 1): loss is nan", False, True),
+    ),
+    (
+        pod(phase="Failed", report={"reason": "OutOfMemory", "retryable": True, "rank": 7}),
+        ("OutOfMemory", "pod x-1-0 ended with OutOfMemory on rank 7", False, False),
+    ),
+    (
+        pod(phase="Failed", report={"reason": "StorageError", "message": "disk full", "retryable": False}),
+        ("StorageError", "pod x-1-0 ended with StorageError on rank 0 (dp_shard 0): disk full", False, True),
+    ),
+    (
+        pod(phase="Failed", report={"reason": "Preempted", "retryable": True, "checkpoint_step": 40}),
+        ("Preempted", "pod x-1-0 was told to stop and saved step 40", True, False),
+    ),
+    # torchrun may exit 0 after SIGTERM: that is no success.
+    (pod(phase="Succeeded", report="Preempted"), ("Preempted", "pod x-1-0 was told to stop", True, False)),
+    (
+        pod(phase="Failed", exit_code=1, report="Completed"),
+        ("ExitedWithoutReport", "pod x-1-0 ended with exit 1, saying nothing", False, False),
+    ),
+    (pod(phase="Failed", exit_code=137, deleting=True), ("PodDeleted", "pod x-1-0 was deleted", True, False)),
+    (
+        pod(phase="Failed", exit_code=137, reason="OOMKilled"),
+        (
+            "OOMKilled",
+            "pod x-1-0 ran out of memory (OOMKilled; spec.pod.resources.limits.memory is the bound)",
+            False,
+            False,
+        ),
+    ),
+    (
+        pod(phase="Failed", reason="Evicted", message="node was low on memory", disrupted=True),
+        ("Evicted", "pod x-1-0 was evicted (node was low on memory)", True, False),
+    ),
+    (
+        pod(phase="Failed", exit_code=143, reason="PreemptionByScheduler", disrupted=True),
+        ("Evicted", "pod x-1-0 was preempted", True, False),
+    ),
+    # A user error is one also on a node that is being drained.
+    (
+        pod(phase="Failed", report="UserError", disrupted=True),
+        ("UserError", "pod x-1-0 ended with UserError on rank 0 (dp_shard 0)", False, True),
+    ),
+    (pod(node_lost=True, deleting=True), ("NodeLost", "node n0 of pod x-1-0 was lost", True, False)),
+    (pod(phase="Failed", node_lost=True), ("NodeLost", "node n0 of pod x-1-0 was lost", True, False)),
+    (
+        pod(phase="Pending", reason="InvalidImageName", message="bad ref"),
+        ("InvalidImage", "pod x-1-0 can never start: InvalidImageName (bad ref); correct spec.pod.image", False, True),
+    ),
+    (pod(phase="Pending", reason="ErrImagePull"), None),
+]
+
+
+@pytest.mark.parametrize(("seen", "expected"), TABLE, ids=range(len(TABLE)))
+def test_one_pod(seen, expected):
+    cause = of_pod(seen, PLAN)
+    assert (cause and (cause.reason, cause.message, cause.free, cause.fatal)) == expected
+
+
+FIRST = [
+    # A user's mistake on one pod explains its peers' network errors, whichever is seen first.
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", report="UserError")], "UserError"),
+    ([pod(0, phase="Failed", report="InternalError"), pod(1, phase="Failed", report="NonFiniteLoss")], "NonFiniteLoss"),
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, node_lost=True, deleting=True)], "NodeLost"),
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", exit_code=137)], "Killed"),
+    ([pod(0, phase="Failed", exit_code=137), pod(1, phase="Failed", reason="Evicted", disrupted=True)], "Evicted"),
+    ([pod(0, phase="Failed", exit_code=1), pod(1, phase="Failed", reason="OOMKilled", exit_code=137)], "OOMKilled"),
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", report="InternalError")], "InternalError"),
+    ([pod(0, phase="Failed", report="OutOfMemory"), pod(1, phase="Failed", report="Preempted")], "Preempted"),
+    ([pod(0), pod(1, phase="Succeeded")], None),
+]
+
+
+@pytest.mark.parametrize(("gang", "reason"), FIRST)
+def test_the_cause_that_explains_the_others_wins(gang, reason):
+    for pods in (gang, gang[::-1]):
+        cause = first_cause(pods, PLAN)
+        assert (cause and cause.reason) == reason
+
+
+def test_equal_causes_are_told_of_the_lowest_pod():
+    cause = first_cause([pod(1, phase="Failed", exit_code=139), pod(0, phase="Failed", exit_code=139)], PLAN)
+    assert cause is not None
+    assert cause.message == "pod x-1-0 was killed (exit 139)"
+
+
+def test_a_rank_is_named_by_its_place_on_the_axes_in_use():
+    gpus = plan(job(nodes=2, mesh={"gpusPerNode": 8, "device": "gpu", "dpReplicate": 2, "tp": 4}).spec)
+    assert rank_text(13, gpus) == "rank 13 (dp_replicate 1, dp_shard 1, tp 1)"
+    assert rank_text(0, plan(job(nodes=1).spec)) == "rank 0"
+    assert rank_text(99, gpus) == "rank 99"

@@ -1,0 +1,154 @@
+"""Names, quantities, times and sizes."""
+
+from __future__ import annotations
+
+import pytest
+from core_builders import T0, job
+from hypothesis import given
+from hypothesis import strategies as some
+
+from hftitan_api.mesh import SpecError, plan
+from hftitan_operator.core import clock, naming, quantity, sizing
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("smollm2", None),
+        ("a", None),
+        ("a" * 50, None),
+        ("a" * 51, "51 characters; pods are named <job>-<attempt>-<index>, so use at most 50"),
+        ("2fast", "'2fast' is no DNS label; use lower-case letters, digits and '-', starting with a letter"),
+        ("a.b", "'a.b' is no DNS label; use lower-case letters, digits and '-', starting with a letter"),
+        ("a-", "'a-' is no DNS label; use lower-case letters, digits and '-', starting with a letter"),
+        ("", "'' is no DNS label; use lower-case letters, digits and '-', starting with a letter"),
+    ],
+)
+def test_job_names(name, problem):
+    assert naming.job_name_problem(name) == problem
+
+
+def test_every_name_of_the_longest_job_is_a_label():
+    name = "a" * naming.JOB_NAME_LIMIT
+    labels = naming.pod_labels(name, 999_999, 99_999)
+    for text in (naming.pod_name(name, 999_999, 99_999), naming.config_name(name), *labels.values()):
+        assert len(text) <= naming.LABEL_LIMIT
+
+
+def test_names_of_two_attempts_differ():
+    assert naming.pod_name("x", 1, 0) != naming.pod_name("x", 2, 0)
+    assert naming.rendezvous_id("u", 1) != naming.rendezvous_id("u", 2)
+    assert naming.rendezvous_endpoint("x", "ns", 2) == "x-2-0.x.ns.svc:29400"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("500m", 0.5), ("4", 4), ("1.5Gi", 1.5 * 2**30), ("2k", 2000), ("3M", 3e6), ("16Gi", 2**34)]
+)
+def test_quantities(text, value):
+    assert quantity.parse(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "Gi", "4Qi", "x", "1Ki2"])
+def test_what_is_no_quantity(text):
+    with pytest.raises(ValueError):
+        quantity.parse(text)
+
+
+@given(some.integers(1, 2**50))
+def test_a_size_is_never_rounded_down(size):
+    assert 0 <= quantity.parse(quantity.mebibytes(size)) - size < quantity.MIB
+
+
+def test_times_come_back_as_they_were():
+    assert clock.rfc3339(T0) == "2027-01-15T08:00:00Z"
+    assert clock.unix(clock.rfc3339(T0 + 0.9)) == T0
+    assert clock.maybe_unix(None) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (-3, "0s"),
+        (45.4, "45s"),
+        (200, "3m20s"),
+        (60, "1m"),
+        (4320, "1h12m"),
+        (3605, "1h"),
+        (183_600, "2d3h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert clock.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("mesh", "size"),
+    [
+        ({"device": "cpu", "gpusPerNode": 1}, "256Mi"),
+        ({"device": "cpu", "gpusPerNode": 8}, "512Mi"),
+        ({"device": "gpu", "gpusPerNode": 1}, "1Gi"),
+        ({"device": "gpu", "gpusPerNode": 8}, "2Gi"),  # 8 ranks x 3 communicators x 64 MiB = 1.5 GiB
+        ({"device": "gpu", "gpusPerNode": 8, "tp": 4, "dpReplicate": 2}, "3Gi"),  # 8 x (2 + tp, rep, shard) x 64 MiB
+    ],
+)
+def test_shared_memory_follows_the_mesh(mesh, size):
+    assert quantity.mebibytes(sizing.shm_bytes(plan(job(mesh=mesh).spec).degrees)) == size
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "seconds"),
+    [
+        ({"volume": None, "interval": 0, "exportHF": False}, 120),
+        ({"volume": "claim"}, 390),
+        ({"volume": "claim", "asyncMode": "async"}, 690),
+    ],
+)
+def test_the_grace_period_covers_the_last_save(checkpoint, seconds):
+    assert sizing.grace_seconds(job(checkpoint=checkpoint).spec.checkpoint) == seconds
+
+
+def resources(**pod):
+    of = job(nodes=1, mesh={"gpusPerNode": 2}, pod=pod)
+    return sizing.resources(of.spec.pod, plan(of.spec).degrees, 2**30)
+
+
+def test_requests_of_a_pod_that_says_nothing():
+    assert resources() == {"requests": {"cpu": "2", "memory": "5Gi"}}
+
+
+def test_what_the_user_says_wins_and_a_limit_is_a_request():
+    assert resources(resources={"requests": {"cpu": "3"}, "limits": {"memory": "8Gi", "cpu": "4"}}) == {
+        "requests": {"cpu": "3", "memory": "8Gi"},
+        "limits": {"cpu": "4", "memory": "8Gi"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given_resources", "message"),
+    [
+        (
+            {"requests": {"cpu": "5"}, "limits": {"cpu": "4"}},
+            "spec.pod.resources.requests.cpu: 5 is more than the limit 4; use at most 4",
+        ),
+        (
+            {"limits": {"nvidia.com/gpu": "4"}},
+            "spec.pod.resources.limits: nvidia.com/gpu comes from spec.mesh.gpusPerNode (2); remove it here",
+        ),
+        (
+            {"limits": {"memory": "1Gi"}},
+            "spec.pod.resources.limits.memory: 1Gi does not hold the 1Gi of /dev/shm, which is part of it; raise it or "
+            "set a smaller spec.pod.shmSize",
+        ),
+    ],
+)
+def test_resources_that_cannot_hold_are_refused(given_resources, message):
+    with pytest.raises(SpecError) as error:
+        resources(resources=given_resources)
+    assert str(error.value) == message
+
+
+def test_threads_are_the_requested_cores_shared_out():
+    mesh = plan(job(nodes=1, mesh={"gpusPerNode": 4}).spec).degrees
+    assert sizing.threads_per_rank({"cpu": "9"}, mesh) == 2
+    assert sizing.threads_per_rank({"cpu": "500m"}, mesh) == 1
