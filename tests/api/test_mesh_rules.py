@@ -1,0 +1,311 @@
+"""Every rule of a mesh, with its words: what the user reads says the field, the numbers and what to set."""
+
+from __future__ import annotations
+
+import pytest
+
+from hftitan_api.mesh import check, plan
+
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+MIXTRAL = {
+    **SMOLLM2,
+    "model_type": "mixtral",
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "num_local_experts": 6,
+}
+NAME = "HuggingFaceTB/SmolLM2-135M"
+
+# what was asked for -> every line that comes back, word for word
+MISTAKES = {
+    "tp does not divide the world": (
+        {"mesh": {"nodes": 2, "gpusPerNode": 8, "tp": 3}, "training": {"seqLen": 1536}},
+        ["spec.mesh.tp: 3 does not divide the 16 ranks (2 nodes x 8 GPUs); use 1, 2, 4 or 8"],
+    ),
+    "tp across nodes": (
+        {"mesh": {"nodes": 2, "gpusPerNode": 8, "tp": 16}},
+        [
+            "spec.mesh.tp: 16 does not divide the 8 GPUs of a node, and tensor parallelism stays inside one; "
+            "use 1, 2, 4 or 8"
+        ],
+    ),
+    "cp on top of tp": (
+        {"mesh": {"gpusPerNode": 8, "tp": 2, "cp": 3}, "training": {"seqLen": 768}},
+        ["spec.mesh.cp: 3 x 2 (the axes before it) = 6 does not divide the 8 ranks (1 node x 8 GPUs); use 1, 2 or 4"],
+    ),
+    "one replica too many": (
+        {"mesh": {"gpusPerNode": 4, "dpReplicate": 8}},
+        ["spec.mesh.dpReplicate: 8 does not divide the 4 ranks (1 node x 4 GPUs); use 1, 2 or 4"],
+    ),
+    "processes are no GPUs": (
+        {"mesh": {"gpusPerNode": 2, "device": "cpu", "pp": 4}, "training": {"localBatchSize": 4}},
+        ["spec.mesh.pp: 4 does not divide the 2 ranks (1 node x 2 processes); use 1 or 2"],
+    ),
+    "dpShard too small": (
+        {"mesh": {"gpusPerNode": 8, "tp": 2, "dpShard": 3}},
+        [
+            "spec.mesh.dpShard: dpReplicate 1 x dpShard 3 x cp 1 x tp 2 x pp 1 = 6, "
+            "but the mesh has 8 ranks (1 node x 8 GPUs); use 4 or -1"
+        ],
+    ),
+    "dpShard 0": (
+        {"mesh": {"dpShard": 0}},
+        ["spec.mesh.dpShard: 0 is no number of shards; use -1 for all ranks the other axes leave, or 1"],
+    ),
+    "ep does not divide": (
+        {"mesh": {"nodes": 1, "gpusPerNode": 8, "pp": 2, "ep": 8}, "training": {"localBatchSize": 2}},
+        [
+            "spec.mesh.ep: 8 does not divide dpShard 4 x cp 1 x tp 1 = 4, the ranks that experts can spread over; "
+            "use 1, 2 or 4"
+        ],
+    ),
+    "ep across nodes": (
+        {"mesh": {"nodes": 2, "gpusPerNode": 8, "ep": 16}},
+        [
+            "spec.mesh.ep: 16 does not divide the 8 GPUs of a node, and expert parallelism stays inside one; "
+            "use 1, 2, 4 or 8"
+        ],
+    ),
+    "batch": (
+        {"mesh": {"gpusPerNode": 4}, "training": {"localBatchSize": 2, "globalBatchSize": 20}},
+        [
+            "spec.training.globalBatchSize: 20 is no multiple of localBatchSize 2 x 4 data-parallel ranks = 8; "
+            "use 16 or 24"
+        ],
+    ),
+    "batch below one pass": (
+        {"mesh": {"gpusPerNode": 4}, "training": {"globalBatchSize": 2}},
+        ["spec.training.globalBatchSize: 2 is no multiple of localBatchSize 1 x 4 data-parallel ranks = 4; use 4"],
+    ),
+    "odd sequence": (
+        {"training": {"seqLen": 1023}},
+        ["spec.training.seqLen: 1023 is no multiple of tp 1 x 2 x cp 1 = 2; use 1022 or 1024"],
+    ),
+    "sequence under cp on GPUs": (
+        {"mesh": {"gpusPerNode": 4, "cp": 4}, "training": {"seqLen": 640}},
+        ["spec.training.seqLen: 640 is no multiple of 128 (an attention block) x cp 4 = 512; use 512 or 1024"],
+    ),
+    "sequence under cp and a wide tp": (
+        {"mesh": {"gpusPerNode": 48, "cp": 2, "tp": 24}, "training": {"seqLen": 384}},
+        [
+            "spec.training.seqLen: 384 is no multiple of 768 (tp 24 x 2 x cp 2, and whole attention blocks: "
+            "128 x cp 2); use 768"
+        ],
+    ),
+    "1F1B starves": (
+        {"mesh": {"gpusPerNode": 4, "pp": 4}, "training": {"localBatchSize": 2}},
+        [
+            "spec.training.localBatchSize: 2 is less than the 4 pipeline stages, and 1F1B keeps one sequence in each; "
+            "use at least 4, or pipelineSchedule: GPipe"
+        ],
+    ),
+    "interleaved rounds": (
+        {"mesh": {"gpusPerNode": 4, "pp": 4}, "training": {"localBatchSize": 9, "pipelineSchedule": "Interleaved1F1B"}},
+        [
+            "spec.training.localBatchSize: 9 sequences do not spread evenly over the 2 rounds (localBatchSize / pp 4) "
+            "of Interleaved1F1B; use 8 or 12"
+        ],
+    ),
+    "schedule without a pipeline": (
+        {"training": {"pipelineSchedule": "GPipe"}},
+        ["spec.training.pipelineSchedule: GPipe needs a pipeline, and pp is 1; set mesh.pp or remove it"],
+    ),
+    "warm-up": (
+        {"lrSchedule": {"warmupSteps": 101}},
+        ["spec.lrSchedule.warmupSteps: 101 is more than the 100 training steps; use at most 100"],
+    ),
+    "nodes without a volume": (
+        {"mesh": {"nodes": 2}, "checkpoint": {"volume": None}},
+        [
+            "spec.checkpoint.volume: the 2 nodes save one checkpoint together; name a ReadWriteMany claim, "
+            "or save nothing (interval: 0 and exportHF: false)"
+        ],
+    ),
+    "three mistakes at once": (
+        {"mesh": {"gpusPerNode": 8, "tp": 16}, "training": {"seqLen": 9, "steps": 1}, "lrSchedule": {"warmupSteps": 2}},
+        [
+            "spec.mesh.tp: 16 does not divide the 8 ranks (1 node x 8 GPUs); use 1, 2, 4 or 8",
+            "spec.training.seqLen: 9 is no multiple of tp 16 x 2 x cp 1 = 32; use 32",
+            "spec.lrSchedule.warmupSteps: 2 is more than the 1 training step; use at most 1",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake(spec, case):
+    asked, said = MISTAKES[case]
+    assert [str(e) for e in check(spec(**asked))] == said
+
+
+WITH_A_MODEL = {
+    "heads": (
+        {"mesh": {"gpusPerNode": 8, "tp": 2}},
+        {"num_attention_heads": 9},
+        [f"spec.mesh.tp: 2 does not divide the 9 attention heads of {NAME}; use 1"],
+    ),
+    "heads that have another divisor": (
+        {"mesh": {"gpusPerNode": 18, "tp": 2}},
+        SMOLLM2,
+        [f"spec.mesh.tp: 2 does not divide the 9 attention heads of {NAME}; use 1 or 3"],
+    ),
+    "key/value heads": (
+        {"mesh": {"gpusPerNode": 8, "tp": 4}},
+        {"num_attention_heads": 32, "num_key_value_heads": 2},
+        [f"spec.mesh.tp: 4 does not divide the 2 key/value heads of {NAME}; use 1 or 2"],
+    ),
+    "feed-forward columns": (
+        {"mesh": {"gpusPerNode": 8, "tp": 4}},
+        {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 1022},
+        [
+            "spec.mesh.tp: 4 does not divide the 1022 columns of the feed-forward layer (intermediate_size) of "
+            f"{NAME}; use 1 or 2"
+        ],
+    ),
+    "vocabulary": (
+        {"mesh": {"gpusPerNode": 2, "tp": 2}},
+        {"num_attention_heads": 8, "vocab_size": 32001},
+        [f"spec.mesh.tp: 2 does not divide the 32001 entries of the vocabulary of {NAME}; use 1"],
+    ),
+    "layers": (
+        {"mesh": {"nodes": 4, "gpusPerNode": 8, "pp": 32}, "training": {"localBatchSize": 32}},
+        SMOLLM2,
+        [f"spec.mesh.pp: 32 pipeline stages are more than the 30 layers of {NAME}; use at most 30"],
+    ),
+    "layers, two stages each": (
+        {
+            "mesh": {"gpusPerNode": 16, "pp": 16},
+            "training": {"localBatchSize": 16, "pipelineSchedule": "Interleaved1F1B"},
+        },
+        SMOLLM2,
+        [
+            "spec.mesh.pp: 32 pipeline stages (two for each rank with Interleaved1F1B) are more than the 30 layers of "
+            f"{NAME}; use at most 15"
+        ],
+    ),
+    "ep on a dense model": (
+        {"mesh": {"gpusPerNode": 8, "ep": 2}},
+        SMOLLM2,
+        [f"spec.mesh.ep: 2 needs experts, and {NAME} is a dense model; use 1"],
+    ),
+    "experts": (
+        {"mesh": {"gpusPerNode": 8, "ep": 4}},
+        MIXTRAL,
+        [f"spec.mesh.ep: 4 does not divide the 6 experts of {NAME}; use 1 or 2"],
+    ),
+    "a pipeline of experts": (
+        {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2}},
+        MIXTRAL,
+        [f"spec.mesh.pp: 2 does not work for {NAME}: the backend has no pipeline for mixture-of-experts models; use 1"],
+    ),
+    "GLM-5": (
+        {"mesh": {"gpusPerNode": 2, "tp": 2}},
+        {"model_type": "glm_moe_dsa", "index_topk": 2048, "n_routed_experts": 256},
+        [
+            f"spec.mesh.tp: 2 does not work for {NAME}: the backend trains models with a sparse-attention indexer "
+            "by dp and ep only; use 1"
+        ],
+    ),
+    "Gemma 4": (
+        {"mesh": {"gpusPerNode": 2, "cp": 2}},
+        {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "enable_moe_block": False}},
+        [f"spec.mesh.cp: 2 does not work for {NAME}: the backend trains Gemma 4 by dp and ep only; use 1"],
+    ),
+    "Gemma 4 with experts": (
+        {},
+        {"model_type": "gemma4_text", "num_experts": 128},
+        [
+            f"spec.model.name: {NAME} cannot be trained: the backend's numbers for Gemma 4 with experts are wrong; "
+            "use a dense Gemma 4"
+        ],
+    ),
+    "positions": (
+        {"training": {"seqLen": 16384}},
+        SMOLLM2,
+        [
+            f"spec.training.seqLen: 16384 is more than the 8192 positions of {NAME}; "
+            "use at most 8192, or raise max_position_embeddings in model.overrides"
+        ],
+    ),
+    "sliding window": (
+        {"training": {"seqLen": 8192}},
+        {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 32768},
+        [
+            f"spec.training.seqLen: 8192 is more than the sliding window of 4096 of {NAME}, which the backend does not "
+            "apply; use at most 4096"
+        ],
+    ),
+    "GPT-2": (
+        {},
+        {"model_type": "gpt2", "n_head": 12, "n_layer": 12},
+        [
+            f"spec.model.name: {NAME} cannot be trained: torchtitan's transformers backend does not know the layers of "
+            "model type gpt2; use a Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WITH_A_MODEL)
+def test_what_the_model_forbids(spec, case):
+    asked, config, said = WITH_A_MODEL[case]
+    assert [str(e) for e in check(spec(**asked), config)] == said
+
+
+FINE = {
+    "no numbers known": ({"mesh": {"gpusPerNode": 8, "tp": 8, "ep": 8}}, {}),
+    "numbers that are none": (
+        {"mesh": {"gpusPerNode": 8, "tp": 8}},
+        {"num_attention_heads": "nine", "vocab_size": True},
+    ),
+    "tp 3 of 9 heads": ({"mesh": {"gpusPerNode": 3, "tp": 3}, "training": {"seqLen": 1536}}, SMOLLM2),
+    "sequence up to the window": ({"training": {"seqLen": 4096}}, {"sliding_window": 4096}),
+    "window switched off": ({"training": {"seqLen": 8192}}, {"sliding_window": 4096, "use_sliding_window": False}),
+    "no layer has the window": (
+        {"training": {"seqLen": 8192}},
+        {"sliding_window": 4096, "layer_types": ["full_attention", "full_attention"]},
+    ),
+    "an override counts": (
+        {"model": {"overrides": {"max_position_embeddings": 16384}}, "training": {"seqLen": 16384}},
+        SMOLLM2,
+    ),
+    "experts over ranks": ({"mesh": {"gpusPerNode": 8, "ep": 2}}, MIXTRAL),
+    "cp on CPUs needs no blocks": (
+        {"mesh": {"gpusPerNode": 2, "cp": 2, "device": "cpu"}, "training": {"seqLen": 132}},
+        {},
+    ),
+    "GPipe starves gladly": ({"mesh": {"gpusPerNode": 4, "pp": 4}, "training": {"pipelineSchedule": "GPipe"}}, SMOLLM2),
+    "nodes that save nothing": (
+        {"mesh": {"nodes": 2}, "checkpoint": {"volume": None, "interval": 0, "exportHF": False}},
+        SMOLLM2,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_what_is_allowed(spec, case):
+    asked, config = FINE[case]
+    assert [str(e) for e in check(spec(**asked), config)] == []
+    plan(spec(**asked), config)
+
+
+def test_an_override_can_also_break_the_mesh(spec):
+    asked = spec(mesh={"gpusPerNode": 3, "tp": 3}, training={"seqLen": 1536}, model={"overrides": {"vocab_size": 100}})
+    assert [str(e) for e in check(asked, SMOLLM2)] == [
+        f"spec.mesh.tp: 3 does not divide the 100 entries of the vocabulary of {NAME}; use 1"
+    ]
+
+
+def test_a_long_list_of_choices_is_cut(spec):
+    (error,) = check(spec(mesh={"nodes": 100_000, "gpusPerNode": 64, "pp": 7}, training={"localBatchSize": 7}))
+    assert error.message.endswith("use 1, 2, 4, 5, 8, 10, ... or 6400000")

@@ -1,0 +1,78 @@
+"""What is read from a config.json, and what is left unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from hftitan_api.shape import ModelShape
+
+READ = {
+    "gpt2's own names": (
+        {"model_type": "gpt2", "n_head": 12, "n_layer": 6, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257},
+        {"heads": 12, "kv_heads": 12, "layers": 6, "hidden_size": 768, "head_dim": 64, "max_position_embeddings": 1024},
+    ),
+    "kv heads missing, class default derived": ({"model_type": "llama", "num_attention_heads": 8}, {"kv_heads": 8}),
+    "kv heads missing, class default fixed": ({"model_type": "qwen2", "num_attention_heads": 8}, {"kv_heads": None}),
+    "kv heads null": ({"model_type": "qwen2", "num_attention_heads": 8, "num_key_value_heads": None}, {"kv_heads": 8}),
+    "multi-query": ({"num_attention_heads": 8, "multi_query": True}, {"kv_heads": 1}),
+    "latent attention": (
+        {"model_type": "deepseek_v3", "num_attention_heads": 128, "num_key_value_heads": 1, "qk_rope_head_dim": 64},
+        {"kv_heads": 128},
+    ),
+    "head_dim decoupled": (
+        {"model_type": "qwen3", "hidden_size": 1024, "num_attention_heads": 16, "head_dim": 128},
+        {"head_dim": 128},
+    ),
+    "head_dim of a class constant": (
+        {"model_type": "qwen3", "hidden_size": 1024, "num_attention_heads": 16},
+        {"head_dim": None},
+    ),
+    "text part of a composite": (
+        {"tie_word_embeddings": True, "text_config": {"model_type": "gemma3_text", "num_hidden_layers": 4}},
+        {"model_type": "gemma3_text", "layers": 4, "tied_embeddings": True},
+    ),
+    "dense": ({"model_type": "llama"}, {"experts": 0}),
+    "dense, said by zero": ({"model_type": "qwen2_moe", "num_experts": 0}, {"experts": 0}),
+    "experts by any name": ({"model_type": "deepseek_v3", "n_routed_experts": 64}, {"experts": 64}),
+    "experts unknown": ({"model_type": "some_moe"}, {"experts": None}),
+    "no type": ({}, {"experts": None, "model_type": "", "heads": None, "vocab_size": None}),
+    "nonsense": (
+        {"model_type": 3, "num_attention_heads": -1, "vocab_size": 2**70, "num_hidden_layers": 1.5, "text_config": "x"},
+        {"model_type": "", "heads": None, "vocab_size": None, "layers": None},
+    ),
+    "some layers dense": ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, {"uniform_layers": False}),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_read(case):
+    config, wanted = READ[case]
+    shape = ModelShape.from_config(config)
+    assert {name: getattr(shape, name) for name in wanted} == wanted
+
+
+REFUSED = {
+    "attention_bias: true": {"model_type": "llama", "attention_bias": True},
+    "logit_scale: 0.0625": {"model_type": "cohere", "logit_scale": 0.0625},
+    "final_logit_softcapping: 30.0": {"model_type": "gemma2", "final_logit_softcapping": 30.0},
+    "logits_scaling: 8.0": {"model_type": "granite", "logits_scaling": 8.0},
+    "model type phi3": {"model_type": "phi3"},
+}
+
+
+@pytest.mark.parametrize("named", REFUSED)
+def test_models_the_backend_would_change_are_refused_by_the_key(named):
+    (reason,) = ModelShape.from_config(REFUSED[named]).refused
+    assert named in reason
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "attention_bias": False, "mlp_bias": False},
+        {"model_type": "granite", "logits_scaling": 1.0},
+        {"model_type": "gemma3_text", "final_logit_softcapping": None},
+    ],
+)
+def test_neutral_values_are_no_reason(config):
+    assert ModelShape.from_config(config).refused == ()
