@@ -1,0 +1,223 @@
+"""The command line: `hftitan validate | plan | render | run | crd`.
+
+Starts fast: nothing but typer is imported before a command runs, and each command imports what it needs. Exit codes:
+0 done, 1 the job failed, 2 bad input, 128 + N stopped by signal N.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hftitan_operator.cli_job import JobFile
+    from hftitan_operator.run import Reporter
+
+EXIT_BAD_INPUT = 2
+
+app = typer.Typer(
+    name="hftitan",
+    help="Train any Hugging Face causal LM with torchtitan, from one job.yaml.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JobArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job as YAML or JSON; - reads standard input.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. spec.training.steps=5. May be repeated."),
+]
+
+
+class TextOrJson(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class YamlOrJson(StrEnum):
+    YAML = "yaml"
+    JSON = "json"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"hftitan {version('hftitan')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train any Hugging Face causal LM with torchtitan, from one job.yaml."""
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What is wrong with the input goes to stderr, a line for each problem, and ends the command with exit code 2."""
+    from hftitan_operator.cli_job import BadInput
+
+    try:
+        yield
+    except BadInput as bad:
+        for line in bad.lines:
+            typer.echo(line, err=True)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+def _say_notes(file: JobFile) -> None:
+    for note in file.notes:
+        typer.echo(f"{file.source}: note: {note}", err=True)
+
+
+@app.command()
+def validate(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Jobs as YAML or JSON; - reads standard input.")
+    ],
+) -> None:
+    """Check jobs and say everything that is wrong with them."""
+    from hftitan_api import mesh
+    from hftitan_operator import cli_job
+
+    bad = False
+    for source in files:
+        try:
+            file = cli_job.load(source)
+        except cli_job.BadInput as problem:
+            bad = True
+            for line in problem.lines:
+                typer.echo(line, err=True)
+            continue
+        _say_notes(file)
+        plan = mesh.plan(file.job.spec, file.config)
+        typer.echo(f"{source}: valid: {file.job.metadata.name}, mesh {plan.summary}, world size {plan.world_size}")
+    if bad:
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+@app.command()
+def plan(
+    source: JobArgument,
+    settings: SetOption = None,
+    output: Annotated[TextOrJson, typer.Option("-o", "--output")] = TextOrJson.TEXT,
+) -> None:
+    """Show the mesh of a job: which ranks run where, who talks to whom, and what a GPU must hold."""
+    import json
+
+    from hftitan_api import mesh
+    from hftitan_operator import cli_job, cli_plan
+
+    with _told():
+        file = cli_job.load(source, settings or ())
+        planned = mesh.plan(file.job.spec, file.config)
+        _say_notes(file)
+        if output is TextOrJson.JSON:
+            typer.echo(json.dumps(cli_plan.plan_json(file.job, planned, file.config), indent=2))
+        else:
+            typer.echo(cli_plan.plan_tables(file.job, planned, file.config), nl=False)
+
+
+@app.command()
+def render(
+    source: JobArgument,
+    settings: SetOption = None,
+    attempt: Annotated[int, typer.Option(min=1, help="Number of the attempt.")] = 1,
+    output: Annotated[YamlOrJson, typer.Option("-o", "--output")] = YamlOrJson.YAML,
+) -> None:
+    """Print the exact objects that a cluster would get: Service, ConfigMap and pods. Changes nothing."""
+    from hftitan_api import mesh
+    from hftitan_operator import cli_job, cli_plan
+    from hftitan_operator.core.render import render as render_objects
+
+    with _told():
+        file = cli_job.load(source, settings or ())
+        job = cli_plan.with_uid(file.job)
+        objects = render_objects(job, mesh.plan(job.spec, file.config), attempt).objects
+        typer.echo(cli_plan.objects_text(objects, output), nl=False)
+
+
+@app.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition."""
+    from hftitan_api.crd import to_yaml
+
+    typer.echo(to_yaml(), nl=False)
+
+
+@app.command()
+def run(
+    source: JobArgument,
+    workdir: Annotated[
+        Path | None,
+        typer.Option(help="Folder for logs/, checkpoint/, export/ and metrics.jsonl.  [default: runs/<job>]"),
+    ] = None,
+    output: Annotated[TextOrJson, typer.Option("-o", "--output", help="json: one object a line.")] = TextOrJson.TEXT,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Folder in place of a volume of spec.pod.volumes. May be repeated."),
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Run a job on this machine, its pods as processes. Running it again in the same folder continues it.
+
+    Ctrl-C stops the job after saving a checkpoint; a second one kills it.
+    """
+    from hftitan_operator.cli_run import prepare_run
+    from hftitan_operator.cluster.local_store import Busy
+    from hftitan_operator.run import run as drive
+
+    with _told():
+        file, prepared = prepare_run(source, settings or (), volume or (), workdir)
+    _say_notes(file)
+    machine = prepared.machine
+    with _reporter(output, file, machine.workdir) as reporter:
+        try:
+            code = drive(prepared, reporter)
+        except (Busy, ValueError) as error:
+            typer.echo(f"{source}: {error}", err=True)
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _reporter(output: TextOrJson, file: JobFile, workdir: Path) -> Iterator[Reporter]:
+    """JSON when asked for, a live view on a terminal, plain lines elsewhere."""
+    if output is TextOrJson.JSON:
+        from hftitan_operator.cli_output import JsonReporter
+
+        yield JsonReporter()
+    elif sys.stdout.isatty():
+        from hftitan_operator.live import LiveReporter
+
+        live = LiveReporter(file.job, workdir)
+        try:
+            yield live
+        finally:
+            live.close()
+    else:
+        from hftitan_operator.cli_output import LineReporter
+
+        yield LineReporter()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `hftitan` script."""
+    app(args=list(arguments) if arguments is not None else None, prog_name="hftitan")
+
+
+if __name__ == "__main__":
+    main()

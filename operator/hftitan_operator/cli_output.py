@@ -1,0 +1,179 @@
+"""A run told in lines: for people without a terminal, and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from hftitan_api.models import HFTitanJob
+from hftitan_api.wire import Progress
+from hftitan_operator.core.state import Event
+from hftitan_operator.run import End
+
+STEP_LINE_SECONDS = 1.0
+"""At most one line of progress in this time; the first and the last step always have one."""
+
+
+def timestamp(when: float | None = None) -> str:
+    """RFC 3339 with milliseconds, UTC; of now, or of a Unix time."""
+    moment = datetime.now(UTC) if when is None else datetime.fromtimestamp(when, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def duration(seconds: float) -> str:
+    """`8s`, `3m07s`, `2h15m`, `3d04h`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
+
+
+def numbers(record: dict[str, Any]) -> str:
+    """The metrics of a step in a line; what is not known is left out."""
+    words = []
+    if record.get("loss") is not None:
+        words.append(f"loss {record['loss']:.4f}")
+    if record.get("gradNorm") is not None:
+        words.append(f"grad {record['gradNorm']:.3f}")
+    if record.get("lr") is not None:
+        words.append(f"lr {record['lr']:.3g}")
+    if record.get("tokensPerSecond") is not None:
+        words.append(f"{record['tokensPerSecond']:,.0f} tok/s")
+    if record.get("mfu") is not None:
+        words.append(f"mfu {record['mfu']:.1%}")
+    if record.get("etaSeconds"):
+        words.append(f"eta {duration(record['etaSeconds'])}")
+    return "  ".join(words)
+
+
+def last_words(end: End, told: str = "") -> str:
+    """How it ended, in a line; a message that was told just before is not repeated."""
+    took = f"in {duration(end.seconds)}"
+    if end.phase == "Succeeded":
+        export = f"; the model is in {end.export_path}" if end.export_path else ""
+        return f"Succeeded: step {end.step} of {end.steps} {took}{export}"
+    if end.phase == "Failed":
+        reason = f" ({end.reason})" if end.reason else ""
+        return f"Failed{reason} at step {end.step} of {end.steps}, {took}" + (f": {end.message}" if end.message != told else "")
+    saved = f"saved step {end.checkpoint_step}" if end.checkpoint_step is not None else "nothing saved"
+    return f"Stopped at step {end.step} of {end.steps}, {took}; {saved}. Run it again to continue."
+
+
+class JsonReporter:
+    """One object a line on stdout, each with `time` and `type`.
+
+    `note` (a choice made for the user), `event`, `phase`, `step` (all metrics of a step), `trainer` (other lines of
+    metrics.jsonl, by their `kind`), and at last one `end`.
+    """
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+
+    def note(self, text: str) -> None:
+        self._write("note", {"message": text})
+
+    def event(self, event: Event) -> None:
+        self._write("event", {"level": event.type, "reason": event.reason, "message": event.message})
+
+    def phase(self, job: HFTitanJob) -> None:
+        status = job.status
+        fields = {"phase": status.phase, "attempt": status.attempt, "restarts": status.restarts}
+        self._write("phase", fields | {"mesh": status.mesh, "message": status.message})
+
+    def record(self, record: dict[str, Any]) -> None:
+        fields = {key: value for key, value in record.items() if key not in ("kind", "time")}
+        if record.get("kind", "step") == "step":
+            self._write("step", fields, record.get("time"))
+        else:
+            self._write("trainer", fields | {"kind": record["kind"]}, record.get("time"))
+
+    def progress(self, job: HFTitanJob, progress: Progress | None) -> None:
+        return
+
+    def end(self, end: End) -> None:
+        fields = {
+            "phase": end.phase,
+            "exitCode": end.exit_code,
+            "reason": end.reason,
+            "message": end.message,
+            "step": end.step,
+            "steps": end.steps,
+            "attempt": end.attempt,
+            "restarts": end.restarts,
+            "seconds": round(end.seconds, 3),
+            "checkpointStep": end.checkpoint_step,
+            "exportPath": end.export_path,
+            "log": str(end.log) if end.log else None,
+            "logTail": list(end.log_tail),
+        }
+        self._write("end", fields)
+
+    def _write(self, kind: str, fields: dict[str, Any], when: float | None = None) -> None:
+        line = {**fields, "type": kind, "time": timestamp(when)}
+        try:
+            print(json.dumps(line, sort_keys=True), file=self._out, flush=True)
+        except BrokenPipeError:
+            # The reader has gone; the job goes on, as it does without a terminal.
+            self._out = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115
+
+
+class LineReporter:
+    """Plain lines: events, which tell every change of phase, and a step now and then."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._last = 0.0
+        self._waiting: dict[str, Any] | None = None
+        self._steps = 0
+        self._trainer = ""
+        self._told = ""
+
+    def note(self, text: str) -> None:
+        self._write(text)
+
+    def event(self, event: Event) -> None:
+        if event.reason != "Succeeded":  # the last words say it
+            self._told = event.message
+            self._write(f"{'! ' if event.type == 'Warning' else ''}{event.reason}: {event.message}")
+
+    def phase(self, job: HFTitanJob) -> None:
+        self._steps = job.spec.training.steps
+
+    def record(self, record: dict[str, Any]) -> None:
+        if record.get("kind", "step") != "step":
+            return
+        if time.monotonic() - self._last < STEP_LINE_SECONDS:
+            self._waiting = record
+            return
+        self._last = time.monotonic()
+        self._waiting = None
+        self._write(f"step {record.get('step')}/{self._steps or record.get('steps')}  {numbers(record)}")
+
+    def progress(self, job: HFTitanJob, progress: Progress | None) -> None:
+        if progress is not None and progress.phase != self._trainer:
+            self._trainer = progress.phase
+            if progress.phase in ("loading", "exporting"):
+                self._write(progress.phase)
+
+    def end(self, end: End) -> None:
+        if self._waiting is not None:
+            self._last = 0.0
+            self.record(self._waiting)
+        self._write(last_words(end, told=self._told))
+        if end.log is not None:
+            for line in end.log_tail:
+                print(f"    {line}", file=self._out)
+            self._write(f"log: {end.log}")
+
+    def _write(self, text: str) -> None:
+        try:
+            print(f"{datetime.now():%H:%M:%S} {text}", file=self._out, flush=True)
+        except BrokenPipeError:
+            self._out = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115

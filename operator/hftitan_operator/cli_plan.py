@@ -1,0 +1,125 @@
+"""`hftitan plan` and `hftitan render`: a job's mesh as tables, and its objects as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from hftitan_api.mesh import AXES, MeshPlan
+from hftitan_api.models import HFTitanJob
+from hftitan_operator.core.state import Manifest
+
+SHOWN = 8
+"""Rows of nodes and groups of an axis before `...`."""
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """`0-3` for neighbours, `0,4,8,12` for a stride, the ends of a long one."""
+    if len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"{ranks[0]}-{ranks[-1]}"
+    words = [str(rank) for rank in ranks]
+    return ",".join(words if len(words) <= SHOWN else [*words[:3], "..", words[-1]])
+
+
+def plan_tables(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None = None) -> str:
+    """What a job will occupy: sizes, the groups of each axis, the ranks of each node."""
+    spec, degrees = job.spec, plan.degrees
+    accumulation = plan.gradient_accumulation_steps
+    lines = [
+        f"job      {job.metadata.name}: {spec.model.name} on {spec.dataset.name or spec.dataset.path}",
+        f"mesh     {plan.summary}  ({degrees.nodes} nodes x {degrees.ranks_per_node} {_device(plan)}, "
+        f"world size {plan.world_size})",
+        f"batch    {plan.global_batch_size} sequences x {spec.training.seq_len} tokens = {plan.tokens_per_step:,} "
+        f"tokens per step; {spec.training.local_batch_size} per rank"
+        + (f", {accumulation} passes accumulated" if accumulation > 1 else ""),
+        f"training {spec.training.steps} steps, {spec.training.steps * plan.tokens_per_step:,} tokens",
+        "",
+    ]
+    return "\n".join(lines) + "\n" + table(*_axes(plan)) + "\n" + table(*_nodes(plan))
+
+
+def _device(plan: MeshPlan) -> str:
+    return "GPUs" if plan.degrees.device == "gpu" else "CPU processes"
+
+
+def _axes(plan: MeshPlan) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for axis in (*AXES, "ep"):
+        if plan.degree(axis) == 1:
+            continue
+        groups = plan.groups(axis)
+        shown = [ranks_text(group) for group in groups[:SHOWN]] + (["..."] if len(groups) > SHOWN else [])
+        rows.append([axis, str(plan.degree(axis)), str(len(groups)), "  ".join(shown)])
+    return ["AXIS", "DEGREE", "GROUPS", "RANKS OF EACH GROUP"], rows or [["-", "1", "1", "one rank, no groups"]]
+
+
+def _nodes(plan: MeshPlan) -> tuple[list[str], list[list[str]]]:
+    axes = [axis for axis in AXES if plan.degree(axis) > 1]
+    rows = []
+    for node in range(min(plan.degrees.nodes, SHOWN)):
+        ranks = plan.ranks_of(node)
+        places = [plan.coordinates(rank) for rank in ranks]
+        spans = [_span([place[axis] for place in places]) for axis in axes]
+        rows.append([str(node), ranks_text(list(ranks)), *spans])
+    if plan.degrees.nodes > SHOWN:
+        rows.append([f"... {plan.degrees.nodes - SHOWN} more"] + [""] * (1 + len(axes)))
+    return ["NODE", "RANKS", *(axis.upper() for axis in axes)], rows
+
+
+def _span(values: Iterable[int]) -> str:
+    return ranks_text(sorted(set(values)))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, two spaces between."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows])
+    return "\n".join(line.rstrip() for line in padded) + "\n"
+
+
+def plan_json(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "job": job.metadata.name,
+        "mesh": plan.summary,
+        "worldSize": plan.world_size,
+        "degrees": plan.degrees.to_dict(),
+        "globalBatchSize": plan.global_batch_size,
+        "gradientAccumulationSteps": plan.gradient_accumulation_steps,
+        "tokensPerStep": plan.tokens_per_step,
+        "groups": {axis: plan.groups(axis) for axis in (*AXES, "ep") if plan.degree(axis) > 1},
+        "nodes": [list(plan.ranks_of(node)) for node in range(plan.degrees.nodes)],
+    }
+
+
+NIL_UID = "00000000-0000-0000-0000-000000000000"
+"""In place of the uid that an API server gives: in the owner references and in the rendezvous id."""
+
+
+def with_uid(job: HFTitanJob) -> HFTitanJob:
+    """The job as if an API server had taken it."""
+    return job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": job.metadata.uid or NIL_UID})})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Multi-line text as a block, as people write it; no aliases, which a reader would have to resolve."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def objects_text(objects: Sequence[Manifest], output: str) -> str:
+    """The manifests as `kubectl apply -f -` reads them: YAML documents, or one JSON List."""
+    if output == "json":
+        return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}, indent=2) + "\n"
+    return "".join("---\n" + yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=120) for each in objects)

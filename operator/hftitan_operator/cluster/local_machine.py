@@ -1,0 +1,81 @@
+"""What a local run knows of this machine, and where each of its pods is: values only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RANK_SCRIPT = """\
+#!/bin/sh
+# torchrun starts this in place of python (PYTHON_EXEC): one log for each rank, both streams in order.
+log="$HFTITAN_LOCAL_LOGS/rank$RANK.log"
+[ "${{TORCHELASTIC_RESTART_COUNT:-0}}" = 0 ] || echo "--- restart $TORCHELASTIC_RESTART_COUNT in place ---" >>"$log"
+exec {python} "$@" >>"$log" 2>&1
+"""
+
+
+class Refused(ValueError):
+    """The manifest asks for something that this machine cannot honour; `path` names the field."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the translation needs to know of this machine and run."""
+
+    workdir: Path
+    environ: Mapping[str, str]
+    programs: Mapping[str, Sequence[str]]
+    """First word of a command -> the words to run in its place."""
+    python: str = sys.executable
+    """Interpreter of the ranks."""
+    volumes: Mapping[str, Path] = field(default_factory=dict)
+    gpu_resource: str = "nvidia.com/gpu"
+    gpus: Sequence[str] = ()
+    """Devices in the form that CUDA_VISIBLE_DEVICES takes."""
+    threads: int | None = None
+    """OMP_NUM_THREADS of each rank; None keeps the manifest's, which follows from a cluster's CPU requests."""
+
+    @property
+    def cache(self) -> Path:
+        home = self.environ.get("HF_HOME")
+        if home:
+            return Path(home).expanduser()
+        base = self.environ.get("XDG_CACHE_HOME") or os.path.join(self.environ.get("HOME", "~"), ".cache")
+        return Path(base).expanduser() / "huggingface"
+
+    def pod_folder(self, pod: str) -> Path:
+        return self.workdir / ".pods" / pod
+
+    def config_folder(self, name: str) -> Path:
+        return self.workdir / ".config" / name
+
+    @property
+    def rank_script(self) -> Path:
+        """What torchrun starts in place of python, see RANK_SCRIPT."""
+        return self.workdir / ".pods" / "rank"
+
+    def pod_log(self, pod: str) -> Path:
+        return self.workdir / "logs" / f"{pod}.log"
+
+    def rank_logs(self, pod: str) -> Path:
+        return self.workdir / "logs" / pod
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on this machine one pod runs."""
+
+    uid: str
+    address: str
+    rendezvous: str
+    """host:port of the gang's rendezvous."""
+    first_gpu: int = 0
+    """Index of the pod's first device in Machine.gpus."""

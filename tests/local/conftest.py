@@ -1,0 +1,115 @@
+"""A small job, a work folder, and the fake trainer in torchrun's place."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hftitan_api.mesh import plan
+from hftitan_api.models import HFTitanJob
+from hftitan_operator.cluster import local_prepare, local_store
+
+FAKE = Path(__file__).with_name("fake_trainer.py")
+PROGRAMS = {"torchrun": (sys.executable, str(FAKE))}
+
+
+def document(**spec):
+    """A two-node CPU job as a plain document; keyword arguments replace parts of its spec."""
+    base = {
+        "model": {"name": "org/model"},
+        "dataset": {"name": "org/data"},
+        "mesh": {"nodes": 2, "device": "cpu"},
+        "training": {"steps": 5, "seqLen": 64},
+        "checkpoint": {"interval": 2},
+    }
+    return {
+        "apiVersion": "hftitan.io/v1alpha1",
+        "kind": "HFTitanJob",
+        "metadata": {"name": "tiny"},
+        "spec": base | spec,
+    }
+
+
+@pytest.fixture
+def make_job():
+    def make(**spec):
+        return HFTitanJob.model_validate(document(**spec))
+
+    return make
+
+
+@pytest.fixture
+def prepare(tmp_path, make_job):
+    """A prepared run of the fake trainer in tmp_path/run; `fake` says what goes wrong."""
+
+    def make(fake="", environ=None, volumes=None, **spec):
+        job = local_prepare.localize(make_job(**spec), volumes or {})
+        environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "FAKE": fake, **(environ or {})}
+        prepared, problems = local_prepare.prepare(
+            job, plan(job.spec), tmp_path / "run", environ=environ, volumes=volumes or {}, programs=PROGRAMS
+        )
+        assert problems == []
+        return prepared
+
+    return make
+
+
+@pytest.fixture
+def pids_of():
+    """Function: everything that runs on behalf of a work folder."""
+    return lambda workdir: local_store.tagged("HFTITAN_LOCAL_WORKDIR", str(workdir))
+
+
+@pytest.fixture
+def wait_for():
+    """Function: the first true value of `condition()`."""
+
+    def wait(condition, timeout=20.0):
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if value := condition():
+                return value
+            time.sleep(0.02)
+        raise AssertionError(f"waited {timeout:g} s in vain")
+
+    return wait
+
+
+@pytest.fixture
+def job_document():
+    return document
+
+
+@pytest.fixture
+def hftitan(tmp_path):
+    """`hftitan run` as its own process, with the fake trainer; killed at the end whatever happens."""
+    started = []
+
+    def start(*arguments, fake="", job=None, workdir="run", env=None):
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(job or document()))
+        launcher = (
+            "import sys; from hftitan_operator.cluster import local_prepare as p; "
+            f"p.TORCHRUN = {PROGRAMS['torchrun']!r}; from hftitan_operator.cli import main; main()"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", launcher, "run", str(path), "--workdir", str(tmp_path / workdir), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "FAKE": fake, **(env or {})},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()

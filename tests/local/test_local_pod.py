@@ -1,0 +1,191 @@
+"""What each field of a manifest means on this machine; the pods are the rendered ones."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from hftitan_api.mesh import plan
+from hftitan_operator.cluster.local_machine import Machine, Place, Refused
+from hftitan_operator.cluster.local_pod import translate
+from hftitan_operator.core.render import render
+
+PLACE = Place(uid="pod-uid", address="127.3.4.5", rendezvous="127.3.4.4:40000")
+CONFIGS = frozenset({"tiny-config"})
+
+
+def machine(environ=None, **more):
+    environ = {"HOME": "/home/me", "PATH": "/bin"} | (environ or {})
+    return Machine(Path("/w"), environ, {"torchrun": ("/py", "-m", "torch.distributed.run")}, **more)
+
+
+@pytest.fixture
+def pod(make_job):
+    """Function: the first rendered pod of a job with these spec parts."""
+
+    def make(**spec):
+        job = make_job(checkpoint={"interval": 2, "volume": "claim"}, **spec)
+        job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": "u-1"})})
+        return render(job, plan(job.spec), 2).pods[0]
+
+    return make
+
+
+def test_the_program_is_the_running_interpreters_torchrun(pod):
+    assert translate(pod(), machine(), PLACE, CONFIGS).argv == (
+        "/py", "-m", "torch.distributed.run", "-m", "hftitan_trainer",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HFTITAN_CONFIG", "/w/.config/tiny-config/trainer.json"),
+        ("HFTITAN_OUTPUT", "/w"),
+        ("HFTITAN_TERMINATION_LOG", "/w/.pods/tiny-2-0/termination-log"),
+        ("HFTITAN_ATTEMPT", "2"),
+        ("HFTITAN_NODE_INDEX", "0"),
+        ("HFTITAN_POD_IP", "127.3.4.5"),
+        ("PET_LOCAL_ADDR", "127.3.4.5"),
+        ("PET_RDZV_ENDPOINT", "127.3.4.4:40000"),
+        ("PET_RDZV_ID", "u-1-2"),
+        ("PET_NNODES", "2"),
+        ("PET_SHUTDOWN_TIMEOUT", "375"),
+        ("GLOO_SOCKET_IFNAME", "lo"),
+        ("HF_HOME", "/home/me/.cache/huggingface"),
+        ("HOME", "/home/me"),
+        ("CUDA_VISIBLE_DEVICES", ""),
+        ("PYTHON_EXEC", "/w/.pods/rank"),
+    ],
+)
+def test_environment(pod, name, value):
+    assert translate(pod(), machine(), PLACE, CONFIGS).env[name] == value
+
+
+def test_the_callers_environment_is_kept_but_not_another_torchruns(pod):
+    foreign = {
+        "RANK": "3",
+        "PET_NODE_RANK": "1",
+        "TORCHELASTIC_RUN_ID": "x",
+        "HFTITAN_OUTPUT": "/x",
+        "MASTER_ADDR": "h",
+    }
+    env = translate(pod(), machine({"https_proxy": "p", **foreign}), PLACE, CONFIGS).env
+    assert env["https_proxy"] == "p"
+    assert env["HFTITAN_OUTPUT"] == "/w"
+    assert not env.keys() & (foreign.keys() - {"HFTITAN_OUTPUT"})
+
+
+def test_the_cache_is_the_callers(pod):
+    assert translate(pod(), machine({"HF_HOME": "/big/hf"}), PLACE, CONFIGS).env["HF_HOME"] == "/big/hf"
+
+
+def test_threads_replace_the_clusters_number_only_when_given(pod):
+    wide = pod(pod={"resources": {"requests": {"cpu": "6"}}})
+    assert translate(wide, machine(), PLACE, CONFIGS).env["OMP_NUM_THREADS"] == "6"
+    assert translate(wide, machine(threads=2), PLACE, CONFIGS).env["OMP_NUM_THREADS"] == "2"
+
+
+def test_grace_period(pod):
+    assert translate(pod(), machine(), PLACE, CONFIGS).grace_seconds == 390
+
+
+def test_mapped_volume_with_sub_path_and_the_longest_mount_wins(pod):
+    manifest = pod(
+        pod={
+            "volumes": [
+                {"name": "data", "persistentVolumeClaim": {"claimName": "c"}},
+                {"name": "inner", "emptyDir": {}},
+            ],
+            "volumeMounts": [
+                {"name": "data", "mountPath": "/data", "subPath": "a/b"},
+                {"name": "inner", "mountPath": "/data/inner"},
+            ],
+            "env": [
+                {"name": "ROOT", "value": "/data"},
+                {"name": "FILE", "value": "$(ROOT)/x"},
+                {"name": "IN", "value": "/data/inner/y"},
+                {"name": "LIKE", "value": "/database"},
+                {"name": "DOLLAR", "value": "$$(ROOT) $(NOPE)"},
+            ],
+        }
+    )
+    launch = translate(manifest, machine(volumes={"data": Path("/mine")}), PLACE, CONFIGS)
+    assert {k: launch.env[k] for k in ("ROOT", "FILE", "IN", "LIKE", "DOLLAR")} == {
+        "ROOT": "/mine/a/b",
+        "FILE": "/mine/a/b/x",
+        "IN": "/w/.pods/tiny-2-0/volumes/inner/y",
+        "LIKE": "/database",
+        "DOLLAR": "$(ROOT) $(NOPE)",
+    }
+    assert Path("/mine/a/b") in launch.folders
+
+
+def test_a_secret_is_the_callers_variable_of_that_name(pod):
+    manifest = pod(pod={"env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})
+    assert translate(manifest, machine({"KEY": "v"}), PLACE, CONFIGS).env["KEY"] == "v"
+    with pytest.raises(Refused, match=r"env\[\d+\]: KEY comes from 's' in a cluster; here, set KEY"):
+        translate(manifest, machine(), PLACE, CONFIGS)
+
+
+def test_gpus_are_split_between_pods(pod):
+    manifest = pod(mesh={"nodes": 2, "gpusPerNode": 2})
+    four = machine(gpus=("0", "1", "2", "GPU-x"))
+    second = Place("u", "127.1.1.1", "127.1.1.1:1", first_gpu=2)
+    assert translate(manifest, four, PLACE, CONFIGS).env["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert translate(manifest, four, second, CONFIGS).env["CUDA_VISIBLE_DEVICES"] == "2,GPU-x"
+    with pytest.raises(Refused, match=r"spec\.mesh\.gpusPerNode: needs 4 GPUs, 3 are here"):
+        translate(manifest, machine(gpus=("0", "1", "2")), second, CONFIGS)
+
+
+def _with(manifest, path, value):
+    manifest = copy.deepcopy(manifest)
+    target = manifest["spec"]
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["runtimeClassName"], "gvisor", "pod.spec.runtimeClassName: cannot be honoured by `hftitan run`"),
+        (["initContainers"], [], "pod.spec.initContainers: cannot be honoured by `hftitan run`"),
+        (["hostNetwork"], True, "pod.spec.hostNetwork: cannot be honoured by `hftitan run`"),
+        (["containers", 0, "envFrom"], [], "pod.spec.containers[0].envFrom: cannot be honoured by `hftitan run`"),
+        (["containers"], [{}, {}], "pod.spec.containers: one container expected, got 2"),
+        (["containers", 0, "command"], [], None),
+        (
+            ["containers", 0, "env", 0],
+            {"name": "A", "valueFrom": {"resourceFieldRef": {}}},
+            "pod.spec.containers[0].env[0].valueFrom.resourceFieldRef: cannot be honoured by `hftitan run`",
+        ),
+        (
+            ["containers", 0, "env", 0],
+            {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}},
+            "pod.spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: status.podIPs is not known to `hftitan run`",
+        ),
+        (
+            ["volumes", 0],
+            {"name": "config", "secret": {"secretName": "s"}},
+            "pod.spec.volumes[0]: volume 'config' (secret) is not on this machine; "
+            "give a folder: --volume config=FOLDER",
+        ),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_path(pod, path, value, message):
+    manifest = _with(pod(), path, value)
+    if message is None:
+        manifest["spec"]["containers"][0]["args"] = []
+        message = "pod.spec.containers[0].command: a command is needed: there is no image to take it from"
+    with pytest.raises(Refused) as caught:
+        translate(manifest, machine(), PLACE, CONFIGS)
+    assert str(caught.value) == message
+
+
+def test_translation_leaves_the_manifest_alone(pod):
+    manifest = pod()
+    before = copy.deepcopy(manifest)
+    translate(manifest, machine(), PLACE, CONFIGS)
+    assert manifest == before

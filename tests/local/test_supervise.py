@@ -1,0 +1,112 @@
+"""The supervisor alone: exit codes, the stop, and that no process survives, whichever way its tree or parent ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hftitan_operator.cluster import local_store, local_supervise
+
+# A command as torchrun's: a worker in its own session that ignores SIGTERM, and a grandchild that is orphaned at once.
+TREE = 'setsid sh -c "trap : TERM; while :; do sleep 5; done" & (setsid sleep 600 &) ; '
+
+
+@pytest.fixture
+def supervise(tmp_path):
+    """Function: start a shell command under a supervisor; its tag finds every process below."""
+    started = []
+
+    def start(script):
+        tag = f"{tmp_path.name}-{len(started)}"
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", local_supervise.__file__, str(tmp_path / "log"), "sh", "-c", script],
+            env={**os.environ, "TAG": tag},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append((process, tag))
+        assert process.stdout.readline().startswith(b"pid ")
+        return process, lambda: local_store.tagged("TAG", tag)
+
+    yield start
+    for process, tag in started:
+        process.kill()
+        process.wait()
+        local_store.kill_tagged("TAG", tag)
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)])
+def test_the_exit_code_is_the_commands(supervise, script, code):
+    process, _ = supervise(script)
+    assert process.wait(10) == code
+
+
+def test_what_the_command_leaves_is_killed_with_it(supervise):
+    process, alive = supervise(TREE + "sleep 0.2; exit 3")
+    assert process.wait(10) == 3
+    assert alive() == []
+
+
+def test_stop_lets_the_command_finish(supervise, wait_for, tmp_path):
+    process, alive = supervise("trap 'echo saved; exit 5' TERM; echo ready; sleep 600 & wait")
+    wait_for((tmp_path / "log").read_text)
+    process.stdin.write(b"stop 30\n")
+    process.stdin.flush()
+    assert process.wait(10) == 5
+    assert (tmp_path / "log").read_text() == "ready\nsaved\n"
+    assert alive() == []
+
+
+def test_stop_kills_the_whole_tree_after_the_grace(supervise, wait_for, tmp_path):
+    process, alive = supervise("trap '' TERM; " + TREE + "echo ready; while :; do sleep 1; done")
+    wait_for((tmp_path / "log").read_text)
+    process.stdin.write(b"stop 0.3\n")
+    process.stdin.flush()
+    started = time.monotonic()
+    assert process.wait(10) == 137
+    assert 0.25 < time.monotonic() - started < 5
+    assert alive() == []
+
+
+def test_a_second_stop_shortens_the_grace_and_sends_no_second_signal(supervise, wait_for, tmp_path):
+    process, _ = supervise("trap 'echo term' TERM; echo ready; while :; do sleep 0.1; done")
+    wait_for((tmp_path / "log").read_text)
+    process.stdin.write(b"stop 600\n")
+    process.stdin.flush()
+    time.sleep(0.4)
+    process.stdin.write(b"stop 0.3\n")
+    process.stdin.flush()
+    assert process.wait(10) == 137
+    assert (tmp_path / "log").read_text() == "ready\nterm\n"
+
+
+@pytest.mark.parametrize("end", ["kill", "close"])
+def test_kill_and_the_end_of_the_parent(supervise, end):
+    process, alive = supervise(TREE + "sleep 600")
+    if end == "kill":
+        process.stdin.write(b"kill\n")
+        process.stdin.flush()
+    else:
+        process.stdin.close()
+    assert process.wait(10) == 137
+    assert alive() == []
+
+
+def test_signals_of_the_terminal_do_not_reach_the_tree(supervise):
+    process, alive = supervise("exec sleep 600")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+    time.sleep(0.2)
+    assert process.poll() is None
+    assert len(alive()) == 2
+
+
+def test_a_command_that_does_not_exist(tmp_path):
+    command = [sys.executable, "-I", "-S", local_supervise.__file__, str(tmp_path / "log"), "nonsuch-program"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.wait(10) == 127
+    assert "cannot start nonsuch-program" in (tmp_path / "log").read_text()
