@@ -48,7 +48,13 @@ def theirs(folder: Path, args: argparse.Namespace) -> list[float]:
     """Seconds of each step of transformers' Trainer under torchrun."""
     out = folder / "steps.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", __file__]
-    command += ["--peer-output", str(out), f"--steps={args.steps}", f"--seq-len={args.seq_len}", f"--batch={args.batch}"]
+    command += [
+        "--peer-output",
+        str(out),
+        f"--steps={args.steps}",
+        f"--seq-len={args.seq_len}",
+        f"--batch={args.batch}",
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
     seconds: list[float] = json.loads(out.read_text())
     return seconds
