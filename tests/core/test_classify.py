@@ -111,6 +111,9 @@ FIRST = [
     ([pod(0, phase="Failed", exit_code=1), pod(1, phase="Failed", reason="OOMKilled", exit_code=137)], "OOMKilled"),
     ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", report="InternalError")], "InternalError"),
     ([pod(0, phase="Failed", report="OutOfMemory"), pod(1, phase="Failed", report="Preempted")], "Preempted"),
+    # A pod that is gone explains its peers' errors, but no crash of theirs: deleting is free, crashing is not.
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", deleting=True)], "PodDeleted"),
+    ([pod(0, phase="Failed", exit_code=137), pod(1, phase="Failed", deleting=True)], "Killed"),
     ([pod(0), pod(1, phase="Succeeded")], None),
 ]
 

@@ -7,29 +7,13 @@ from core_builders import T0, job
 from hypothesis import given
 from hypothesis import strategies as some
 
+from hftitan_api.admit import JOB_NAME_LIMIT
 from hftitan_api.mesh import SpecError, plan
 from hftitan_operator.core import clock, naming, quantity, sizing
 
 
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("smollm2", None),
-        ("a", None),
-        ("a" * 50, None),
-        ("a" * 51, "51 characters; pods are named <job>-<attempt>-<index>, so use at most 50"),
-        ("2fast", "'2fast' is no DNS label; use lower-case letters, digits and '-', starting with a letter"),
-        ("a.b", "'a.b' is no DNS label; use lower-case letters, digits and '-', starting with a letter"),
-        ("a-", "'a-' is no DNS label; use lower-case letters, digits and '-', starting with a letter"),
-        ("", "'' is no DNS label; use lower-case letters, digits and '-', starting with a letter"),
-    ],
-)
-def test_job_names(name, problem):
-    assert naming.job_name_problem(name) == problem
-
-
 def test_every_name_of_the_longest_job_is_a_label():
-    name = "a" * naming.JOB_NAME_LIMIT
+    name = "a" * JOB_NAME_LIMIT
     labels = naming.pod_labels(name, 999_999, 99_999)
     for text in (naming.pod_name(name, 999_999, 99_999), naming.config_name(name), *labels.values()):
         assert len(text) <= naming.LABEL_LIMIT

@@ -1,28 +1,29 @@
-"""May this job run at all: the rules that need nothing but the job."""
+"""May this job run at all: the API's rules, and what the renderer would have to refuse."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from hftitan_api import mesh
+from hftitan_api.admit import admit
 from hftitan_api.mesh import SpecError
 from hftitan_api.models import HFTitanJob
+from hftitan_operator.core import podcheck, quantity, sizing
 
-from hftitan_operator.core import naming, podcheck, quantity, sizing
 
+def problems(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:
+    """Everything that keeps the job from running, each with its field; empty when it may run.
 
-def problems(job: HFTitanJob) -> list[SpecError]:
-    """Everything that keeps the job from running, each with its field; empty when it may run."""
-    found: list[SpecError] = []
-    wrong_name = naming.job_name_problem(job.metadata.name)
-    if wrong_name:
-        found.append(SpecError("metadata.name", wrong_name))
-    found += mesh.check(job.spec)
-    found += podcheck.problems(job.spec)
-    if not mesh.check(job.spec):
-        degrees = mesh.plan(job.spec).degrees
-        wanted = job.spec.pod.shm_size
-        shm = int(quantity.parse(wanted)) if wanted else sizing.shm_bytes(degrees)
-        try:
-            sizing.resources(job.spec.pod, degrees, shm)
-        except SpecError as problem:
-            found.append(problem)
-    return found
+    `model_config` is the model's config.json, if at hand.
+    """
+    found = admit(job, model_config) + podcheck.problems(job.spec)
+    if found:
+        return found
+    degrees, wanted = mesh.plan(job.spec).degrees, job.spec.pod.shm_size
+    shm = int(quantity.parse(wanted)) if wanted else sizing.shm_bytes(degrees)
+    try:
+        sizing.resources(job.spec.pod, degrees, shm)
+    except SpecError as problem:
+        return [problem]
+    return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hftitan_api.models import RestartRecord, RunPolicySpec
-
 from hftitan_operator.core import clock
 
 HISTORY_LIMIT = 64

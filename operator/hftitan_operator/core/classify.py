@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hftitan_api.mesh import MeshPlan
-
 from hftitan_operator.core import reasons
 from hftitan_operator.core.state import PodView
 
 # Order of explanation: a smaller number explains the larger ones.
-_FATAL, _DISRUPTED, _STOPPED, _EXHAUSTED, _CRASHED, _ERROR, _CONSEQUENCE = range(7)
+_FATAL, _DISRUPTED, _STOPPED, _EXHAUSTED, _CRASHED, _DELETED, _ERROR, _CONSEQUENCE = range(8)
 _ORDER = {
     "OutOfMemory": _EXHAUSTED,
     "StorageError": _EXHAUSTED,
@@ -60,7 +59,7 @@ def first_cause(pods: Iterable[PodView], plan: MeshPlan) -> Cause | None:
 
 def missing(name: str, index: int) -> Cause:
     """A pod that was there is gone. Free: Kueue preempts by deleting, and a human who deletes a pod means it."""
-    return Cause(_STOPPED, index, reasons.POD_DELETED, f"pod {name} was deleted", free=True)
+    return Cause(_DELETED, index, reasons.POD_DELETED, f"pod {name} was deleted", free=True)
 
 
 def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:

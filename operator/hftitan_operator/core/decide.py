@@ -28,7 +28,6 @@ from hftitan_api import mesh
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import TERMINAL, HFTitanJob, RestartRecord
 from hftitan_api.wire import Progress
-
 from hftitan_operator.core import admission, budget, classify, clock, describe, drain, naming, reasons, sizing, watchdog
 from hftitan_operator.core import render as rendering
 from hftitan_operator.core import status as st

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hftitan_api.models import JobStatus, RestartRecord, RunPolicySpec
-
 from hftitan_operator.core import budget, clock, reasons
 from hftitan_operator.core import status as st
 from hftitan_operator.core.classify import Cause, finished

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hftitan_api.models import HFTitanJob, JobStatus, Phase
-
 from hftitan_operator.core import clock, reasons
 from hftitan_operator.core import status as st
 from hftitan_operator.core.state import Action, Decision, Event

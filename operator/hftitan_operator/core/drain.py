@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hftitan_api.models import HFTitanJob
-
 from hftitan_operator.core import clock, sizing
 from hftitan_operator.core import status as st
 from hftitan_operator.core.classify import finished

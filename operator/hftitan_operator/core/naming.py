@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 GROUP_LABEL_PREFIX = "hftitan.io/"
 LABEL_JOB = "hftitan.io/job"
 LABEL_ATTEMPT = "hftitan.io/attempt"
@@ -12,22 +10,9 @@ MANAGED_BY = "hftitan-operator"
 
 LABEL_LIMIT = 63
 """Of a pod's host name and of a label's value (RFC 1123)."""
-JOB_NAME_LIMIT = 50
-"""`<job>-<attempt>-<index>` stays within 63 characters up to attempt 999,999 and pod 99,999."""
 
 RENDEZVOUS_PORT = 29400
 CONFIG_KEY = "trainer.json"
-
-_JOB_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-
-
-def job_name_problem(name: str) -> str | None:
-    """What is wrong with a job's name, or None. Its Service needs a DNS-1035 label: stricter than an object's name."""
-    if len(name) > JOB_NAME_LIMIT:
-        return f"{len(name)} characters; pods are named <job>-<attempt>-<index>, so use at most {JOB_NAME_LIMIT}"
-    if not _JOB_NAME.fullmatch(name):
-        return f"{name!r} is no DNS label; use lower-case letters, digits and '-', starting with a letter"
-    return None
 
 
 def pod_name(job: str, attempt: int, index: int) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from hftitan_api.mesh import SpecError
 from hftitan_api.models import JobSpec
-
 from hftitan_operator.core import naming
 
 OUR_VOLUMES = ("config", "output", "shm", "cache", "tmp")

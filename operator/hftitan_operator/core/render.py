@@ -20,7 +20,6 @@ from hftitan_api.wire import (
     ENV_TERMINATION_LOG,
     TrainerSpec,
 )
-
 from hftitan_operator.core import naming, podcheck, quantity, sizing
 from hftitan_operator.core.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, SHM_DIR, TMP_DIR
 from hftitan_operator.core.state import Manifest

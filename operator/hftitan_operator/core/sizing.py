@@ -5,7 +5,6 @@ from __future__ import annotations
 from hftitan_api.mesh import SpecError
 from hftitan_api.models import CheckpointSpec, PodSpec
 from hftitan_api.wire import MeshDegrees
-
 from hftitan_operator.core import quantity
 
 SHM_PER_COMMUNICATOR = 64 * quantity.MIB

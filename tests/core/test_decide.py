@@ -1,0 +1,655 @@
+"""The life of a job: what is seen -> phase, message, actions, events, word for word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from core_builders import T0, edited, job, pod, progress, running, seen, settle, with_status
+
+from hftitan_operator.core import status as st
+from hftitan_operator.core.clock import rfc3339
+from hftitan_operator.core.decide import decide
+from hftitan_operator.core.state import Apply, Decision, DeleteJob, DeletePod, Observed
+
+
+def acts(decision: Decision) -> list[str]:
+    """The actions in short: `+Pod x-1-0`, `-x-1-0`, `-x-1-0 grace 0`."""
+    found = []
+    for action in decision.actions:
+        match action:
+            case Apply(manifest):
+                found.append(f"+{manifest['kind']} {manifest['metadata']['name']}")
+            case DeletePod(name, _, grace):
+                found.append(f"-{name}" if grace is None else f"-{name} grace {grace}")
+            case DeleteJob():
+                found.append("-job")
+    return found
+
+
+def told(decisions: list[Decision]) -> list[tuple[str, str, str]]:
+    return [(event.type, event.reason, event.message) for d in decisions for event in d.events]
+
+
+def truths(of) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in of.status.conditions}
+
+
+def failed_by(of, reason: str) -> bool:
+    return of.status.phase == "Failed" and truths(of)["Failed"] == ("True", reason)
+
+
+# --- the good life ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_job_is_accepted_and_its_gang_created_in_one_pass():
+    new = decide(job(), Observed(), T0)
+    assert acts(new) == ["+Service x", "+ConfigMap x-config", "+Pod x-1-0", "+Pod x-1-1"]
+    status = new.status
+    assert (status.phase, status.attempt, status.message) == ("Pending", 1, "attempt 1: created 2 pods")
+    assert (status.mesh, status.world_size, status.start_time) == ("2x1: dp2", 2, "2027-01-15T08:00:00Z")
+    assert told([new]) == [
+        ("Normal", "Accepted", "mesh 2x1: dp2, world size 2"),
+        ("Normal", "AttemptCreated", "attempt 1: created 2 pods"),
+    ]
+    assert truths(with_status(job(), new)) == {
+        "Accepted": ("True", "Valid"),
+        "PodsCreated": ("False", "Creating"),
+        "Running": ("False", "NotStarted"),
+        "Suspended": ("False", "NotSuspended"),
+        "Succeeded": ("False", "NotFinished"),
+        "Failed": ("False", "NotFinished"),
+    }
+
+
+WAITS = [
+    ([pod(0, phase="Pending"), pod(1)], "attempt 1: waiting for 1 of 2 pods to start"),
+    ([pod(0, phase="Pending", reason="ContainerCreating"), pod(1)], "attempt 1: waiting for 1 of 2 pods to start"),
+    (
+        [
+            pod(0),
+            pod(1, phase="Pending", reason="Unschedulable", message="0/3 nodes are available: 3 Insufficient gpu"),
+        ],
+        "attempt 1: pod x-1-1 is not scheduled (Unschedulable): 0/3 nodes are available: 3 Insufficient gpu",
+    ),
+    (
+        [pod(0, phase="Pending"), pod(1, phase="Pending", reason="ErrImagePull", message="no such tag")],
+        "attempt 1: pod x-1-1 waits (ErrImagePull): no such tag",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pods", "message"), WAITS)
+def test_a_pending_job_says_what_it_waits_for(pods, message):
+    created, _ = settle(job(), Observed(), T0)
+    of, decisions = settle(created, seen(*pods), T0 + 1)
+    assert (of.status.phase, of.status.message) == ("Pending", message)
+    assert truths(of)["PodsCreated"] == ("True", "Created")
+    assert [acts(d) for d in decisions] == [[]]
+    assert told(decisions) == []
+
+
+def test_starting_then_running_then_succeeded():
+    of, _ = settle(job(), Observed(), T0)
+    gang = (pod(0, started_at=T0 + 5), pod(1, started_at=T0 + 7))
+    of, decisions = settle(of, seen(*gang), T0 + 9)
+    assert (of.status.phase, of.status.message) == ("Starting", "attempt 1: starting the trainer")
+    assert of.status.attempt_start_time == rfc3339(T0 + 7)
+    assert told(decisions) == [("Normal", "PodsRunning", "attempt 1: all 2 pods run")]
+    assert decisions[-1].recheck_after == 1798  # startupTimeoutSeconds from the last start on
+
+    of, decisions = settle(of, seen(*gang, progress=progress(0, phase="loading", updated=T0 + 10)), T0 + 10)
+    assert (of.status.phase, told(decisions)) == ("Starting", [])
+
+    shown = progress(
+        3, updated=T0 + 20, loss=2.5, tokens_per_second=100, step_seconds=2.0, eta_seconds=194, checkpoint_step=2,
+        checkpoint_time=T0 + 19, model_revision="abc", grad_norm=1.0,
+    )  # fmt: skip
+    of, decisions = settle(of, seen(*gang, progress=shown), T0 + 21)
+    assert (of.status.phase, of.status.message) == ("Running", "attempt 1: training")
+    assert told(decisions) == [("Normal", "Training", "attempt 1: training from the beginning")]
+    status = of.status
+    assert status.progress
+    assert status.checkpoint
+    assert (status.progress.step, status.progress.loss, status.progress.eta) == (3, 2.5, "3m14s")
+    assert (status.checkpoint.step, status.checkpoint.time) == (2, rfc3339(T0 + 19))
+    assert (status.model_revision, status.goodput) == ("abc", 0.3)  # 3 steps x 2 s in 20 s
+
+    report = {
+        "reason": "Completed",
+        "retryable": False,
+        "step": 100,
+        "export_path": "/out/export",
+        "checkpoint_step": 100,
+    }
+    done = tuple(replace(p, phase="Succeeded", ready=False, report=None) for p in gang)
+    done = (pod(0, phase="Succeeded", report=report), done[1])
+    of, decisions = settle(of, seen(*done, progress=shown), T0 + 60)
+    message = "finished 100 steps; the model is in /out/export"
+    assert (of.status.phase, of.status.message) == ("Succeeded", message)
+    assert told(decisions) == [("Normal", "Succeeded", message)]
+    assert (of.status.completion_time, of.status.active_since) == (rfc3339(T0 + 60), None)
+    assert of.status.active_seconds == 60
+    assert of.status.progress
+    assert (of.status.progress.step, of.status.progress.eta) == (100, None)
+    assert of.status.pods
+    assert of.status.pods.succeeded == 2
+    assert truths(of)["Running"] == ("False", "Completed")
+
+
+def test_one_finished_worker_does_not_finish_the_job():
+    of = running()
+    of, decisions = settle(of, seen(pod(0), pod(1, phase="Succeeded"), progress=progress(100, phase="done")), T0 + 1)
+    assert of.status.phase == "Running"
+    assert told(decisions) == []
+
+
+def test_a_resumed_job_has_no_goodput_of_its_own():
+    of = running(step=None)
+    old = progress(550, resumed_from=500, step_seconds=1.0, updated=T0 + 60)
+    of, decisions = settle(of, seen(pod(0), pod(1), progress=old), T0 + 60)
+    assert of.status.goodput is None
+    assert told(decisions) == [("Normal", "Training", "attempt 1: training from step 500")]
+
+
+def test_what_was_deleted_beside_the_pods_is_made_again():
+    of = running()
+    gone = decide(of, seen(pod(0), pod(1), service=False, config=False), T0 + 1)
+    assert acts(gone) == ["+Service x", "+ConfigMap x-config"]
+    assert gone.status.phase == "Running"
+
+
+# --- restarts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_pod_restarts_the_gang_once_every_old_pod_is_over():
+    of = running(checkpoint=40)
+    dead = pod(0, phase="Failed", exit_code=137)
+    first = decide(of, seen(dead, pod(1)), T0 + 100)
+    message = "attempt 2: restarting from step 40 after pod x-1-0 was killed (exit 137); restart 1 of 3"
+    assert (first.status.phase, first.status.message) == ("Restarting", message)
+    assert told([first]) == [("Warning", "Killed", message)]
+    assert acts(first) == []  # the verdict is written before anything is deleted for it
+    assert first.recheck_after == 0
+    of = with_status(of, first)
+
+    second = decide(of, seen(dead, pod(1)), T0 + 100)
+    assert acts(second) == ["-x-1-1 grace 15"]
+    assert (second.status, second.events) == (first.status, ())
+
+    leaving = replace(pod(1), deleting=True, deletion_deadline=T0 + 115)
+    assert acts(decide(of, seen(dead, leaving), T0 + 110)) == []
+
+    of, decisions = settle(of, seen(dead), T0 + 116)
+    message = "attempt 2: created 2 pods, going on from step 40 after pod x-1-0 was killed (exit 137)"
+    assert (of.status.phase, of.status.attempt, of.status.restarts, of.status.message) == ("Pending", 2, 1, message)
+    assert acts(decisions[0]) == ["+Pod x-2-0", "+Pod x-2-1"]
+    assert told(decisions) == [("Normal", "AttemptCreated", message)]
+    assert of.status.attempt_start_time is None
+    (record,) = of.status.restart_history
+    assert (record.attempt, record.reason, record.step, record.free) == (1, "Killed", 10, False)
+
+
+CAUSES = [
+    # pods of attempt 1, reason, after ..., free
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", exit_code=139)], "Killed", False),
+    ([pod(0), pod(1, phase="Failed", disrupted=True, reason="Evicted")], "Evicted", True),
+    ([pod(0), pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 900)], "NodeLost", True),
+    ([pod(0), pod(1, phase="Succeeded", report="Preempted")], "Preempted", True),
+    ([pod(0)], "PodDeleted", True),
+    ([], "PodDeleted", True),
+    ([pod(0), pod(1, deleting=True, deletion_deadline=T0 - 40)], "PodDeleted", True),
+    ([pod(0), pod(1, phase="Failed", reason="OOMKilled", exit_code=137)], "OOMKilled", False),
+    ([pod(0), pod(1, phase="Failed", report="OutOfMemory")], "OutOfMemory", False),
+]
+
+
+@pytest.mark.parametrize(("pods", "reason", "free"), CAUSES)
+def test_causes_of_a_restart(pods, reason, free):
+    first = decide(running(), seen(*pods), T0 + 1)
+    assert first.status.phase in ("Restarting", "Pending")  # Pending at once when nothing is left to wait for
+    (record,) = first.status.restart_history
+    assert (record.reason, record.free) == (reason, free)
+    assert (first.events[0].type, first.events[0].reason) == ("Normal" if free else "Warning", reason)
+    ending = "not counted against maxRestarts 3" if free else "restart 1 of 3"
+    assert first.events[0].message.endswith(ending)
+
+
+WAITED_FOR = [
+    [pod(0), pod(1, deleting=True, deletion_deadline=T0 + 300)],  # drained by somebody: its ranks are saving
+    [pod(0), pod(1, node_lost=True, ready=False)],  # a blip of the kubelet
+    [pod(0), pod(1, phase="Unknown")],
+    [pod(0, ready=False), pod(1, ready=False)],
+]
+
+
+@pytest.mark.parametrize("pods", WAITED_FOR)
+def test_what_may_still_turn_out_well_is_waited_for(pods):
+    of, decisions = settle(running(), seen(*pods, progress=progress(11, updated=T0 + 1)), T0 + 2)
+    assert of.status.phase == "Running"
+    assert told(decisions) == []
+    assert acts(decisions[-1]) == []
+
+
+def test_a_pod_that_is_being_deleted_is_named():
+    of, _ = settle(running(), seen(pod(0), pod(1, deleting=True, deletion_deadline=T0 + 300)), T0 + 2)
+    assert of.status.message == "attempt 1: pod x-1-1 is being deleted; waiting for its end"
+
+
+def test_an_interrupted_creation_is_completed_and_no_deletion():
+    of, _ = settle(job(), Observed(), T0)
+    half = decide(of, seen(pod(0, phase="Pending")), T0 + 1)
+    assert acts(half) == ["+Pod x-1-1"]
+    assert half.status.restarts == 0
+
+
+def test_an_attempt_whose_status_was_lost_is_taken_over():
+    of, decisions = settle(job(), seen(pod(0, 4), pod(1, 4)), T0)
+    assert (of.status.attempt, of.status.phase) == (4, "Starting")
+    assert all(not d.actions for d in decisions)
+
+
+def test_an_attempt_created_by_a_pass_that_crashed_is_taken_over():
+    """Attempt 1 is over, attempt 2 exists, and the status knows neither."""
+    old = pod(0, phase="Failed", exit_code=137)
+    of, decisions = settle(running(), seen(old, pod(0, 2, phase="Pending"), pod(1, 2)), T0 + 1)
+    assert (of.status.attempt, of.status.restarts, [r.reason for r in of.status.restart_history]) == (2, 1, ["Killed"])
+    assert [acts(d) for d in decisions] == [[], []]
+    assert of.status.message == "attempt 2: waiting for 1 of 2 pods to start"
+
+
+def test_an_attempt_that_died_before_it_was_written_down_is_skipped():
+    old, stillborn = pod(0, phase="Failed", exit_code=137), pod(0, 2, phase="Failed", exit_code=1)
+    of, decisions = settle(running(), seen(old, stillborn), T0 + 1)
+    assert of.status.attempt == 3
+    assert acts(decisions[-1]) == ["+Pod x-3-0", "+Pod x-3-1", "-x-1-0"]
+
+
+def test_pods_of_an_older_attempt_are_ended_and_nothing_created_beside_them():
+    of, _ = settle(job(), Observed(), T0)
+    of = of.model_copy(update={"status": st.updated(of.status, attempt=2)})
+    stray = decide(of, seen(pod(1, 1), pod(0, 2)), T0 + 1)
+    assert acts(stray) == ["-x-1-1 grace 15"]
+
+
+def test_a_pod_on_a_lost_node_is_forced_when_its_grace_is_over_and_not_before():
+    lost = pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 400)
+    of = with_status(running(), decide(running(), seen(pod(0, phase="Failed", exit_code=1), lost), T0 + 10))
+    waiting = decide(of, seen(pod(0, phase="Failed"), lost), T0 + 10)
+    assert (acts(waiting), waiting.recheck_after) == ([], 390)
+    assert acts(decide(of, seen(pod(0, phase="Failed"), lost), T0 + 400)) == ["-x-1-1 grace 0"]
+    alive = replace(lost, node_lost=False)
+    assert acts(decide(of, seen(pod(0, phase="Failed"), alive), T0 + 4000)) == []
+
+
+def test_evidence_of_the_last_attempt_is_kept_and_older_evidence_removed():
+    of = running()
+    for attempt in (1, 2):
+        gang = [pod(i, attempt, phase="Failed", exit_code=137) for i in range(2)]
+        of, _ = settle(of, seen(*gang, progress=progress(attempt * 20, attempt=attempt)), T0 + attempt)
+    two_old = [pod(i, a, phase="Failed", exit_code=137) for a in (1, 2) for i in range(2)]
+    last = decide(of, seen(*two_old, pod(0, 3), pod(1, 3)), T0 + 5)
+    assert acts(last) == ["-x-1-0", "-x-1-1"]
+
+
+# --- first causes that show up late -------------------------------------------------------------------------------
+
+
+def test_a_user_error_seen_late_still_fails_the_job_at_once():
+    of, _ = settle(running(), seen(pod(0, phase="Failed", report="NetworkError"), pod(1)), T0 + 1)
+    assert of.status.phase == "Restarting"
+    late = pod(1, phase="Failed", report={"reason": "UserError", "message": "bad field", "retryable": False, "rank": 1})
+    of, decisions = settle(of, seen(pod(0, phase="Failed", report="NetworkError"), late), T0 + 2)
+    assert failed_by(of, "UserError")
+    assert of.status.message == "pod x-1-1 ended with UserError on rank 1 (dp_shard 1): bad field"
+    assert [(r.attempt, r.reason) for r in of.status.restart_history] == [(1, "UserError")]
+    assert of.status.restarts == 0
+    assert told(decisions)[0][:2] == ("Warning", "UserError")
+
+
+def test_a_node_found_lost_later_makes_the_restart_free():
+    of, _ = settle(running(), seen(pod(0, phase="Failed", report="NetworkError"), pod(1)), T0 + 1)
+    lost = pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 30)
+    of, decisions = settle(of, seen(pod(0, phase="Failed", report="NetworkError"), lost), T0 + 2)
+    assert [(r.reason, r.free) for r in of.status.restart_history] == [("NodeLost", True)]
+    assert of.status.message == (
+        "attempt 2: restarting from the beginning after node n1 of pod x-1-1 was lost; "
+        "not counted against maxRestarts 3"
+    )
+    assert told(decisions) == []
+
+
+def test_our_own_deletions_are_no_preemption():
+    """A charged restart stays charged when the pods that we stop for it say Preempted."""
+    of, _ = settle(running(), seen(pod(0, phase="Failed", exit_code=137), pod(1)), T0 + 1)
+    of, _ = settle(of, seen(pod(0, phase="Failed", exit_code=137), pod(1, phase="Failed", report="Preempted")), T0 + 2)
+    assert [(r.reason, r.free) for r in of.status.restart_history] == [("Killed", False)]
+
+
+# --- ends ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_users_mistake_fails_at_once_restarts_unspent():
+    wrong = pod(1, phase="Failed", report={"reason": "UserError", "message": "no split 'trian'", "retryable": False})
+    first = decide(running(), seen(pod(0), wrong), T0 + 5)
+    message = "pod x-1-1 ended with UserError on rank 0 (dp_shard 0): no split 'trian'"
+    assert (first.status.phase, first.status.message, first.status.restarts) == ("Failed", message, 0)
+    assert told([first]) == [("Warning", "UserError", message)]
+    assert (acts(first), first.recheck_after) == ([], 0)
+    of = with_status(running(), first)
+    assert acts(decide(of, seen(pod(0), wrong), T0 + 5)) == ["-x-1-0 grace 15"]
+
+
+def crash_loop(of, *, step, times):
+    """The job after `times` attempts that are killed at a step (a number, or a function of the attempt)."""
+    now = T0
+    for _ in range(times):
+        attempt = of.status.attempt
+        at = step(attempt) if callable(step) else step
+        now = max(now + 1000, T0)
+        gang = [pod(i, attempt, started_at=now) for i in range(2)]
+        of, _ = settle(of, seen(*gang, progress=progress(at, attempt=attempt, updated=now)), now)
+        gang[0] = pod(0, attempt, phase="Failed", exit_code=137)
+        of, _ = settle(of, seen(*gang), now + 1)
+        of, _ = settle(of, seen(gang[0]), now + 500)
+    return of
+
+
+def test_restarts_end_with_the_budget():
+    of = crash_loop(running(step=None), step=lambda attempt: attempt * 10, times=4)
+    assert failed_by(of, "RestartsExhausted")
+    assert of.status.message == (
+        "pod x-4-0 was killed (exit 137); all 3 restarts within 1d are used (spec.runPolicy.maxRestarts)"
+    )
+    assert (of.status.attempt, of.status.restarts) == (4, 3)
+
+
+def test_no_restart_at_all():
+    none = running(job(runPolicy={"maxRestarts": 0}))
+    of, _ = settle(none, seen(pod(0, phase="Failed", exit_code=137), pod(1)), T0 + 1)
+    assert of.status.message == "pod x-1-0 was killed (exit 137); spec.runPolicy.maxRestarts is 0"
+    of, _ = settle(none, seen(pod(0, phase="Failed", disrupted=True), pod(1)), T0 + 1)
+    assert of.status.phase == "Restarting"
+
+
+def test_old_restarts_leave_the_window():
+    small = running(job(runPolicy={"maxRestarts": 1, "restartWindowSeconds": 900}), step=None)
+    of = crash_loop(small, step=lambda attempt: attempt * 10, times=6)
+    assert (of.status.phase, of.status.attempt) == ("Pending", 7)
+
+
+def test_three_attempts_without_a_new_step_end_the_job():
+    of = crash_loop(running(job(runPolicy={"maxRestarts": 10}), step=None), step=0, times=3)
+    assert failed_by(of, "NoProgress")
+    assert of.status.message == (
+        "3 attempts in a row finished no new step (none was ever finished); the last one ended because "
+        "pod x-3-0 was killed (exit 137)"
+    )
+    of = crash_loop(running(job(runPolicy={"maxRestarts": 10}), step=None), step=40, times=4)
+    assert failed_by(of, "NoProgress")
+    assert "(the newest is 40)" in (of.status.message or "")
+
+
+def test_attempts_that_get_nowhere_are_spaced_out():
+    of = running(job(runPolicy={"maxRestarts": 10}), step=None)
+    for attempt in (1, 2):
+        gang = [pod(i, attempt, phase="Failed", disrupted=True) for i in range(2)]
+        waiting, decisions = settle(of, seen(*gang), T0 + attempt)
+        of = waiting
+    assert (waiting.status.phase, waiting.status.attempt, decisions[-1].recheck_after) == ("Restarting", 2, 10)
+    of, _ = settle(waiting, seen(*gang), T0 + 12)
+    assert (of.status.phase, of.status.attempt) == ("Pending", 3)
+
+
+def test_the_deadline_counts_active_time_only():
+    of = running(job(runPolicy={"activeDeadlineSeconds": 100}))
+    gang = seen(pod(0), pod(1))
+    assert decide(of, gang, T0 + 60).recheck_after == 40
+    of, _ = settle(edited(of, runPolicy={"suspend": True}), gang, T0 + 60)
+    of, _ = settle(edited(of, runPolicy={"suspend": False}), seen(), T0 + 5000)
+    gang = seen(pod(0, 2, started_at=T0 + 5001), pod(1, 2, started_at=T0 + 5001))
+    of, decisions = settle(of, gang, T0 + 5039)
+    assert (of.status.phase, decisions[-1].recheck_after) == ("Starting", 1)
+    of, _ = settle(of, gang, T0 + 5040)
+    assert failed_by(of, "DeadlineExceeded")
+    assert of.status.message == "not finished within 1m40s (spec.runPolicy.activeDeadlineSeconds)"
+    assert of.status.active_seconds == 100
+
+
+# --- timeouts -----------------------------------------------------------------------------------------------------
+
+
+def timed(**policy):
+    return running(job(runPolicy={"hangTimeoutSeconds": 100, "startupTimeoutSeconds": 50, **policy}), step=None)
+
+
+STALLS = [
+    # seconds since the pods run, progress, restart reason
+    (49, None, None),
+    (50, None, "StartupTimeout"),
+    (99, progress(0, phase="loading", updated=T0 + 50), None),
+    (100, progress(0, phase="loading", updated=T0 + 50), "StartupTimeout"),
+    (99, progress(500, phase="training", resumed_from=500, updated=T0 + 50), None),
+    (100, progress(500, phase="training", resumed_from=500, updated=T0 + 50), "StartupTimeout"),
+    (149, progress(1, updated=T0 + 50), None),
+    (150, progress(1, updated=T0 + 50), "Hung"),
+    (150, progress(1, phase="checkpointing", updated=T0 + 51), None),
+    (150, progress(99, phase="exporting", updated=T0 + 50), "Hung"),
+    (150, progress(100, phase="done", updated=T0 + 50), "Hung"),
+    # What another attempt left behind neither keeps this one alive nor kills it.
+    (49, progress(7, attempt=9, updated=T0 - 9999), None),
+    (50, progress(7, attempt=9, updated=T0 + 49), "StartupTimeout"),
+    # The workers were restarted in place: they start anew.
+    (149, progress(0, phase="starting", updated=T0 + 100, worker_restarts=1), None),
+    (150, progress(0, phase="starting", updated=T0 + 100, worker_restarts=1), "StartupTimeout"),
+]
+
+
+@pytest.mark.parametrize(("after", "shown", "reason"), STALLS)
+def test_a_start_or_a_step_that_stands_still(after, shown, reason):
+    decision = decide(timed(), seen(pod(0), pod(1), progress=shown), T0 + after)
+    assert [r.reason for r in decision.status.restart_history] == ([reason] if reason else [])
+    assert (decision.status.phase == "Restarting") == bool(reason)
+    if reason is None:
+        assert decision.recheck_after is not None
+        assert decision.recheck_after > 0
+
+
+def test_a_hang_says_where_and_who_is_silent():
+    decision = decide(timed(), seen(pod(0), pod(1, ready=False), progress=progress(5, updated=T0)), T0 + 100)
+    assert told([decision])[-1] == (
+        "Warning",
+        "Hung",
+        "attempt 2: restarting from the beginning after it stood still for 1m40s (training after step 5; silent: "
+        "pod x-1-1, from rank 1 (dp_shard 1)); restart 1 of 3",
+    )
+
+
+def test_silence_after_steps_were_seen_is_a_hang_too():
+    of, _ = settle(timed(), seen(pod(0), pod(1), progress=progress(5, updated=T0 + 10)), T0 + 10)
+    assert decide(of, seen(pod(0), pod(1)), T0 + 109).status.phase == "Running"
+    late = decide(of, seen(pod(0), pod(1)), T0 + 110)
+    assert late.status.restart_history[0].reason == "Hung"
+    assert late.status.restart_history[0].step == 5
+
+
+def test_the_hang_timer_starts_anew_with_each_attempt():
+    of, _ = settle(timed(), seen(pod(0), pod(1), progress=progress(5, updated=T0)), T0 + 100)
+    of, _ = settle(of, seen(), T0 + 130)
+    again = T0 + 1000
+    gang = (pod(0, 2, started_at=again), pod(1, 2, started_at=again))
+    of, decisions = settle(of, seen(*gang, progress=progress(5, updated=T0)), again)
+    assert (of.status.phase, of.status.attempt, decisions[-1].recheck_after) == ("Starting", 2, 50)
+
+
+def test_an_image_that_cannot_be_pulled_is_given_the_startup_time():
+    of, _ = settle(job(runPolicy={"startupTimeoutSeconds": 50}), Observed(), T0)
+    stuck = pod(1, phase="Pending", reason="ImagePullBackOff", message="not found", created_at=T0)
+    of, decisions = settle(of, seen(pod(0), stuck), T0 + 10)
+    assert (of.status.phase, decisions[-1].recheck_after) == ("Pending", 40)
+    of, _ = settle(of, seen(pod(0), stuck), T0 + 50)
+    assert failed_by(of, "PodCannotStart")
+    assert of.status.message == "pod x-1-1 could not start for 50s: ImagePullBackOff (not found)"
+
+
+def test_waiting_for_room_has_no_timeout():
+    of, _ = settle(job(), Observed(), T0)
+    queued = [pod(i, phase="Pending", reason="Unschedulable", created_at=T0) for i in range(2)]
+    of, decisions = settle(of, seen(*queued), T0 + 10**6)
+    assert (of.status.phase, decisions[-1].recheck_after) == ("Pending", None)
+
+
+# --- suspension ---------------------------------------------------------------------------------------------------
+
+
+def test_suspended_with_the_pods_own_grace_and_resumed_free_of_charge():
+    of = edited(running(checkpoint=10), runPolicy={"suspend": True})
+    gang = (pod(0), pod(1))
+    first = decide(of, seen(*gang), T0 + 30)
+    assert acts(first) == ["-x-1-0", "-x-1-1"]
+    assert (first.status.phase, first.status.message) == ("Suspended", "suspended; waiting for 2 pods to save and end")
+    assert (first.status.active_seconds, first.status.active_since) == (30, None)
+    assert told([first]) == [("Normal", "Suspended", "suspended by spec.runPolicy.suspend")]
+    of = with_status(of, first)
+    saved = {"reason": "Preempted", "retryable": True, "step": 17, "checkpoint_step": 17}
+    of, decisions = settle(of, seen(pod(0, phase="Failed", report=saved)), T0 + 60)
+    assert of.status.message == "suspended; will go on from step 17"
+    assert told(decisions) == []
+    assert truths(of)["Suspended"] == ("True", "ByUser")
+
+    of = edited(of, runPolicy={"suspend": False})
+    of, decisions = settle(of, seen(pod(0, phase="Failed", report=saved)), T0 + 90)
+    assert (of.status.phase, of.status.attempt, of.status.restarts) == ("Pending", 2, 0)
+    assert of.status.restart_history == []
+    assert of.status.message == "attempt 2: created 2 pods, going on from step 17"
+    assert [e[1:] for e in told(decisions)] == [
+        ("Resumed", "resuming from step 17"),
+        ("AttemptCreated", "attempt 2: created 2 pods, going on from step 17"),
+    ]
+    assert truths(of)["Suspended"] == ("False", "Resumed")
+
+
+def test_resuming_waits_for_the_old_pods():
+    of, _ = settle(edited(running(), runPolicy={"suspend": True}), seen(pod(0), pod(1)), T0 + 1)
+    leaving = pod(0, deleting=True, deletion_deadline=T0 + 300)
+    of, decisions = settle(edited(of, runPolicy={"suspend": False}), seen(leaving), T0 + 2)
+    assert (of.status.phase, of.status.message) == ("Restarting", "resuming from the beginning")
+    assert [acts(d) for d in decisions] == [[]]
+
+
+def test_a_job_born_suspended_makes_nothing_until_it_is_resumed():
+    of = job(runPolicy={"suspend": True})
+    of, decisions = settle(of, Observed(), T0)
+    assert (of.status.phase, of.status.start_time, acts(decisions[-1])) == ("Suspended", None, [])
+    of, decisions = settle(edited(of, runPolicy={"suspend": False}), Observed(), T0 + 100)
+    assert (of.status.phase, of.status.attempt, of.status.start_time) == ("Pending", 1, rfc3339(T0 + 100))
+    assert of.status.message == "attempt 1: created 2 pods"
+
+
+# --- not accepted -------------------------------------------------------------------------------------------------
+
+
+def test_an_impossible_job_fails_without_pods_and_says_everything():
+    of, decisions = settle(job(mesh={"dpShard": 5}, pod={"labels": {"hftitan.io/x": "y"}}), Observed(), T0)
+    assert failed_by(of, "InvalidSpec")
+    assert truths(of)["Accepted"] == ("False", "InvalidSpec")
+    assert of.status.message == (
+        "spec.mesh.dpShard: dpReplicate 1 x dpShard 5 x cp 1 x tp 1 x pp 1 = 5, but the mesh has 2 ranks (2 nodes x "
+        "1 process); use 2 or -1; spec.pod.labels[hftitan.io/x]: is set by the operator; remove it"
+    )
+    assert all(not d.actions for d in decisions)
+    assert [e[1] for e in told(decisions)] == ["InvalidSpec"]
+
+
+def test_the_mesh_of_a_running_job_is_fixed():
+    of = edited(running(), mesh={"nodes": 3})
+    of, _ = settle(of, seen(pod(0), pod(1)), T0 + 1)
+    assert failed_by(of, "MeshChanged")
+    assert (of.status.message or "").startswith(
+        "spec.mesh: changed from 2x1: dp2 to 3x1: dp3 after pods were made for it; a job's mesh is fixed"
+    )
+
+
+def test_what_was_accepted_is_not_judged_again_until_it_changes(monkeypatch):
+    from hftitan_operator.core import admission, podcheck
+
+    of = running()
+    stricter = [podcheck.SpecError("spec.model.name", "a rule of a newer operator")]
+    monkeypatch.setattr(admission, "problems", lambda job: stricter)
+    gang = seen(pod(0), pod(1), progress=progress(11, updated=T0 + 1))
+    assert decide(of, gang, T0 + 1).status.phase == "Running"
+    assert decide(edited(of, training={"steps": 200}), gang, T0 + 1).status.phase == "Failed"
+
+
+# --- after the end ------------------------------------------------------------------------------------------------
+
+
+def ended(**policy):
+    of = running(job(runPolicy=policy))
+    return settle(of, seen(pod(0), pod(1, phase="Failed", report="UserError")), T0)[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("Running", ["-x-1-0 grace 15"]), ("All", ["-x-1-0 grace 15", "-x-1-1"]), ("None", [])],
+)
+def test_pods_are_cleaned_by_policy(policy, expected):
+    of = ended(cleanPodPolicy=policy)
+    assert acts(decide(of, seen(pod(0), pod(1, phase="Failed", report="UserError")), T0 + 1)) == expected
+
+
+def test_the_end_is_final_whatever_is_seen_or_edited():
+    of = ended()
+    before = of.status
+    for observed in (seen(), seen(pod(0), pod(1)), seen(pod(0, phase="Succeeded"), pod(1, phase="Succeeded"))):
+        for later in (of, edited(of, runPolicy={"suspend": True}), edited(of, training={"steps": 999})):
+            decision = decide(later, observed, T0 + 10**6)
+            assert not any(isinstance(action, Apply) for action in decision.actions)
+            assert decision.events == ()
+            assert st.updated(decision.status, pods=None) == st.updated(before, pods=None)
+
+
+def test_the_ttl_deletes_the_job():
+    of = ended(ttlSecondsAfterFinished=600)
+    waiting = decide(of, seen(), T0 + 100)
+    assert (acts(waiting), waiting.recheck_after) == ([], 500)
+    assert acts(decide(of, seen(), T0 + 600)) == ["-job"]
+    assert decide(ended(), seen(), T0 + 10**9).recheck_after is None
+
+
+def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector():
+    of = job(meta={"deletionTimestamp": rfc3339(T0)})
+    assert decide(of, Observed(), T0) == Decision(status=of.status)
+
+
+# --- conditions ---------------------------------------------------------------------------------------------------
+
+
+def test_transition_times_move_with_the_status_alone():
+    of = running()
+    accepted = st.condition(of.status, "Accepted")
+    assert accepted
+    of, _ = settle(edited(of, runPolicy={"maxRestarts": 5}), seen(pod(0), pod(1), progress=progress(10)), T0 + 50)
+    later = st.condition(of.status, "Accepted")
+    assert later
+    assert (later.last_transition_time, later.observed_generation) == (accepted.last_transition_time, 2)
+    assert of.status.observed_generation == 2
+    of, _ = settle(of, seen(pod(0, phase="Failed", exit_code=1), pod(1)), T0 + 60)
+    condition = st.condition(of.status, "Running")
+    assert condition
+    assert (condition.status, condition.last_transition_time) == ("False", rfc3339(T0 + 60))
+
+
+def test_a_status_survives_the_api_server():
+    """Long messages and long lives fit the schema: what is written can be read."""
+    long = pod(0, phase="Pending", reason="Unschedulable", message="no room " * 5000)
+    of, _ = settle(job(), Observed(), T0)
+    of, _ = settle(of, seen(long, pod(1)), T0)
+    assert type(of.status).model_validate(of.status.to_dict()) == of.status
+
+
+def test_the_input_is_never_changed():
+    of, observed = running(), seen(pod(0, phase="Failed", exit_code=137), pod(1))
+    before = of.model_dump_json()
+    decide(of, observed, T0 + 1)
+    assert of.model_dump_json() == before
