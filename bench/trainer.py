@@ -75,8 +75,9 @@ def peer(args: argparse.Namespace) -> None:
     rows = [ids[i : i + args.seq_len] for i in range(0, len(ids) - args.seq_len, args.seq_len)]
 
     class Clock(t.TrainerCallback):  # type: ignore[misc]
-        steps: list[float] = []
-        began = 0.0
+        def __init__(self) -> None:
+            self.steps: list[float] = []
+            self.began = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()

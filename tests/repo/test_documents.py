@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from hftitan_api.load import admit, load_job
 
 ROOT = Path(__file__).parents[2]
