@@ -74,8 +74,11 @@ class Life:
             serve(observer, env.pod_ip, spec.monitoring.port, progress=env.node_index == 0)
         check_paths(spec)
 
+        import transformers.configuration_utils  # noqa: F401  (and torch with it: not to be counted as fetching)
+
         from hftitan_trainer.hf_model import fetch_model
 
+        observer.stage("import")
         model = fetch_model(spec.model)
         observer.fetched(model.revision)
         observer.stage("fetch")

@@ -67,10 +67,10 @@ class RunObserver(Observer, Collector):
     # --- what happens -----------------------------------------------------------------------------------------
 
     def stage(self, name: str) -> None:
-        """The start-up stage `name` is over; it lasted since the stage before it."""
+        """A part of the start-up stage `name` is over; it lasted since the one before it."""
         now = self._clock()
         with self._lock:
-            self._stages[name] = now - self._stage_began
+            self._stages[name] = self._stages.get(name, 0.0) + now - self._stage_began
             self._stage_began = now
 
     def fetched(self, revision: str | None) -> None:

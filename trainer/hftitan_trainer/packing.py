@@ -177,6 +177,8 @@ class Packer:
         self._pad = pad
         self._field = field
         self._pending: Tokens | None = None
+        self._start = 0
+        """Where the next row goes on in the pending document."""
 
     def row(self) -> Row:
         """The next row. Raises StopIteration at the end of a finite stream (an unfinished row of text is dropped, one
@@ -191,16 +193,20 @@ class Packer:
                         raise
                     self._fill(row, room)
                     break
-            ids, learn = self._pending.ids, self._pending.learn
-            if self._whole and len(ids) - 1 > room and row.inputs:
+            ids, learn, start = self._pending.ids, self._pending.learn, self._start
+            left = len(ids) - 1 - start
+            if self._whole and left > room and row.inputs:
                 self._fill(row, room)
                 break
-            size = min(room, len(ids) - 1)
-            row.inputs.extend(ids[:size])
-            row.labels.extend(_labels(ids[1 : size + 1], learn and learn[1 : size + 1]))
+            size = min(room, left)
+            shifted = slice(start + 1, start + size + 1)
+            row.inputs.extend(ids[start : start + size])
+            row.labels.extend(_labels(ids[shifted], learn and learn[shifted]))
             row.positions.extend(range(size))
-            rest = not self._whole and len(ids) - 1 > size
-            self._pending = Tokens(ids[size:], learn[size:] if learn else None) if rest else None
+            if left > size and not self._whole:
+                self._start += size
+            else:
+                self._pending, self._start = None, 0
         return row
 
     def state(self) -> dict[str, Any]:
@@ -208,13 +214,20 @@ class Packer:
         pending = None
         if self._pending is not None:
             learn = self._pending.learn
-            pending = {"ids": self._pending.ids, "learn": None if learn is None else [int(x) for x in learn]}
+            pending = {
+                "ids": self._pending.ids[self._start :],
+                "learn": None if learn is None else [int(wanted) for wanted in learn[self._start :]],
+            }
         return {"stream": self._stream.state(), "pending": pending}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._stream.restore(state["stream"])
         pending = state["pending"]
-        self._pending = pending and Tokens(pending["ids"], pending["learn"] and [bool(x) for x in pending["learn"]])
+        self._start = 0
+        self._pending = None
+        if pending is not None:
+            learn = pending["learn"]
+            self._pending = Tokens(pending["ids"], None if learn is None else [bool(wanted) for wanted in learn])
 
     def _next_document(self) -> Tokens:
         """The next document with something to learn in it."""

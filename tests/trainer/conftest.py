@@ -1,0 +1,53 @@
+"""A tokenizer small enough to read the ids of, and the files that tests train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def byte_tokenizer(**special: str) -> Any:
+    """One token for each byte after the three special ones; BOS is not added by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", **special}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+@pytest.fixture(scope="session")
+def chatml() -> str:
+    """The template of `tokenizer`."""
+    return CHATML
+
+
+@pytest.fixture(scope="session", name="byte_tokenizer")
+def byte_tokenizer_factory() -> Callable[..., Any]:
+    return byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A transformers tokenizer with a chat template in the manner of ChatML."""
+    made = byte_tokenizer()
+    made.chat_template = CHATML
+    return made
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,168 @@
+"""The loader as torchtitan drives it: batches, state by data-parallel rank, errors in the training thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hftitan_api.models import DatasetSpec
+from hftitan_trainer import slim
+from hftitan_trainer.errors import UserError
+
+slim.install()
+
+from hftitan_trainer.data import PackedDataLoader, dataloader_config  # noqa: E402
+from hftitan_trainer.tokenizer import HFTokenizer, tokenizer_config  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def wrapped(tokenizer_folder: Path) -> HFTokenizer:
+    return tokenizer_config().build(tokenizer_path=str(tokenizer_folder))
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "d.jsonl"
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "answer"}]
+    path.write_text("".join(json.dumps({"text": chr(97 + i) * (5 + 3 * i), "chat": chat}) + "\n" for i in range(11)))
+    return path
+
+
+def loader(wrapped: HFTokenizer, path: Path, *, rank: int = 0, world: int = 1, **spec: Any) -> PackedDataLoader:
+    config = dataloader_config(DatasetSpec(path=str(path), **spec), seed=5)
+    seq_len = 48 if "messages_field" in spec else 16
+    return config.build(
+        dp_world_size=world,
+        dp_rank=rank,
+        tokenizer=wrapped,
+        seq_len=seq_len,
+        local_batch_size=2,
+        snapshot_every_n_steps=1,
+    )
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip([*a[0].values(), a[1]], [*b[0].values(), b[1]], strict=True))
+
+
+def test_a_batch(wrapped: HFTokenizer, lines: Path) -> None:
+    inputs, labels = next(iter(loader(wrapped, lines)))
+    assert {key: (value.shape, value.dtype) for key, value in inputs.items()} == {
+        "input": ((2, 16), torch.int64),
+        "positions": ((2, 16), torch.int64),
+    }
+    assert labels.shape == (2, 16)
+    flat = [wrapped.hf.convert_ids_to_tokens(row.tolist()) for row in labels]
+    starts = (inputs["positions"] == 0)[:, 1:]
+    # Where a document starts, the label before it is the end of the one before.
+    assert starts.any()
+    for row, place in starts.nonzero().tolist():
+        assert flat[row][place] == "</s>"
+
+
+def test_chats_are_learnt_in_part(wrapped: HFTokenizer, lines: Path) -> None:
+    _, labels = next(iter(loader(wrapped, lines, messages_field="chat")))
+    assert (labels == -100).any()
+    assert (labels != -100).any(dim=1).all()
+
+
+@pytest.mark.parametrize("spec", [{}, {"messages_field": "chat"}])
+def test_the_state_is_exact_although_batches_are_made_ahead(
+    wrapped: HFTokenizer, lines: Path, spec: dict[str, Any]
+) -> None:
+    unbroken = loader(wrapped, lines, rank=1, world=2, **spec)
+    batches = iter(unbroken)
+    for _ in range(12):
+        resumed = loader(wrapped, lines, rank=1, world=2, **spec)
+        resumed.load_state_dict(unbroken.state_dict())
+        expected = next(batches)
+        stream = iter(resumed)
+        assert same(next(stream), expected)
+        stream.close()  # type: ignore[attr-defined]
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_ranks_read_different_documents_and_keep_their_own_state(wrapped: HFTokenizer, lines: Path) -> None:
+    first, second = (loader(wrapped, lines, rank=rank, world=2) for rank in range(2))
+    assert not same(next(iter(first)), next(iter(second)))
+    assert set(first.state_dict()) == {"dp_rank_0", "world_size"}
+    assert set(second.state_dict()) == {"dp_rank_1", "world_size"}
+
+
+def test_another_data_parallel_degree_is_refused(wrapped: HFTokenizer, lines: Path) -> None:
+    state = loader(wrapped, lines, world=2).state_dict()
+    with pytest.raises(
+        UserError, match=r"spec\.mesh: the checkpoint was written by 2 data-parallel ranks, now there are 1"
+    ):
+        loader(wrapped, lines).load_state_dict(state)
+
+
+def test_a_broken_line_met_in_training_is_raised_in_the_training_thread(
+    wrapped: HFTokenizer, lines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hftitan_trainer.documents.CHECKED_BYTES", 10)
+    content = lines.read_text().splitlines()
+    content[5] = content[5][:-3]
+    lines.write_text("\n".join(content))
+    with pytest.raises(UserError, match=r"d\.jsonl:6: broken JSON"):
+        for _ in zip(loader(wrapped, lines), range(100), strict=False):
+            pass
+
+
+def test_bos_only_where_the_tokenizer_itself_puts_one(
+    tmp_path: Path, wrapped: HFTokenizer, byte_tokenizer: Callable[[], Any]
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    from hftitan_trainer.data import text_encoder
+
+    assert text_encoder(wrapped)("a", "").ids == [*wrapped.encode("a"), wrapped.eos_id]
+    with_bos = byte_tokenizer()
+    with_bos.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    with_bos.save_pretrained(tmp_path / "bos")
+    tokenizer = tokenizer_config().build(tokenizer_path=str(tmp_path / "bos"))
+    assert text_encoder(tokenizer)("a", "").ids == [1, *wrapped.encode("a"), 2]
+    assert text_encoder(tokenizer)(" \n", "").ids == []
+
+
+def test_no_tokenizer_is_a_mistake_of_the_spec(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"spec\.model\.name: transformers cannot load a tokenizer"):
+        tokenizer_config().build(tokenizer_path=str(tmp_path))
+
+
+def test_hub_streams_resume_exactly_and_start_over(wrapped: HFTokenizer) -> None:
+    from datasets import Dataset
+
+    from hftitan_trainer.documents import Fields
+    from hftitan_trainer.packing import HubStream
+
+    records = [{"text": str(i)} for i in range(7)]
+    fields = Fields(DatasetSpec(name="a/b", streaming=True), "spec.dataset")
+
+    def stream(rank: int = 0, world: int = 1) -> HubStream:
+        dataset = Dataset.from_list(records).to_iterable_dataset(num_shards=1)
+        return HubStream(dataset, "a/b", fields, rank=rank, world=world)
+
+    unbroken = stream(1, 2)
+    assert [unbroken.take()[0] for _ in range(3)] == ["1", "3", "5"]
+    for _ in range(7):
+        state = json.loads(json.dumps(unbroken.state()))
+        resumed = stream(1, 2)
+        resumed.restore(state)
+        assert resumed.take()[0] == unbroken.take()[0]
+    assert unbroken.epoch >= 2
+
+
+def test_slim_stands_in_for_the_text_datasets_and_says_so() -> None:
+    from torchtitan.hf_datasets import text_datasets
+
+    config = text_datasets.HuggingFaceTextDataLoader.Config(dataset="c4", infinite=False)
+    with pytest.raises(NotImplementedError, match="replaced by hftitan_trainer"):
+        config.build(dp_world_size=1)
+    with pytest.raises(AttributeError, match="slim"):
+        _ = text_datasets.nothing

@@ -1,0 +1,162 @@
+"""Documents to rows: nothing lost, nothing twice, exact after a resume, the same for any number of ranks. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import count
+
+import pytest
+
+from hftitan_trainer.chat import Tokens
+from hftitan_trainer.errors import UserError
+from hftitan_trainer.packing import IGNORE_INDEX, Deck, Packer, Permutation, Row
+
+
+class Words:
+    """Documents whose tokens are numbers that name document and place."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> list[int]:
+        return [index * 1000 + place for place in range(self.lengths[index])]
+
+    def where(self, index: int) -> str:
+        return f"document {index}"
+
+
+def packer(
+    lengths: Sequence[int], seq: int, *, rank: int = 0, world: int = 1, whole: bool = False, infinite: bool = True
+) -> Packer:
+    def encode(document: list[int], _where: str) -> Tokens:
+        return Tokens(document, [place % 2 == 1 for place in range(len(document))] if whole else None)
+
+    deck = Deck(Words(lengths), seed=3, rank=rank, world=world, infinite=infinite)
+    return Packer(deck, encode, seq, whole=whole, pad=-1, field="spec.dataset.path")
+
+
+def rows(made: Packer, most: int = 10_000) -> list[Row]:
+    """Up to `most` rows, to the end of a finite stream."""
+    found = []
+    for _ in range(most):
+        try:
+            found.append(made.row())
+        except StopIteration:
+            break
+    return found
+
+
+@pytest.mark.parametrize("n", [*range(1, 40), 255, 256, 257, 1000])
+def test_a_permutation_meets_every_index_once(n: int) -> None:
+    assert sorted(map(Permutation(n, seed=1, epoch=0), range(n))) == list(range(n))
+
+
+def test_epochs_seeds_and_chance_differ() -> None:
+    orders = {tuple(map(Permutation(50, seed, epoch), range(50))) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    assert tuple(range(50)) not in orders
+    # every index comes first about equally often: 200 draws of 10, expected 20 each
+    first = Counter(Permutation(10, seed, 0)(0) for seed in range(200))
+    assert set(first) == set(range(10))
+    assert max(first.values()) < 45
+
+
+@pytest.mark.parametrize(("documents", "world"), [(7, 1), (7, 2), (7, 3), (2, 5), (1, 4)])
+def test_ranks_deal_each_epoch_out_once_however_few_documents(documents: int, world: int) -> None:
+    decks = [Deck(Words([1] * documents), seed=0, rank=rank, world=world) for rank in range(world)]
+    dealt = [deck.take()[1] for _ in range(documents * 3) for deck in decks]
+    for epoch in range(3):
+        part = dealt[epoch * documents : (epoch + 1) * documents]
+        assert sorted(part) == [f"document {i}" for i in range(documents)]
+
+
+def test_rows_are_next_token_aligned_with_positions_that_restart() -> None:
+    for row in rows(packer([5, 11, 3, 30, 2], 8), 50):
+        assert len(row.inputs) == len(row.labels) == len(row.positions) == 8
+        assert row.positions[0] == 0
+        for place in range(8):
+            assert row.labels[place] == row.inputs[place] + 1  # never the next document's first token
+            if row.positions[place]:
+                assert row.inputs[place] == row.inputs[place - 1] + 1
+                assert row.positions[place] == row.positions[place - 1] + 1
+
+
+def test_every_token_is_learnt_once_in_an_epoch() -> None:
+    lengths = [5, 11, 3, 30, 2, 1, 0]
+    labels = [label for row in rows(packer(lengths, 4, infinite=False)) for label in row.labels]
+    expected = [i * 1000 + place for i, n in enumerate(lengths) for place in range(1, n)]
+    assert len(labels) == len(expected) // 4 * 4
+    assert not Counter(labels) - Counter(expected)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 3)])
+def test_a_resumed_packer_gives_the_very_next_row(whole: bool, rank: int, world: int) -> None:
+    lengths = [5, 11, 3, 30, 2, 1, 7, 7, 40, 6]
+    unbroken = packer(lengths, 8, rank=rank, world=world, whole=whole)
+    for _ in range(40):
+        state = json.loads(json.dumps(unbroken.state()))
+        resumed = packer(lengths, 8, rank=rank, world=world, whole=whole)
+        resumed.restore(state)
+        expected = unbroken.row()
+        assert resumed.row() == expected
+
+
+def test_chats_stay_whole_and_only_marked_tokens_are_learnt() -> None:
+    lengths = [4, 6, 3, 9, 5]
+    seen: Counter[int] = Counter()
+    for row in rows(packer(lengths, 10, whole=True, infinite=False)):
+        starts = [place for place, position in enumerate(row.positions) if position == 0]
+        for start, end in zip(starts, [*starts[1:], 10], strict=True):
+            document = row.inputs[start] // 1000
+            if row.inputs[start] == -1:  # padding
+                assert end == 10
+                assert row.labels[start:end] == [IGNORE_INDEX] * (end - start)
+                continue
+            seen[document] += 1
+            assert row.inputs[start:end] == [document * 1000 + place for place in range(end - start)]
+            assert end - start == lengths[document] - 1
+            wanted = [label if label % 2 else IGNORE_INDEX for label in (t + 1 for t in row.inputs[start:end])]
+            assert row.labels[start:end] == wanted
+    assert seen == Counter(range(5))
+
+
+def test_a_chat_longer_than_a_row_loses_its_end() -> None:
+    row = packer([20], 8, whole=True).row()
+    assert row.inputs == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "whole", "words"),
+    [
+        ([1, 0], False, "spec.dataset.path: no document has two tokens or more"),
+        ([1, 1], True, "spec.dataset.path: no chat has an answer of the assistant within seqLen (8 tokens)"),
+    ],
+)
+def test_data_with_nothing_to_learn_ends_in_words_not_in_a_hang(lengths: list[int], whole: bool, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        packer(lengths, 8, whole=whole).row()
+    assert str(caught.value) == words
+
+
+def test_a_long_document_does_not_slow_down_with_its_length() -> None:
+    """Rows are cut off the front in time proportional to the row, not to what is left of the document."""
+    ticks = count()
+
+    class Ids(list[int]):
+        def __getitem__(self, index):  # type: ignore[no-untyped-def]
+            if isinstance(index, slice):
+                for _ in range(len(range(*index.indices(len(self))))):
+                    next(ticks)
+                return Ids(super().__getitem__(index))
+            return super().__getitem__(index)
+
+    deck = Deck(Words([1]), seed=0, rank=0, world=1)
+    made = Packer(deck, lambda _d, _w: Tokens(Ids(range(20_001))), 10, whole=False, pad=0, field="f")
+    rows(made, 2000)
+    assert next(ticks) < 20 * 20_001
