@@ -61,7 +61,9 @@ def last_words(end: End, told: str = "") -> str:
         return f"Succeeded: step {end.step} of {end.steps} {took}{export}"
     if end.phase == "Failed":
         reason = f" ({end.reason})" if end.reason else ""
-        return f"Failed{reason} at step {end.step} of {end.steps}, {took}" + (f": {end.message}" if end.message != told else "")
+        return f"Failed{reason} at step {end.step} of {end.steps}, {took}" + (
+            f": {end.message}" if end.message != told else ""
+        )
     saved = f"saved step {end.checkpoint_step}" if end.checkpoint_step is not None else "nothing saved"
     return f"Stopped at step {end.step} of {end.steps}, {took}; {saved}. Run it again to continue."
 

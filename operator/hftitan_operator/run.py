@@ -11,18 +11,20 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hftitan_api import mesh
+from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import TERMINAL, HFTitanJob
 from hftitan_api.wire import Progress
 from hftitan_operator.cluster.local import LocalCluster
 from hftitan_operator.cluster.local_machine import Machine, Refused
 from hftitan_operator.cluster.local_prepare import Prepared
 from hftitan_operator.cluster.port import Conflict
-from hftitan_operator.core import sizing
+from hftitan_operator.core import classify, sizing
 from hftitan_operator.core.state import Event, PodView
 from hftitan_operator.step import step
 
@@ -200,7 +202,7 @@ def summary(job: HFTitanJob, cluster: LocalCluster, interrupted: signal.Signals 
     else:
         code = 128 + (interrupted or signal.SIGTERM)
     last = [pod for pod in cluster.ended if pod.attempt == status.attempt]
-    pod = decisive(last)
+    pod = decisive(last, mesh.plan(job.spec))
     report = pod.report if pod else None
     log = guilty_log(cluster.machine, pod) if pod and phase == "Failed" else None
     reports = [p.report for p in last if p.report]
@@ -223,15 +225,12 @@ def summary(job: HFTitanJob, cluster: LocalCluster, interrupted: signal.Signals 
     )
 
 
-def decisive(pods: list[PodView]) -> PodView | None:
-    """The pod that decided the end of its gang: first causes before the ends that followed from them."""
-
-    def weight(pod: PodView) -> int:
-        if pod.report is None:
-            return 3 if pod.deleting or pod.phase == "Succeeded" else 2
-        return 1 if pod.report.reason in ("Completed", "Preempted") or pod.deleting else 0
-
-    return min(pods, key=weight, default=None)
+def decisive(pods: Sequence[PodView], plan: MeshPlan) -> PodView | None:
+    """The pod that decided the end of its gang, by the core's own order of causes; those stopped after it come last."""
+    bad = [(pod.deleting, cause, i) for i, pod in enumerate(pods) if (cause := classify.of_pod(pod, plan))]
+    if bad:
+        return pods[min(bad)[2]]
+    return min(pods, key=lambda pod: pod.index, default=None)
 
 
 def guilty_log(machine: Machine, pod: PodView) -> Path | None:

@@ -103,7 +103,7 @@ def hftitan(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "FAKE": fake, **(env or {})},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "FAKE": fake, **(env or {})},
         )
         started.append(process)
         return process

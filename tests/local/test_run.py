@@ -1,0 +1,220 @@
+"""`hftitan run` as its own process, the fake trainer below it: ends, exit codes, restarts, and nothing left behind."""
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from hftitan_operator.cluster import local_net
+
+SLOW = {"FAKE_STEP": "0.2"}
+
+
+def objects(process):
+    """Every line of a finished `-o json` run, and its exit code."""
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return [json.loads(line) for line in out.splitlines()], process.returncode
+
+
+def of(lines, kind):
+    return [line for line in lines if line["type"] == kind]
+
+
+def metrics(workdir):
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def steps_done(workdir):
+    return max((row["step"] for row in metrics(workdir)), default=0)
+
+
+def pid_of(workdir, pod):
+    return int((workdir / ".pods" / pod / "pid").read_text())
+
+
+def test_a_job_that_succeeds(hftitan, tmp_path, pids_of):
+    run = tmp_path / "run"
+    lines, code = objects(hftitan("-o", "json", env=SLOW))
+    assert code == 0
+    assert [line["phase"] for line in of(lines, "phase")] == ["Pending", "Starting", "Running", "Succeeded"]
+    assert [(line["step"], line["loss"]) for line in of(lines, "step")] == [(n, 5.0 - n / 10) for n in range(1, 6)]
+    end = lines[-1]
+    assert end["type"] == "end"
+    assert (end["exitCode"], end["reason"], end["step"], end["steps"]) == (0, "Completed", 5, 5)
+    assert (end["attempt"], end["restarts"], end["checkpointStep"]) == (1, 0, 5)
+    assert end["exportPath"] == str(run / "export")
+    assert all(line["time"].endswith("Z") for line in lines)
+    assert pids_of(run) == []
+    assert json.loads((run / "status.json").read_text())["status"]["phase"] == "Succeeded"
+    assert (run / "logs" / "tiny-1-0.log").read_text().startswith("agent ")
+    # Each pod has an address of its own, the two meet at the first one's, and node 0's port is closed again.
+    env = [json.loads((run / f"env-1-{i}.json").read_text()) for i in (0, 1)]
+    assert env[0]["HFTITAN_POD_IP"] != env[1]["HFTITAN_POD_IP"]
+    assert env[0]["PET_RDZV_ENDPOINT"] == env[1]["PET_RDZV_ENDPOINT"]
+    assert env[0]["PET_RDZV_ENDPOINT"].startswith(env[0]["HFTITAN_POD_IP"] + ":")
+    assert local_net.port_is_free(env[0]["HFTITAN_POD_IP"], 9400)
+
+
+def test_a_mistake_of_the_user_fails_at_once_and_shows_the_log(hftitan, tmp_path, pids_of):
+    process = hftitan(fake="user:1:2")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Failed (UserError) at step 1 of 5" in out
+    assert "    UserError: no such dataset" in out
+    assert f"log: {tmp_path / 'run' / 'logs' / 'tiny-1-0' / 'rank0.log'}" in out
+    assert "attempt 2" not in out
+    assert pids_of(tmp_path / "run") == []
+
+
+def test_a_crash_restarts_the_gang_from_the_checkpoint(hftitan, tmp_path):
+    lines, code = objects(hftitan("-o", "json", fake="crash:1:5"))
+    assert code == 0
+    assert lines[-1]["attempt"] == 2
+    assert lines[-1]["restarts"] == 1
+    rows = metrics(tmp_path / "run")
+    assert [(row["attempt"], row["step"]) for row in rows] == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 5)]
+
+
+def test_restarts_exhausted_exits_1_with_the_traceback(hftitan, job_document):
+    job = job_document(runPolicy={"maxRestarts": 0})
+    lines, code = objects(hftitan("-o", "json", fake="crash:1:3", job=job))
+    assert code == 1
+    assert lines[-1]["phase"] == "Failed"
+    assert lines[-1]["log"].endswith("logs/tiny-1-0/rank0.log")
+    assert lines[-1]["logTail"] == ["Traceback (most recent call last):", "Boom: the fake one"]
+
+
+@pytest.mark.parametrize("pod", [0, 1])
+def test_kill_9_of_a_pod_makes_a_second_attempt(hftitan, tmp_path, wait_for, pids_of, pod):
+    run = tmp_path / "run"
+    process = hftitan("-o", "json", env=SLOW)
+    wait_for(lambda: steps_done(run) >= 2)
+    os.kill(pid_of(run, f"tiny-1-{pod}"), signal.SIGKILL)
+    lines, code = objects(process)
+    assert code == 0
+    assert (lines[-1]["attempt"], lines[-1]["restarts"]) == (2, 1)
+    # The new gang began only after every process of the old one was gone, and went on from the checkpoint.
+    restarted = next(row for row in metrics(run) if row["attempt"] == 2)
+    assert restarted["step"] in (3, 4)
+    assert pids_of(run) == []
+
+
+def test_kill_9_of_a_supervisor_takes_its_whole_tree_along(hftitan, tmp_path, wait_for, pids_of):
+    run = tmp_path / "run"
+    process = hftitan("-o", "json", env=SLOW)
+    wait_for(lambda: steps_done(run) >= 2)
+    agent = pid_of(run, "tiny-1-1")
+    supervisor = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(supervisor, signal.SIGKILL)
+    lines, code = objects(process)
+    assert code == 0
+    assert lines[-1]["attempt"] == 2
+    assert pids_of(run) == []
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_stops_and_the_next_run_goes_on(hftitan, tmp_path, wait_for, pids_of, number, expected):
+    run = tmp_path / "run"
+    process = hftitan("-o", "json", env=SLOW)
+    wait_for(lambda: steps_done(run) >= 3)
+    process.send_signal(number)
+    lines, code = objects(process)
+    assert code == expected
+    end = lines[-1]
+    assert (end["phase"], end["reason"]) == ("Suspended", "Preempted")
+    assert end["checkpointStep"] == end["step"] == steps_done(run) < 5
+    assert pids_of(run) == []
+
+    again, code = objects(hftitan("-o", "json"))
+    assert code == 0
+    assert (again[-1]["attempt"], again[-1]["restarts"]) == (2, 0)
+    assert [line["step"] for line in of(again, "step")] == list(range(end["step"] + 1, 6))
+    first, second = (json.loads((run / f"env-{n}-0.json").read_text())["PET_RDZV_ID"] for n in (1, 2))
+    assert first.removesuffix("-1") == second.removesuffix("-2")
+
+
+def test_a_second_signal_kills(hftitan, tmp_path, wait_for, pids_of):
+    run = tmp_path / "run"
+    process = hftitan(fake="stubborn:1:0", env=SLOW)
+    wait_for(lambda: steps_done(run) >= 1)
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: "uspended" in (run / "status.json").read_text())
+    assert pids_of(run)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "SIGINT again: killing" in out
+    assert pids_of(run) == []
+
+
+def test_when_the_run_itself_is_killed_nothing_survives(hftitan, tmp_path, wait_for, pids_of):
+    run = tmp_path / "run"
+    process = hftitan(env=SLOW)
+    wait_for(lambda: steps_done(run) >= 2)
+    assert len(pids_of(run)) >= 6  # two supervisors, two agents, two workers
+    process.kill()
+    wait_for(lambda: not pids_of(run), timeout=5)
+    # The lock went with it, and the next life has a new attempt number.
+    lines, code = objects(hftitan("-o", "json"))
+    assert code == 0
+    assert lines[-1]["attempt"] == 2
+
+
+def test_one_run_in_a_work_folder(hftitan, tmp_path, wait_for):
+    run = tmp_path / "run"
+    first = hftitan(env=SLOW)
+    wait_for(lambda: steps_done(run) >= 1)
+    second = hftitan()
+    _, err = second.communicate(timeout=30)
+    assert second.returncode == 2
+    assert f"{run} is in use by process {first.pid}; stop that run or give another --workdir" in err
+    first.communicate(timeout=30)
+    assert first.returncode == 0
+
+
+def test_two_runs_side_by_side_do_not_meet(hftitan, tmp_path):
+    first, second = hftitan("-o", "json", workdir="a"), hftitan("-o", "json", workdir="b")
+    assert objects(first)[1] == objects(second)[1] == 0
+    ends = {json.loads((tmp_path / w / "env-1-0.json").read_text())["PET_RDZV_ENDPOINT"] for w in "ab"}
+    assert len(ends) == 2
+
+
+def test_a_taken_port_is_replaced_unless_the_job_names_it(hftitan, job_document):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = hftitan(job=job_document(monitoring={"port": port}))
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"job.yaml: spec.monitoring.port: {port} is taken on this machine by a server on all addresses" in err
+
+
+def test_deadline_stops_a_job_that_hangs(hftitan, job_document, tmp_path, pids_of):
+    job = job_document(runPolicy={"activeDeadlineSeconds": 2})
+    lines, code = objects(hftitan("-o", "json", fake="hang:1:2", job=job))
+    assert code == 1
+    assert "spec.runPolicy.activeDeadlineSeconds" in lines[-1]["message"]
+    assert pids_of(tmp_path / "run") == []
+
+
+def test_clean_pod_policy_none_leaves_no_process_either(hftitan, job_document, tmp_path, pids_of):
+    job = job_document(runPolicy={"activeDeadlineSeconds": 2, "cleanPodPolicy": "None"})
+    process = hftitan(fake="hang:1:2", job=job)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert pids_of(tmp_path / "run") == []
+
+
+def test_ttl_zero_ends_the_run_and_keeps_the_folder(hftitan, job_document, tmp_path):
+    process = hftitan(job=job_document(runPolicy={"ttlSecondsAfterFinished": 0}))
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Succeeded: step 5 of 5" in out
+    assert (tmp_path / "run" / "export").is_dir()
