@@ -15,7 +15,7 @@ from typing import Any
 from hftitan_api import mesh
 from hftitan_api.models import HFTitanJob, JobSpec
 from hftitan_api.rules import SpecError
-from hftitan_api.shape import IDENTITY_KEYS, SHAPE_KEYS
+from hftitan_api.shape import IDENTITY_KEYS, SHAPE_KEYS, ModelShape
 from hftitan_api.support import unsupported
 from hftitan_api.words import path_text
 
@@ -41,9 +41,10 @@ def admit(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> lis
     """Every reason, beyond its schema, not to run a job. `model_config` is the model's config.json, if at hand."""
     spec = job.spec
     found = [*_metadata(job), *_model(spec), *_dataset(spec), *mesh.check(spec, model_config)]
-    for rule in (_env, _labels, _tolerations, _resources, _affinity, unsupported):
+    for rule in (_env, _labels, _tolerations, _resources, _affinity):
         found += rule(spec)
-    return found
+    shape = None if model_config is None else ModelShape.from_config(model_config, spec.model.overrides)
+    return [*found, *unsupported(spec, shape)]
 
 
 def _metadata(job: HFTitanJob) -> Iterator[SpecError]:

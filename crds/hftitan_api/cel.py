@@ -21,6 +21,7 @@ _DIVIDES = (
     f" && {_WORLD} / self.tp / self.cp / self.pp % self.dpReplicate == 0"
 )
 _DP = "(self.mesh.nodes * self.mesh.gpusPerNode / self.mesh.tp / self.mesh.cp / self.mesh.pp)"
+_INTERLEAVED = "has(self.training.pipelineSchedule) && self.training.pipelineSchedule == 'Interleaved1F1B'"
 
 MESH_RULES: Final[tuple[Rule, ...]] = (
     {
@@ -63,13 +64,12 @@ SPEC_RULES: Final[tuple[Rule, ...]] = (
         "message": "training.pipelineSchedule needs mesh.pp above 1",
     },
     {
-        "rule": "self.mesh.pp == 1 || self.training.localBatchSize >= self.mesh.pp"
-        " || (has(self.training.pipelineSchedule) && self.training.pipelineSchedule != '1F1B')",
-        "message": "training.localBatchSize must be at least mesh.pp with the 1F1B schedule",
+        "rule": f"self.mesh.pp == 1 || self.training.localBatchSize >= self.mesh.pp * ({_INTERLEAVED} ? 2 : 1)",
+        "message": "training.localBatchSize must be at least the number of pipeline stages "
+        "(mesh.pp, twice that with Interleaved1F1B)",
     },
     {
-        "rule": "!has(self.training.pipelineSchedule) || self.training.pipelineSchedule != 'Interleaved1F1B'"
-        " || self.training.localBatchSize <= self.mesh.pp"
+        "rule": f"!({_INTERLEAVED}) || self.training.localBatchSize < self.mesh.pp"
         " || self.training.localBatchSize % (self.training.localBatchSize / self.mesh.pp) == 0",
         "message": "training.localBatchSize must spread evenly over localBatchSize / pp rounds with Interleaved1F1B",
     },

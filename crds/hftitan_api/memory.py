@@ -70,7 +70,7 @@ def count(shape: ModelShape) -> ParameterCount | None:
     h, layers, heads, kv_heads = shape.hidden_size, shape.layers, shape.heads, shape.kv_heads
     head_dim, vocab, experts = shape.head_dim, shape.vocab_size, shape.experts
     inner = shape.moe_intermediate_size if experts else shape.intermediate_size
-    if shape.model_type not in _EXACT or not shape.uniform_layers or shape.refused or experts is None:
+    if shape.model_type not in _EXACT or not shape.uniform_layers or shape.biases or experts is None:
         return None
     if not (h and layers and heads and kv_heads and head_dim and vocab and inner):
         return None

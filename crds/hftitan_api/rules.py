@@ -15,6 +15,7 @@ from hftitan_api.shape import ModelShape
 FLEX_BLOCK = 128
 """Queries in a block of the attention mask on GPUs; context parallelism hands out whole blocks."""
 
+_TWO_STAGES = " (two for each rank with Interleaved1F1B)"
 _FIELD = {"pp": "pp", "dp_replicate": "dpReplicate", "dp_shard": "dpShard", "cp": "cp", "tp": "tp"}
 
 
@@ -137,18 +138,17 @@ def pipeline(spec: JobSpec) -> Iterator[SpecError]:
             )
         return
     # Microbatches are single sequences: torchtitan's pipeline_parallel_microbatch_size 1.
-    batch = training.local_batch_size
-    if (schedule or "1F1B") == "1F1B" and batch < pp:
+    batch, stages = training.local_batch_size, _stages(spec)
+    two = _TWO_STAGES if stages > pp else ""
+    if batch < stages:
         yield SpecError(
             "spec.training.localBatchSize",
-            f"{batch} is less than the {pp} pipeline stages, and 1F1B keeps one sequence in each; "
-            f"use at least {pp}, or pipelineSchedule: GPipe",
+            f"{batch} cannot keep {stages} pipeline stages{two} busy, one sequence in each; use at least {stages}",
         )
-    if schedule == "Interleaved1F1B" and batch > pp and batch % (batch // pp):
-        rounds = batch // pp
+    elif stages > pp and batch % (batch // pp):  # torch's ScheduleInterleaved1F1B
         yield SpecError(
             "spec.training.localBatchSize",
-            f"{batch} sequences do not spread evenly over the {rounds} rounds (localBatchSize / pp {pp}) of "
+            f"{batch} sequences do not spread evenly over the {batch // pp} rounds (localBatchSize / pp {pp}) of "
             f"Interleaved1F1B; use {_any(_around(batch, pp))}",
         )
 
@@ -185,7 +185,8 @@ def model(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
 
 
 def _heads(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
-    # Tensor parallelism gives each rank whole heads, and its local tensors carry no record of an uneven cut.
+    # Tensor parallelism gives each rank whole heads. Its local tensors carry no record of an uneven cut: with 129 words
+    # over two ranks the embedding was taken for [130, h], and the checkpoint did not fit (torchtitan 0.3).
     mesh = spec.mesh
     if "tp" in shape.refused_axes:
         return
@@ -209,14 +210,16 @@ def _layers(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
     mesh = spec.mesh
     if mesh.pp == 1 or not shape.layers or "pp" in shape.refused_axes:
         return
-    each = 2 if spec.training.pipeline_schedule == "Interleaved1F1B" else 1
-    stages = mesh.pp * each
-    if stages > shape.layers:
-        two = " (two for each rank with Interleaved1F1B)" if each == 2 else ""
+    # torchtitan counts embedding and head as a layer each; with less than two for a stage, an end would have no layer.
+    stages = _stages(spec)
+    most = (shape.layers + 2) // 2
+    if stages > most:
+        each = stages // mesh.pp
+        two = _TWO_STAGES if each == 2 else ""
         yield SpecError(
             "spec.mesh.pp",
-            f"{stages} pipeline stages{two} are more than the {shape.layers} layers of {spec.model.name}; "
-            f"use at most {max(shape.layers // each, 1)}",
+            f"{stages} pipeline stages{two} are too many for the {shape.layers} layers of {spec.model.name}; "
+            f"use at most {max(most // each, 1)}",
         )
 
 
@@ -249,6 +252,10 @@ def _positions(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
             f"{seq_len} is more than the sliding window of {window} of {name}, which the backend does not apply; "
             f"use at most {window}",
         )
+
+
+def _stages(spec: JobSpec) -> int:
+    return spec.mesh.pp * (2 if spec.training.pipeline_schedule == "Interleaved1F1B" else 1)
 
 
 # --- words ---------------------------------------------------------------------------------------------------

@@ -59,8 +59,10 @@ _OTHER_LAYOUT = frozenset(
         "qwen3_next", "starcoder2",
     }
 )  # fmt: skip
-# Applied to the logits after lm_head, where the backend's forward ends (model.py); the neutral value is harmless.
-_AFTER_LM_HEAD = {"logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0, "final_logit_softcapping": None}
+# Model types whose forward pass is embedding, layers, norm, head and nothing between. Each pipeline stage runs it with
+# the missing parts replaced by identities, so what a model does to its input besides (Gemma and Granite scale the
+# embeddings) would happen in every stage.
+PIPELINED = frozenset("llama ministral mistral olmo olmo2 olmo3 phi3 qwen2 qwen3 seed_oss smollm3 starcoder2".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class ModelShape:
     """Sizes of one causal LM; None where config.json does not say."""
 
     model_type: str = ""
+    composite: bool = False
+    """A causal LM inside a larger model (images, sound); the sizes are its own."""
     hidden_size: int | None = None
     intermediate_size: int | None = None
     layers: int | None = None
@@ -82,6 +86,8 @@ class ModelShape:
     moe_intermediate_size: int | None = None
     uniform_layers: bool = True
     """All layers are alike; false when some of a mixture-of-experts model are dense."""
+    biases: bool = False
+    """config.json switches on biases that its type has not by default."""
     max_position_embeddings: int | None = None
     sliding_window: int | None = None
     """Keys that a query may look back to, where some layers limit it."""
@@ -101,6 +107,7 @@ class ModelShape:
         experts = _experts(c)
         return cls(
             model_type=model_type,
+            composite=isinstance(text, Mapping),
             hidden_size=hidden,
             intermediate_size=_count(c, "intermediate_size", "n_inner", "ffn_dim"),
             layers=_count(c, *_LAYERS),
@@ -118,6 +125,7 @@ class ModelShape:
                 or c.get("first_k_dense_replace")
                 or c.get("decoder_sparse_step") not in (None, 1)
             ),
+            biases=any(c.get(key) is True for key in ("attention_bias", "mlp_bias")),
             max_position_embeddings=_count(c, *_POSITIONS),
             sliding_window=_sliding_window(c),
             refused_axes=_refused_axes(c, model_type, experts),
@@ -177,6 +185,8 @@ def _refused_axes(config: Mapping[str, Any], model_type: str, experts: int | Non
     found: dict[str, str] = {}
     if experts:
         found["pp"] = "the backend has no pipeline for mixture-of-experts models"
+    elif model_type and model_type not in PIPELINED:
+        found["pp"] = f"models of type {model_type} cannot be cut into pipeline stages"
     limited = None
     if config.get("index_topk") is not None or model_type == "glm_moe_dsa":
         limited = "the backend trains models with a sparse-attention indexer by dp and ep only"
@@ -196,16 +206,4 @@ def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) ->
         )
     if model_type.startswith("gemma4") and experts:
         found.append("the backend's numbers for Gemma 4 with experts are wrong; use a dense Gemma 4")
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key) is True:
-            found.append(
-                f"its config.json says {key}: true, and the backend drops these biases; use a model without them"
-            )
-    for key, neutral in _AFTER_LM_HEAD.items():
-        value = config.get(key)
-        if value is not None and value != neutral:
-            found.append(
-                f"its config.json says {key}: {value}, which the backend does not apply to the logits; "
-                "use a model without it"
-            )
     return found

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from hftitan_api.models import JobSpec
 from hftitan_api.rules import SpecError
+from hftitan_api.shape import ModelShape
 
 _NOT_YET: tuple[tuple[str, Callable[[JobSpec], object], str], ...] = (
     # path, the value when it asks for something (None or False when it does not), what to write instead
@@ -27,10 +28,22 @@ _NOT_YET: tuple[tuple[str, Callable[[JobSpec], object], str], ...] = (
 )
 
 
-def unsupported(spec: JobSpec) -> Iterator[SpecError]:
-    """Every field that asks for what this version does not do yet."""
+_NO_SUCH_MODEL_YET: tuple[tuple[Callable[[ModelShape], object], str], ...] = (
+    (lambda shape: shape.experts, "mixture-of-experts models are not supported yet; use a dense model"),
+    (
+        lambda shape: shape.composite,
+        "models of text and more are not supported yet; use the text-only checkpoint of the family",
+    ),
+)
+
+
+def unsupported(spec: JobSpec, shape: ModelShape | None = None) -> Iterator[SpecError]:
+    """Every field that asks for what this version does not do yet; with the model's shape, the model too."""
     for path, asked, instead in _NOT_YET:
         value = asked(spec)
         if value:
             subject = "this" if value is True else value
             yield SpecError(path, f"{subject} is not supported yet; {instead}")
+    for applies, message in _NO_SUCH_MODEL_YET:
+        if shape is not None and applies(shape):
+            yield SpecError("spec.model.name", f"{spec.model.name}: {message}")

@@ -102,12 +102,9 @@ MISTAKES = {
             "128 x cp 2); use 768"
         ],
     ),
-    "1F1B starves": (
+    "a pipeline starves": (
         {"mesh": {"gpusPerNode": 4, "pp": 4}, "training": {"localBatchSize": 2}},
-        [
-            "spec.training.localBatchSize: 2 is less than the 4 pipeline stages, and 1F1B keeps one sequence in each; "
-            "use at least 4, or pipelineSchedule: GPipe"
-        ],
+        ["spec.training.localBatchSize: 2 cannot keep 4 pipeline stages busy, one sequence in each; use at least 4"],
     ),
     "interleaved rounds": (
         {"mesh": {"gpusPerNode": 4, "pp": 4}, "training": {"localBatchSize": 9, "pipelineSchedule": "Interleaved1F1B"}},
@@ -180,17 +177,17 @@ WITH_A_MODEL = {
     "layers": (
         {"mesh": {"nodes": 4, "gpusPerNode": 8, "pp": 32}, "training": {"localBatchSize": 32}},
         SMOLLM2,
-        [f"spec.mesh.pp: 32 pipeline stages are more than the 30 layers of {NAME}; use at most 30"],
+        [f"spec.mesh.pp: 32 pipeline stages are too many for the 30 layers of {NAME}; use at most 16"],
     ),
     "layers, two stages each": (
         {
             "mesh": {"gpusPerNode": 16, "pp": 16},
-            "training": {"localBatchSize": 16, "pipelineSchedule": "Interleaved1F1B"},
+            "training": {"localBatchSize": 32, "pipelineSchedule": "Interleaved1F1B"},
         },
         SMOLLM2,
         [
-            "spec.mesh.pp: 32 pipeline stages (two for each rank with Interleaved1F1B) are more than the 30 layers of "
-            f"{NAME}; use at most 15"
+            "spec.mesh.pp: 32 pipeline stages (two for each rank with Interleaved1F1B) are too many for the 30 layers "
+            f"of {NAME}; use at most 8"
         ],
     ),
     "ep on a dense model": (
@@ -207,6 +204,14 @@ WITH_A_MODEL = {
         {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2}},
         MIXTRAL,
         [f"spec.mesh.pp: 2 does not work for {NAME}: the backend has no pipeline for mixture-of-experts models; use 1"],
+    ),
+    "a pipeline of a model that scales its embeddings": (
+        {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2}},
+        {"model_type": "gemma3_text", "num_hidden_layers": 26},
+        [
+            f"spec.mesh.pp: 2 does not work for {NAME}: "
+            "models of type gemma3_text cannot be cut into pipeline stages; use 1"
+        ],
     ),
     "GLM-5": (
         {"mesh": {"gpusPerNode": 2, "tp": 2}},
@@ -284,7 +289,14 @@ FINE = {
         {"mesh": {"gpusPerNode": 2, "cp": 2, "device": "cpu"}, "training": {"seqLen": 132}},
         {},
     ),
-    "GPipe starves gladly": ({"mesh": {"gpusPerNode": 4, "pp": 4}, "training": {"pipelineSchedule": "GPipe"}}, SMOLLM2),
+    "a pipeline": ({"mesh": {"gpusPerNode": 16, "pp": 16}, "training": {"localBatchSize": 16}}, SMOLLM2),
+    "an interleaved pipeline": (
+        {
+            "mesh": {"gpusPerNode": 8, "pp": 8},
+            "training": {"localBatchSize": 16, "pipelineSchedule": "Interleaved1F1B"},
+        },
+        SMOLLM2,
+    ),
     "nodes that save nothing": (
         {"mesh": {"nodes": 2}, "checkpoint": {"volume": None, "interval": 0, "exportHF": False}},
         SMOLLM2,
