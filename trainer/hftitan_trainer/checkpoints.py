@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.checkpointer import CheckpointManager
 
 from hftitan_api.wire import TrainerSpec
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoint"
 NEVER = 2**31 - 1
+FAILURES = (Exception, CheckpointException)
+"""What a save or load can raise: DCP's own is no Exception but a BaseException."""
 _VISIBLE_WITHIN_SECONDS = 10.0
 """How long a shared file system may take to show one node's file to another."""
 
@@ -69,7 +72,7 @@ class CompleteCheckpoints(CheckpointManager):
             loaded = super()._load(chosen)
         except TrainerError:
             raise
-        except Exception as error:
+        except FAILURES as error:
             if chosen < 0 or classify(error)[0] == "NetworkError":
                 raise
             raise StorageError(f"loading {self._path / f'step-{chosen}'} failed: {describe(error)}") from error
@@ -148,7 +151,7 @@ class CompleteCheckpoints(CheckpointManager):
         self._sealed.clear()
         try:
             super()._save(curr_step, last_step)
-        except Exception as error:
+        except FAILURES as error:
             raise self._failed(path, error) from error
         self._saved_step = curr_step
         if self.save_future is not None:
@@ -166,7 +169,7 @@ class CompleteCheckpoints(CheckpointManager):
         """Wait until the asynchronous save is written, sealed, and its predecessors are pruned."""
         try:
             super()._wait_for_saving()
-        except Exception as error:
+        except FAILURES as error:
             raise self._failed(self._path / f"step-{self._saved_step}", error) from error
         if dist.get_rank() == 0:
             self._sealed.wait()
@@ -207,7 +210,7 @@ class CompleteCheckpoints(CheckpointManager):
                 self._seal_error = seal_error
         self._sealed.set()
 
-    def _failed(self, path: Path, error: Exception) -> Exception:
+    def _failed(self, path: Path, error: BaseException) -> BaseException:
         """What to raise for a save that went wrong; frees the space of the torn checkpoint."""
         if classify(error)[0] == "NetworkError":
             return error

@@ -1,0 +1,208 @@
+"""The checkpoint component in one process: what it loads, what it refuses, what a failing save leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from hftitan_trainer import slim
+from hftitan_trainer.errors import StorageError, UserError
+
+slim.install()
+
+from hftitan_trainer.checkpoints import CompleteCheckpoints  # noqa: E402
+
+MESH = {"nodes": 1, "dpReplicate": 1, "dpShard": 1}
+
+
+class Counter:
+    """Something with state: the trainer, an optimizer, a loader."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+class Run:
+    """One life of a trainer, reduced to its state."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.model = torch.nn.Linear(8, 8, bias=False)
+        self.trainer, self.data = Counter(), Counter()
+        self.completed: list[int] = []
+        settings = {"interval": 10, "job_uid": "u", "mesh": MESH, "keep_latest_k": 0, "last_save_model_only": False}
+        self.manager = CompleteCheckpoints.Config(enable=True, **{**settings, **config}).build(
+            dataloader=self.data,
+            model_parts=[self.model],
+            optimizers=Counter(),
+            lr_schedulers=Counter(),
+            states={"train_state": self.trainer},
+            sd_adapter=None,
+            base_folder=str(folder),
+        )
+        self.manager.on_complete = self.completed.append
+
+    def save(self, step: int, *, last: bool = False) -> bool:
+        with torch.no_grad():
+            self.model.weight.fill_(step)
+        self.trainer.value = self.data.value = step
+        return self.manager.save(step, last_step=last)
+
+    def seen(self) -> tuple[int, int, float]:
+        return self.trainer.value, self.data.value, float(self.model.weight.detach().mean())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = tmp_path_factory.mktemp("store") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (folder / "checkpoint").glob("step-*"))
+
+
+def test_the_newest_complete_checkpoint_is_loaded_and_the_torn_one_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Run(tmp_path, keep=9)
+    assert not first.manager.load()
+    assert [first.save(step) for step in (10, 15, 20, 30)] == [True, False, True, True]
+    assert first.completed == [10, 20, 30]
+    (tmp_path / "checkpoint/step-30/complete.json").unlink()
+    second = Run(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert second.manager.load()
+    assert second.seen() == (20, 20, 20.0)
+    assert second.completed == [20]
+    assert f"skipping the checkpoint {tmp_path}/checkpoint/step-30: it has no complete.json" in caplog.text
+
+
+def test_a_torn_checkpoint_is_written_over_without_its_leftovers(tmp_path: Path) -> None:
+    torn = tmp_path / "checkpoint/step-10"
+    torn.mkdir(parents=True)
+    (torn / "__7_0.distcp").write_text("of another mesh")
+    run = Run(tmp_path)
+    assert not run.manager.load()
+    assert run.save(10)
+    assert sorted(p.name for p in torn.iterdir()) == [".metadata", "__0_0.distcp", "complete.json"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [40]), (2, [30, 40])])
+def test_retention(tmp_path: Path, keep: int, left: list[int]) -> None:
+    run = Run(tmp_path, keep=keep)
+    for step in (10, 20, 30, 40):
+        run.save(step)
+    assert steps(tmp_path) == left
+
+
+def test_the_last_step_is_saved_whole_and_once(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.save(13, last=True)
+    assert not run.save(13, last=True)
+    again = Run(tmp_path)
+    assert again.manager.load()
+    assert again.seen() == (13, 13, 13.0)
+    assert not again.save(13, last=True)
+
+
+def test_resume_false_refuses_another_runs_checkpoints_but_not_its_own(tmp_path: Path) -> None:
+    Run(tmp_path).save(10)
+    with pytest.raises(UserError) as caught:
+        Run(tmp_path, resume=False, job_uid="other").manager.load()
+    assert str(caught.value) == (
+        f"spec.checkpoint.resume: is false, but {tmp_path}/checkpoint holds a checkpoint of step 10 of another run; set "
+        "true to continue it, or another spec.checkpoint.folder"
+    )
+    # A second attempt of the same job finds what the first one saved.
+    assert Run(tmp_path, resume=False).manager.load()
+    assert Run(tmp_path, job_uid="other").manager.load()
+
+
+def test_another_data_parallel_degree_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path).save(10)
+    with pytest.raises(UserError, match=r"spec\.mesh: .* with 1 data-parallel ranks, now there are 4"):
+        Run(tmp_path, mesh={"nodes": 1, "dpReplicate": 2, "dpShard": 2}).manager.load()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], None]]:
+    """Files of this process end at so many bytes: writing on is an OSError, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_a_full_disk_fails_the_save_and_touches_nothing_older(
+    tmp_path: Path, small_disk: Callable[[int], None], mode: str
+) -> None:
+    run = Run(tmp_path, keep=1, async_mode=mode)
+    run.save(10)
+    run.manager.maybe_wait_for_saving()
+    small_disk(512)
+    with pytest.raises(StorageError, match="step-20 failed"):
+        run.save(20)
+        run.manager.maybe_wait_for_saving()
+    small_disk(2**30)
+    assert steps(tmp_path) == [10]
+    again = Run(tmp_path)
+    again.manager.load()
+    assert again.seen() == (10, 10, 10.0)
+
+
+def test_a_disk_full_at_the_manifest_is_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = Run(tmp_path)
+    run.save(10)
+    monkeypatch.setattr("hftitan_trainer.manifest.seal", full)
+    with pytest.raises(StorageError, match=r"step-20 failed: .*No space left on device"):
+        run.save(20)
+    assert steps(tmp_path) == [10]
+
+
+def test_an_asynchronous_save_counts_once_it_is_written(tmp_path: Path) -> None:
+    run = Run(tmp_path, async_mode="async", keep=1)
+    for step in (10, 20):
+        assert run.save(step)
+    run.manager.maybe_wait_for_saving()
+    assert run.completed == [10, 20]
+    assert steps(tmp_path) == [20]
+    again = Run(tmp_path)
+    again.manager.load()
+    assert again.seen() == (20, 20, 20.0)
+
+
+def test_a_checkpoint_of_right_size_and_wrong_content_is_a_storage_error(tmp_path: Path) -> None:
+    Run(tmp_path).save(10)
+    path = tmp_path / "checkpoint/step-10/.metadata"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(StorageError, match="loading .*step-10 failed"):
+        Run(tmp_path).manager.load()
+
+
+def test_nodes_that_do_not_share_the_folder_are_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = {**MESH, "nodes": 2}
+    assert not Run(tmp_path, mesh=mesh).manager.load()
+    monkeypatch.setattr("hftitan_trainer.checkpoints._reads", lambda _path, _text: False)
+    with pytest.raises(UserError, match=r"spec\.checkpoint\.volume: ranks 0 do not see the files that rank 0 writes"):
+        Run(tmp_path, mesh=mesh).manager.load()
