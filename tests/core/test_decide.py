@@ -258,11 +258,21 @@ def test_an_attempt_created_by_a_pass_that_crashed_is_taken_over():
     assert of.status.message == "attempt 2: waiting for 1 of 2 pods to start"
 
 
-def test_an_attempt_that_died_before_it_was_written_down_is_skipped():
+def test_an_attempt_that_died_before_it_was_written_down_is_counted():
     old, stillborn = pod(0, phase="Failed", exit_code=137), pod(0, 2, phase="Failed", exit_code=1)
     of, decisions = settle(running(), seen(old, stillborn), T0 + 1)
     assert of.status.attempt == 3
+    assert [(r.attempt, r.reason) for r in of.status.restart_history] == [(1, "Killed"), (2, "ExitedWithoutReport")]
+    assert acts(decisions[0]) == []
     assert acts(decisions[-1]) == ["+Pod x-3-0", "+Pod x-3-1", "-x-1-0"]
+
+
+def test_nothing_is_created_beside_pods_that_are_being_deleted():
+    old, leaving = pod(0, phase="Failed", exit_code=137), pod(0, 2, deleting=True, deletion_deadline=T0 + 300)
+    of, decisions = settle(running(), seen(old, leaving), T0 + 1)
+    assert (of.status.phase, of.status.attempt, acts(decisions[-1])) == ("Restarting", 1, [])
+    of, decisions = settle(of, seen(old), T0 + 300)
+    assert (of.status.attempt, acts(decisions[-1])) == (2, ["+Pod x-2-0", "+Pod x-2-1"])
 
 
 def test_pods_of_an_older_attempt_are_ended_and_nothing_created_beside_them():
@@ -638,6 +648,12 @@ def test_transition_times_move_with_the_status_alone():
     condition = st.condition(of.status, "Running")
     assert condition
     assert (condition.status, condition.last_transition_time) == ("False", rfc3339(T0 + 60))
+    # Another reason is no transition: the second attempt ends before it ever ran.
+    of, _ = settle(of, seen(pod(0, phase="Failed", exit_code=1)), T0 + 70)
+    of, _ = settle(of, seen(pod(0, 2, phase="Failed", exit_code=137), pod(1, 2, phase="Pending")), T0 + 80)
+    condition = st.condition(of.status, "Running")
+    assert condition
+    assert (condition.reason, condition.last_transition_time) == ("Killed", rfc3339(T0 + 60))
 
 
 def test_a_status_survives_the_api_server():

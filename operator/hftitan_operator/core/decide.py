@@ -225,8 +225,8 @@ class _Pass(Draft):
         return self._begin(number)
 
     def _next_attempt(self) -> int:
-        """One more; or, when a pass was interrupted while it created that one and its pods have died since, another."""
-        spent = {pod.attempt for pod in self.observed.pods if finished(pod) or pod.deleting}
+        """One more; or, when an interrupted pass created that one and somebody deletes its pods, the one after."""
+        spent = {pod.attempt for pod in self.observed.pods if pod.deleting}
         number = self.status.attempt + 1
         while number in spent:
             number += 1
@@ -243,8 +243,9 @@ class _Pass(Draft):
         gang = self._gang()
         self.status = st.with_observation(self.status, gang, self._progress(), self.plan)
         if gang:
-            # An interrupted pass created them already; judge them before anything is said of them.
+            # An interrupted pass created them already: they are judged before anything is created beside them.
             self.decide_again()
+            return self.decision()
         return self._keep(gang)
 
     def _keep(self, gang: list[PodView]) -> Decision:

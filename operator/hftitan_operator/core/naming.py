@@ -16,7 +16,7 @@ CONFIG_KEY = "trainer.json"
 
 
 def pod_name(job: str, attempt: int, index: int) -> str:
-    """Also the pod's host name. The attempt is part of it: a name is never used for two pods."""
+    """Also the pod's host name. The attempt is part of it, so that no name outlives its gang."""
     return f"{job}-{attempt}-{index}"
 
 
