@@ -411,6 +411,16 @@ def test_attempts_that_get_nowhere_are_spaced_out():
     assert (of.status.phase, of.status.attempt) == ("Pending", 3)
 
 
+def test_an_attempt_is_credited_with_its_own_steps_alone():
+    of, _ = settle(running(step=40), seen(pod(0, phase="Failed", exit_code=137)), T0 + 1)
+    gang = [pod(i, 2, started_at=T0 + 50) for i in range(2)]
+    of, _ = settle(of, seen(*gang), T0 + 50)
+    of, _ = settle(of, seen(pod(0, 2, phase="Failed", exit_code=137), gang[1]), T0 + 60)
+    assert [(r.attempt, r.step) for r in of.status.restart_history] == [(1, 40), (2, 0)]
+    assert of.status.progress
+    assert of.status.progress.step == 40  # what people see does not fall back
+
+
 def test_the_deadline_counts_active_time_only():
     of = running(job(runPolicy={"activeDeadlineSeconds": 100}))
     gang = seen(pod(0), pod(1))
