@@ -95,7 +95,7 @@ def break_pod(world: Cluster, name: str, number: int) -> None:
                 world.change(pod, reason="ImagePullBackOff" if number % 2 else "InvalidImageName")
 
 
-@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(nodes=some.integers(1, 3), policy=policies, ops=operations)
 def test_any_history_converges_without_two_attempts_at_once(nodes, policy, ops):
     world = Cluster(job(nodes=nodes, runPolicy=policy))
