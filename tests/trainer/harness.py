@@ -1,4 +1,5 @@
-"""What test processes share: tiny models, rows of packed documents that any mesh divides alike, and a run of the engine.
+"""What test processes share: tiny models, rows of packed documents that any mesh divides alike, and a run of the
+engine.
 
 Imported by the tests and, through worker.py, by the processes they start. Nothing here imports torchtitan at import.
 """
@@ -49,7 +50,8 @@ ROPES = {
 def make_model(
     folder: Path, *, tied: bool = False, rope: str = "default", dtype: str = "float32", **changes: Any
 ) -> Path:
-    """Write a tiny random model as transformers does; its weights are large enough that every part shows in the logits."""
+    """Write a tiny random model as transformers does; its weights are large enough that every part shows in the
+    logits."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -83,7 +85,7 @@ def rows(
     return made
 
 
-def trainer_spec(model: Path | str, **changes: Any) -> dict[str, Any]:
+def trainer_spec(model: Path | str, /, **changes: Any) -> dict[str, Any]:
     """A TrainerSpec document for one CPU process; `changes` are merged into its sections."""
     spec: dict[str, Any] = {
         "jobName": "test",
@@ -130,14 +132,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_worker(cases: list[dict[str, Any]], folder: Path, *, world: int, timeout: float = 600) -> list[dict[str, Any]]:
+def run_worker(
+    cases: list[dict[str, Any]], folder: Path, *, world: int, timeout: float = 600, env: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Run the cases one after the other in one group of `world` processes; returns rank 0's result of each."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
     port = free_port()
     workers = []
     for rank in range(world):
-        env = {
+        environment = {
             **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -147,10 +151,11 @@ def run_worker(cases: list[dict[str, Any]], folder: Path, *, world: int, timeout
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
+            **(env or {}),
         }
         log = (folder / f"rank{rank}.log").open("w")
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(folder)]
-        workers.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
+        workers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:
         codes = [worker.wait(timeout) for worker in workers]
     finally:

@@ -18,6 +18,7 @@ use_device("cpu")
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache  # noqa: E402
 from torchtitan.components.checkpointer import CheckpointManager  # noqa: E402
 from torchtitan.components.dataloader import BaseDataLoader  # noqa: E402
@@ -25,6 +26,7 @@ from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 from hftitan_trainer.bridge import NEVER, build_config  # noqa: E402
 from hftitan_trainer.engine import HFTitanTrainer  # noqa: E402
+from hftitan_trainer.export import FILE_BYTES, export_model  # noqa: E402
 from hftitan_trainer.hf_model import fetch_model  # noqa: E402
 from hftitan_trainer.observer import Observer, StepReport  # noqa: E402
 
@@ -85,6 +87,17 @@ class Recorder(Observer):
     def step(self, report):
         self.reports.append(report)
 
+    def poison(self, trainer, step):
+        """Make the loss of the step after `step` a NaN."""
+
+        def then(report):
+            self.reports.append(report)
+            if report.step == step:
+                for parameter in trainer.model.parameters():
+                    parameter.data.mul_(float("nan"))
+
+        trainer.metrics_processor.on_step = then
+
     def stop_requested(self):
         # The wish of the last rank alone must stop all of them.
         return dist.get_rank() == dist.get_world_size() - 1 and self.reports[-1].step == self.stop_at
@@ -116,11 +129,15 @@ def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
 def run(case: dict, output: Path) -> dict:
     recorder = Recorder(case.get("stopAt"))
     trainer = build(case, output, recorder)
+    if case.get("forwards"):
+        result = {"losses": [first_loss(trainer, case["rows"][:1]) for _ in range(case["forwards"])]}
+        trainer.close()
+        return result
+    if "poison" in case:
+        recorder.poison(trainer, case["poison"])
     outcome = trainer.train()
     if case.get("export"):
-        from hftitan_trainer.export import export_model
-
-        export_model(trainer, Path(case["export"]), case.get("dtype", "float32"))
+        export_model(trainer, Path(case["export"]), "float32", case.get("fileBytes", FILE_BYTES))
     result = {
         "steps": [asdict(report) for report in recorder.reports],
         "phases": recorder.phases,
@@ -130,6 +147,22 @@ def run(case: dict, output: Path) -> dict:
         result["logits"] = logits(trainer, case["rows"][0])
     trainer.close()
     return result
+
+
+@torch.no_grad()
+def first_loss(trainer: HFTitanTrainer, rows: list) -> float:
+    """Materialise the model anew in memory full of rubbish, load it, and take the loss of `rows`."""
+    model = trainer.model
+    for tensor in [*model.parameters(), *model.buffers()]:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local.copy_(torch.randn_like(local.float()) * 1e9)
+    model.init_states()
+    trainer.checkpointer.load()
+    tensors = {key: torch.tensor([row[key] for row in rows]) for key in ("input", "labels", "positions")}
+    with trainer.train_context():
+        out = model(tensors["input"], positions=tensors["positions"])
+        loss, _ = trainer.loss_fn(out, tensors["labels"], (tensors["labels"] != -100).sum())
+    return loss.item()
 
 
 @torch.no_grad()

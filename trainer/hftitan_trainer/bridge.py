@@ -1,6 +1,7 @@
 """From a TrainerSpec to torchtitan's configuration: the only file that names torchtitan's config fields.
 
-torchtitan's command line is frozen upstream, so the configuration is built as Python objects. `use_device` must have run.
+torchtitan's command line is frozen upstream, so the configuration is built as Python objects. `use_device` must have
+run.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def build_config(
     """torchtitan's configuration for the job.
 
     `output` is the folder that all ranks share. `dataloader`, `tokenizer` and `checkpoint` are component configs of
-    torchtitan's kind (data.py, tokenizer.py and checkpoints.py make them). Raises UserError for what cannot be honoured.
+    torchtitan's kind (data.py, tokenizer.py and checkpoints.py make them). Raises UserError for what cannot be
+    honoured.
     """
     if spec.validation is not None:
         raise UserError("spec.validation", "not supported yet; leave it out")

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from hftitan_api.wire import TrainerSpec
 
-# Families whose forward pass is: embed, layers, norm, head. Pipeline stages run the body's forward with the missing parts
-# replaced by identities, so a model that does more to its input there (Gemma and Granite scale the embeddings) would do
-# it again in every stage.
+# Families whose forward pass is: embed, layers, norm, head. Pipeline stages run the body's forward with the missing
+# parts replaced by identities, so a model that does more to its input there (Gemma and Granite scale the embeddings)
+# would do it again in every stage.
 PIPELINED = frozenset(
     {
         "llama",
@@ -33,7 +33,8 @@ PIPELINED = frozenset(
 
 
 def check_model_on_mesh(config: PretrainedConfig, spec: TrainerSpec) -> None:
-    """Raise UserError, naming field, numbers and remedy, where the model does not fit the mesh or the sequence length."""
+    """Raise UserError, naming field, numbers and remedy, where the model does not fit the mesh or the sequence
+    length."""
     mesh, training = spec.mesh, spec.training
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -55,26 +56,28 @@ def check_model_on_mesh(config: PretrainedConfig, spec: TrainerSpec) -> None:
         if layers + 2 < 2 * stages:
             raise UserError(
                 "spec.mesh.pp",
-                f"{stages} pipeline stages, but {spec.model.name} has {layers} layers; use at most {(layers + 2) // 2} stages",
+                f"{stages} pipeline stages, but {spec.model.name} has {layers} layers; use at most "
+                f"{(layers + 2) // 2} stages",
             )
         if training.local_batch_size < stages:
             raise UserError(
                 "spec.training.localBatchSize",
-                f"{training.local_batch_size} sequences cannot keep {stages} pipeline stages busy; set at least {stages}",
+                f"{training.local_batch_size} sequences cannot keep {stages} pipeline stages busy; set at least "
+                f"{stages}",
             )
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and training.seq_len > longest:
         raise UserError(
             "spec.training.seqLen",
-            f"{training.seq_len} is longer than the {longest} positions {spec.model.name} knows; use at most {longest}, or "
-            "extend its rope with spec.model.overrides.max_position_embeddings",
+            f"{training.seq_len} is longer than the {longest} positions {spec.model.name} knows; use at most "
+            f"{longest}, or extend its rope with spec.model.overrides.max_position_embeddings",
         )
     window = _sliding_window(config)
     if window is not None and training.seq_len > window:
         raise UserError(
             "spec.training.seqLen",
-            f"{training.seq_len} is longer than the attention window of {spec.model.name} ({window}), and sliding windows "
-            f"are not supported yet: attention would reach too far; use at most {window}",
+            f"{training.seq_len} is longer than the attention window of {spec.model.name} ({window}), and sliding "
+            f"windows are not supported yet: attention would reach too far; use at most {window}",
         )
 
 

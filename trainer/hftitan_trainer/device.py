@@ -1,7 +1,7 @@
 """Tells torchtitan which device it trains on: CUDA as it is, or the processors.
 
-torchtitan 0.3 looks for an accelerator once, while `torchtitan.tools.utils` is imported, and takes "cuda" where it finds
-none; every other module copies the answer. So `use_device` must run before anything imports torchtitan.
+torchtitan 0.3 looks for an accelerator once, while `torchtitan.tools.utils` is imported, and takes "cuda" where it
+finds none; every other module copies the answer. So `use_device` must run before anything imports torchtitan.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def cpu_device_module() -> ModuleType:
         "empty_cache": lambda: None,
         "set_device": lambda _device: None,
         "device_count": lambda: 1,
+        # torch.cpu says "cpu", which distributed/utils.py set_pg_timeouts passes to barrier(device_ids=...) as a
+        # number.
         "current_device": lambda: 0,
     }
     module.__dict__.update(additions)

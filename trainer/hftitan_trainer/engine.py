@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torchtitan import trainer as titan
 from torchtitan.components.dataloader import DataloaderExhaustedError
+from torchtitan.distributed import utils as dist_utils
 from torchtitan.experiments.transformers_modeling_backend.trainer import HFTransformerTrainer
 from torchtitan.trainer import Trainer
 
@@ -46,7 +47,7 @@ class HFTitanTrainer(HFTransformerTrainer):
     def train(self) -> Outcome:
         """Load, then step until all steps are done or a rank asks to stop; the step stopped at is saved.
 
-        Upstream's loop differs: it knows no stop request, sleeps at its end, and its barrier fails on gloo.
+        Upstream's loop knows no stop request, and sleeps at its end.
         Raises NonFiniteLossError (on all ranks), UserError when the data ends early, and whatever torch raises.
         """
         self.observer.phase("loading")
@@ -61,7 +62,9 @@ class HFTitanTrainer(HFTransformerTrainer):
             stop = not done and self._agreed_to_stop()
             self._save_if_due(last=done or stop)
             if self.step == first:
-                self._shorten_timeouts()
+                # Nothing is slow any more from here on.
+                timeout = timedelta(seconds=self.config.comm.train_timeout_seconds)
+                dist_utils.set_pg_timeouts(timeout, self.parallel_dims)
             if stop:
                 return Outcome("stopped", self.step)
         self.checkpointer.maybe_wait_for_saving()
@@ -78,7 +81,8 @@ class HFTitanTrainer(HFTransformerTrainer):
                 f"the data ended in step {self.step} of {self.config.training.steps}; lower spec.training.steps",
             ) from error
         except RuntimeError as error:
-            # Upstream: Trainer.train_step raises this on the last pipeline stage alone; the other stages wait for its loss.
+            # Upstream: Trainer.train_step raises this on the last pipeline stage alone; the other stages wait for its
+            # loss.
             if not str(error).startswith("Loss is not finite"):
                 raise
             self.metrics_processor.share_loss(math.nan, math.nan)
@@ -105,13 +109,14 @@ class HFTitanTrainer(HFTransformerTrainer):
             if name not in found:
                 raise UserError(
                     "spec.model.name",
-                    f"the safetensors files of {folder.path} lack {name}, which {type(self.model.model).__name__} needs",
+                    f"the safetensors files of {folder.path} lack {name}, which "
+                    f"{type(self.model.model).__name__} needs",
                 )
             if found[name] != tuple(value.shape):
                 raise UserError(
                     "spec.model.overrides",
-                    f"{name} is {list(found[name])} in the weights but {list(value.shape)} in the model; overrides that change a "
-                    "weight's shape need spec.model.initialize: random",
+                    f"{name} is {list(found[name])} in the weights but {list(value.shape)} in the model; overrides "
+                    "that change a weight's shape need spec.model.initialize: random",
                 )
 
     def _save_if_due(self, *, last: bool) -> None:
@@ -131,17 +136,6 @@ class HFTitanTrainer(HFTransformerTrainer):
         wish = torch.tensor(int(self.observer.stop_requested()), device=self.device)
         dist.all_reduce(wish, op=dist.ReduceOp.MAX)
         return bool(wish.item())
-
-    def _shorten_timeouts(self) -> None:
-        """After the first step nothing is slow any more: give collectives the shorter timeout.
-
-        Upstream: distributed/utils.py set_pg_timeouts calls barrier(device_ids=...), which gloo refuses.
-        """
-        dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
-        timeout = timedelta(seconds=self.config.comm.train_timeout_seconds)
-        meshes = self.parallel_dims.get_all_one_dimensional_meshes().values()
-        for group in [*(mesh.get_group() for mesh in meshes), None]:
-            dist.set_timeout(timeout, group)
 
     # --- one pass ---------------------------------------------------------------------------------------------------
 

@@ -41,8 +41,8 @@ class NonFiniteLossError(TrainerError):
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(
-            f"the loss is {loss} at step {step}; lower spec.optimizer.lr, lengthen spec.lrSchedule.warmupSteps, or look "
-            "at the data of that step"
+            f"the loss is {loss} at step {step}; lower spec.optimizer.lr, lengthen spec.lrSchedule.warmupSteps, or "
+            "look at the data of that step"
         )
         self.step = step
 

@@ -1,9 +1,9 @@
 """The trained model as a folder that transformers' `from_pretrained` loads: the same logits, wherever it was trained.
 
-torchtitan's own HF checkpoints hold weights and index only, leave a `sharded/` folder behind, and drop lm_head.weight of a
-model it un-tied (components/checkpointer/dcp.py). Here each weight is gathered in turn and rank 0 alone writes, so that it
-also works where nodes share no volume; at any time a rank holds one whole weight on its device, and rank 0 one file's worth
-in memory.
+torchtitan's own HF checkpoints hold weights and index only, leave a `sharded/` folder behind, and drop lm_head.weight
+of a model it un-tied (components/checkpointer/dcp.py). Here each weight is gathered in turn and rank 0 alone writes, so
+that it also works where nodes share no volume; at any time a rank holds one whole weight on its device, and rank 0 one
+file's worth in memory.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Weight:
 def export_model(trainer: HFTitanTrainer, folder: Path, dtype: str, file_bytes: int = FILE_BYTES) -> None:
     """Write the model, its config and its tokenizer to `folder`; collective, to be called on every rank.
 
-    `dtype` (float32, bfloat16, float16) is that of the floating-point weights. The folder appears complete or not at all,
-    and replaces an earlier one. Raises StorageError on all ranks when rank 0 cannot write.
+    `dtype` (float32, bfloat16, float16) is that of the floating-point weights. The folder appears complete or not at
+    all, and replaces an earlier one. Raises StorageError on all ranks when rank 0 cannot write.
     """
     tensors = _tensors(trainer)
     weights = _all_weights(trainer, tensors, getattr(torch, dtype))

@@ -5,8 +5,10 @@ Imports transformers, but neither torchtitan nor a model: it runs in every pod b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +61,9 @@ def fetch_model(spec: ModelSpec) -> ModelFolder:
     """Fetch (or find) the model of `spec` and read its config.
 
     Hub downloads go to the Hugging Face cache; several processes of a node may call this at once, since
-    huggingface_hub locks each file. Raises UserError naming the field when the model is missing, gated, has no safetensors,
-    needs code that is not trusted, or is of a kind that cannot be trained; NetworkError when the hub does not answer.
+    huggingface_hub locks each file. Raises UserError naming the field when the model is missing, gated, has no
+    safetensors, needs code that is not trusted, or is of a kind that cannot be trained; NetworkError when the hub does
+    not answer.
     """
     local = spec.name.startswith("/")
     path = Path(spec.name) if local else _snapshot(spec)
@@ -97,8 +100,8 @@ def weight_files(path: Path, name: str) -> list[Path]:
     has = f"it has only {', '.join(sorted(other)[:3])}" if other else "it has no weights at all"
     raise UserError(
         "spec.model.name",
-        f"{name} has no safetensors weights ({has}); convert it with save_pretrained, choose a revision that has them, or "
-        "set spec.model.initialize: random",
+        f"{name} has no safetensors weights ({has}); convert it with save_pretrained, choose a revision that has them, "
+        "or set spec.model.initialize: random",
     )
 
 
@@ -145,14 +148,15 @@ def _snapshot(spec: ModelSpec) -> Path:
     except RepositoryNotFoundError as error:
         raise UserError(
             "spec.model.name",
-            f"the hub has no model {spec.name}, or it is private and the token (spec.pod.hfTokenSecret) may not read it",
+            f"the hub has no model {spec.name}, or it is private and the token (spec.pod.hfTokenSecret) may not "
+            "read it",
         ) from error
     except LocalEntryNotFoundError as error:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise UserError(
                 "spec.model.name",
-                f"{spec.name}{at} is not in the Hugging Face cache and HF_HUB_OFFLINE is set; fetch it first, or give a "
-                "folder",
+                f"{spec.name}{at} is not in the Hugging Face cache and HF_HUB_OFFLINE is set; fetch it first, or give "
+                "a folder",
             ) from error
         raise NetworkError(f"the hub cannot be reached, and {spec.name}{at} is not in the cache: {error}") from error
     except HfHubHTTPError as error:
@@ -164,13 +168,17 @@ def _read_config(path: Path, spec: ModelSpec) -> PretrainedConfig:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    raw: dict[str, Any] = json.loads((path / "config.json").read_text())
+    try:
+        raw: dict[str, Any] = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise UserError("spec.model.name", f"{path / 'config.json'} is no JSON: {error}") from error
     kind = raw.get("model_type", "")
     if kind not in CONFIG_MAPPING and not spec.trust_remote_code:
         if raw.get("auto_map"):
             raise UserError(
                 "spec.model.trustRemoteCode",
-                f"{spec.name} (model_type {kind!r}) brings its own Python code; read that code, then set true to run it",
+                f"{spec.name} (model_type {kind!r}) brings its own Python code; read that code, then set true to "
+                "run it",
             )
         raise UserError(
             "spec.model.name", f"{spec.name} has model_type {kind!r}, which this version of transformers does not know"
@@ -181,7 +189,8 @@ def _read_config(path: Path, spec: ModelSpec) -> PretrainedConfig:
         )
     unknown = sorted(set(spec.overrides) - set(raw))
     # transformers fills in keys that a config.json leaves out (head_dim, rope_theta), so ask the class, not the file.
-    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
+    with _refusals("spec.model.name", f"transformers refuses the config of {spec.name}"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
     for key in unknown:
         if not hasattr(config, key):
             raise UserError(f"spec.model.overrides.{key}", f"no such key in the config of {spec.name}")
@@ -191,15 +200,26 @@ def _read_config(path: Path, spec: ModelSpec) -> PretrainedConfig:
 
 
 def _overridden(config: PretrainedConfig, raw: dict[str, Any], overrides: dict[str, Any]) -> PretrainedConfig:
-    """The config built anew with `overrides`, so that what its class derives from them follows (head_dim, layer_types)."""
+    """The config built anew with `overrides`, so that what its class derives from them follows (head_dim,
+    layer_types)."""
     derived = {"layer_types", "head_dim"} - set(raw) - set(overrides)
     merged = {key: value for key, value in {**raw, **overrides}.items() if key not in derived}
     if "num_hidden_layers" in overrides and "layer_types" in merged and "layer_types" not in overrides:
         merged["layer_types"] = merged["layer_types"][: overrides["num_hidden_layers"]]
-    try:
+    with _refusals("spec.model.overrides", "transformers refuses the config"):
         return type(config).from_dict(merged)
-    except (ValueError, TypeError) as error:
-        raise UserError("spec.model.overrides", f"transformers refuses the config: {error}") from error
+
+
+@contextlib.contextmanager
+def _refusals(path: str, what: str) -> Iterator[None]:
+    """Tell what transformers' validation of a config says as the user's to mend."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        cause = error.__cause__ or error
+        raise UserError(path, f"{what}: {cause}") from error
 
 
 def _check_trainable(config: PretrainedConfig, spec: ModelSpec) -> None:

@@ -1,7 +1,8 @@
 """Fills a model that was built on the meta device and then given memory: by transformers' own rules, on any mesh alike.
 
-A random weight depends on the seed and the weight's name alone. Each is drawn in full and every rank keeps its shard, so a
-model starts from the same numbers on one process and on a thousand; the price is one full weight at a time in memory.
+A random weight depends on the seed and the weight's name alone. Each is drawn in full and every rank keeps its shard,
+so a model starts from the same numbers on one process and on a thousand; the price is one full weight at a time in
+memory.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def initialise(model: nn.Module, seed: int, *, parameters: bool) -> None:
     lost = [name for name, buffer in _unsaved_buffers(model) if _is_poisoned(buffer)]
     if lost:
         raise UpstreamError(
-            f"{type(model).__name__}: transformers does not restore the buffer {lost[0]} after meta initialisation, and no "
-            f"checkpoint holds it; refusing to train with uninitialised memory ({len(lost)} such buffers)"
+            f"{type(model).__name__}: transformers does not restore the buffer {lost[0]} after meta initialisation, "
+            f"and no checkpoint holds it; refusing to train with uninitialised memory ({len(lost)} such buffers)"
         )
 
 

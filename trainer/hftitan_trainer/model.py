@@ -8,6 +8,8 @@ mended it and the piece here can go.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from torchtitan.experiments.transformers_modeling_backend.state_dict_adapter imp
 from torchtitan.tools.utils import device_type
 
 from hftitan_trainer import attention, initialise
+from hftitan_trainer.errors import UserError
 from hftitan_trainer.hf_model import ModelFolder
 
 # Upstream overwrites these in update_from_config: projections lose their biases (attention_bias, mlp_bias), rotary
@@ -77,8 +80,21 @@ class HFTitanModel(HFTransformerModel):
         Upstream: parallelize_hf_transformers un-ties them before this call, and Module.parallelize gives each its own
         parameter; apply_fsdp, which comes after, groups tied ones rightly when it finds them.
         """
+        self._name_embedding_argument()
         super().parallelize(parallel_dims)
         self._tie()
+
+    def _name_embedding_argument(self) -> None:
+        """Upstream (hf_sharding.py) calls the embedding's argument "input"; Gemma's scaled embedding names it
+        otherwise."""
+        embedding = self.tok_embeddings
+        name = [*inspect.signature(type(embedding).forward).parameters, "self", "input"][1]
+        config = getattr(embedding, "_sharding_config", None)
+        if config is not None and name not in config.in_src_shardings:
+            source, target = config.in_src_shardings["input"], config.in_dst_shardings["input"]
+            embedding._sharding_config = dataclasses.replace(
+                config, in_src_shardings={name: source}, in_dst_shardings={name: target}
+            )
 
     def init_states(self, *, buffer_device: torch.device | None = None) -> None:
         """Fill what materialisation left empty: buffers always, parameters unless they are loaded from the folder.
@@ -119,8 +135,8 @@ class HFTitanModel(HFTransformerModel):
 class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
     """Names of torchtitan's state to names in safetensors files and back, tied embeddings included.
 
-    Upstream keeps lm_head.weight where the embedding is not on the same rank (the last pipeline stage), and the file of a
-    tied model has no such tensor.
+    Upstream keeps lm_head.weight where the embedding is not on the same rank (the last pipeline stage), and the file of
+    a tied model has no such tensor.
     """
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -138,8 +154,16 @@ class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
 
 
 def parallelize(model: nn.Module, **kwargs: Any) -> nn.Module:
-    """torchtitan's parallelize_hf_transformers, and gradient reductions that gloo can do."""
-    model = parallelize_hf_transformers(model, **kwargs)
+    """torchtitan's parallelize_hf_transformers, and gradient reductions that gloo can do.
+
+    Raises UserError for a model whose modules torchtitan has no sharding rules for (fused qkv projections, for
+    example).
+    """
+    try:
+        model = parallelize_hf_transformers(model, **kwargs)
+    except (ValueError, NotImplementedError, AttributeError, AssertionError) as error:
+        kind = model._folder.config.model_type  # type: ignore[union-attr]
+        raise UserError("spec.model.name", f"torchtitan cannot shard models of type {kind}: {error}") from error
     if device_type == "cpu":
         for module in model.modules():
             if isinstance(module, FSDPModule):

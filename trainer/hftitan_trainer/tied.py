@@ -6,7 +6,7 @@ counts once), and the clipped sum travels back before the optimizer steps: both 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 
 class TiedStages:
-    """Keeps embedding and head equal. Exists on the first and last rank of each pipeline; both must call each method."""
+    """Keeps embedding and head equal. Exists on the first and last rank of each pipeline; both must call each
+    method."""
 
-    def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup, *, first: bool) -> None:
+    def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup, optimizers: Any, *, first: bool) -> None:
         self.weight = weight
         self.group = group
         self.first = first
+        optimizers.register_step_pre_hook(lambda *_args: self.return_gradients())
         self.peer = dist.get_global_rank(group, dist.get_world_size(group) - 1 if first else 0)
 
     @classmethod
@@ -36,9 +38,7 @@ class TiedStages:
         heads = [part.lm_head for part in trainer.model_parts]
         for module, first in [*((m, True) for m in embeddings), *((m, False) for m in heads)]:
             if not isinstance(module, nn.Identity):
-                pair = cls(module.weight, mesh.get_group(), first=first)
-                trainer.optimizers.register_step_pre_hook(lambda *_args: pair.return_gradients())
-                return pair
+                return cls(module.weight, mesh.get_group(), trainer.optimizers, first=first)
         return None
 
     @torch.no_grad()

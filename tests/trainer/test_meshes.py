@@ -1,0 +1,180 @@
+"""Every mesh trains the same model: losses, gradient norms, and the exported folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import harness
+
+MESHES = {
+    "dp_shard": {"dpShard": 2},
+    "dp_replicate": {"dpReplicate": 2},
+    "tp": {"tp": 2},
+    "pp": {"pp": 2},
+    "cp": {"cp": 2},
+}
+MODELS = ("untied", "tied", "random")
+ROWS = 20
+
+
+def case(root: Path, model: str, mesh: dict, **more) -> dict:
+    sections = harness.mesh(**mesh)
+    if model == "random":
+        sections["model"] = {"initialize": "random"}
+    folder = root / ("untied" if model == "random" else model)
+    return {"spec": harness.trainer_spec(folder, **sections), "rows": harness.rows(ROWS), **more}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("meshes")
+    for name in ("untied", "tied"):
+        folder = harness.make_model(root / name, tied=name == "tied")
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        (folder / "tokenizer.json").write_text(tokenizer())
+    return root
+
+
+def tokenizer() -> str:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    return Tokenizer(WordLevel({f"w{i}": i for i in range(harness.VOCAB)}, unk_token="w0")).to_str()
+
+
+@pytest.fixture(scope="module")
+def one(root):
+    """The models on one process."""
+    cases = [case(root, model, {}, export=str(root / f"one-{model}"), logits=True) for model in MODELS]
+    return dict(zip(MODELS, harness.run_worker(cases, root / "one", world=1), strict=True))
+
+
+@pytest.fixture(scope="module")
+def two(root):
+    """The models on every mesh of two processes, and what only several processes show."""
+    cases = {
+        (mesh, model): case(
+            root, model, degrees, export=str(root / f"{mesh}-{model}"), logits=mesh in ("dp_shard", "tp")
+        )
+        for mesh, degrees in MESHES.items()
+        for model in MODELS
+    }
+    accumulate = case(root, "tied", {"dpShard": 2})
+    accumulate["spec"]["training"]["localBatchSize"] = 1
+    cases["accumulation"] = accumulate
+    pipeline = case(root, "tied", {"pp": 2})
+    pipeline["spec"]["training"].update(localBatchSize=2, pipelineSchedule="GPipe")
+    cases["accumulation in a pipeline"] = pipeline
+    for kind in ("selective", "full"):
+        cases[kind] = case(root, "tied", {"dpShard": 2})
+        cases[kind]["spec"]["training"]["activationCheckpoint"] = kind
+    cases["stop"] = case(root, "tied", {"dpShard": 2}, stopAt=3)
+    cases["small files"] = case(root, "tied", {"tp": 2}, export=str(root / "small files"), fileBytes=20_000)
+    cases["exploding"] = case(root, "untied", {"pp": 2}, fails=True, poison=2)
+    results = harness.run_worker(list(cases.values()), root / "two", world=2)
+    return dict(zip(cases, results, strict=True))
+
+
+def losses(result: dict) -> list[float]:
+    return [step["loss"] for step in result["steps"]]
+
+
+def norms(result: dict) -> list[float]:
+    return [step["grad_norm"] for step in result["steps"]]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_losses_and_norms_equal_those_of_one_process(one, two, mesh, model):
+    assert losses(two[mesh, model]) == pytest.approx(losses(one[model]), rel=1e-3)
+    assert norms(two[mesh, model]) == pytest.approx(norms(one[model]), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["accumulation", "accumulation in a pipeline", "selective", "full"])
+def test_how_a_step_is_computed_does_not_change_it(one, two, name):
+    assert losses(two[name]) == pytest.approx(losses(one["tied"]), rel=1e-3)
+    assert norms(two[name]) == pytest.approx(norms(one["tied"]), rel=1e-3)
+
+
+def test_one_ranks_wish_stops_all_after_the_same_step(two):
+    assert two["stop"]["outcome"] == {"kind": "stopped", "step": 3}
+    assert [step["step"] for step in two["stop"]["steps"]] == [1, 2, 3]
+
+
+def test_reports_count_all_ranks(one, two):
+    tokens = 4 * harness.SEQ
+    for result in (one["tied"], *(two[mesh, "tied"] for mesh in MESHES)):
+        assert [step["tokens_seen"] for step in result["steps"]] == [tokens * n for n in range(1, 6)]
+        for step in result["steps"]:
+            assert step["tokens_per_second"] == pytest.approx(tokens / step["step_seconds"])
+            assert step["mfu"] is None
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks_of_a_pipeline_alike(two):
+    assert two["exploding"]["error"] == "NonFiniteLossError"
+    assert "spec.optimizer.lr" in two["exploding"]["message"]
+
+
+# --- the export -------------------------------------------------------------------------------------------------
+
+
+def reloaded(folder: Path) -> list[list[float]]:
+    """Logits of the exported folder in transformers, for the row whose in-memory logits the worker returned."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.tensor([harness.rows(ROWS)[0]["input"]])).logits[0].tolist()
+
+
+def distance(a: list[list[float]], b: list[list[float]]) -> float:
+    return max(abs(x - y) for row_a, row_b in zip(a, b, strict=True) for x, y in zip(row_a, row_b, strict=True))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_exported_model_has_the_logits_of_the_one_in_memory(root, one, two, model):
+    assert distance(reloaded(root / f"one-{model}"), one[model]["logits"]) < 1e-4
+    for mesh in ("dp_shard", "tp"):
+        assert distance(reloaded(root / f"{mesh}-{model}"), two[mesh, model]["logits"]) < 1e-4
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_exports_the_same_model(root, one, two, mesh, model):
+    assert distance(reloaded(root / f"{mesh}-{model}"), one[model]["logits"]) < 5e-3
+
+
+def test_training_moved_the_model(root, one):
+    assert distance(reloaded(root / "untied"), one["untied"]["logits"]) > 0.1
+
+
+def test_the_export_is_complete_and_holds_nothing_else(root, one, two):
+    from transformers import AutoTokenizer
+
+    files = {"chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    for name in ("one-tied", "pp-tied"):
+        assert {path.name for path in (root / name).iterdir()} == {*files, "tokenizer_config.json"}
+    before, after = (json.loads((root / name / "config.json").read_text()) for name in ("tied", "one-tied"))
+    assert after == before
+    assert AutoTokenizer.from_pretrained(root / "one-tied").chat_template == "{{ messages }}"
+    assert not [path for path in root.iterdir() if path.name.startswith(".")], "no partial folder is left"
+
+
+def test_large_models_are_exported_in_several_files(root, one, two):
+    folder = root / "small files"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted({*index["weight_map"].values()})
+    assert len(files) > 2
+    assert files == sorted(path.name for path in folder.glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all((folder / file).stat().st_size < 30_000 for file in files)
+    assert "lm_head.weight" not in index["weight_map"], "a tied head is no weight of its own"
+    assert distance(reloaded(folder), one["tied"]["logits"]) < 5e-3

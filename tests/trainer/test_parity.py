@@ -1,0 +1,120 @@
+"""The first step of a training run equals transformers' own forward and backward on the same packed batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import harness  # noqa: E402
+
+SMALL = {"head_dim": 8, "pad_token_id": 0}
+FAMILIES = {
+    "llama": {},
+    "llama-tied": {"tied": True},
+    "llama-bfloat16-file": {"dtype": "bfloat16"},
+    "llama3-rope": {"rope": "llama3"},
+    "yarn-rope": {"rope": "yarn"},
+    "linear-rope": {"rope": "linear"},
+    "llama-biases": {"attention_bias": True, "mlp_bias": True},
+    "qwen2": {"model_type": "qwen2", "tied": True},
+    "qwen3": {"model_type": "qwen3", **SMALL},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "gemma2": {"model_type": "gemma2", "tied": True, **SMALL, "query_pre_attn_scalar": 8},
+    "granite": {"model_type": "granite", "logits_scaling": 3.0, "embedding_multiplier": 2.0},
+}
+
+
+def reference(folder: Path, rows: list[dict]) -> tuple[float, float]:
+    """Loss and gradient norm by transformers alone, with a mask written out from the positions."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    tokens, labels, positions = (torch.tensor([row[key] for row in rows]) for key in ("input", "labels", "positions"))
+    batch, seq = tokens.shape
+    mask = torch.full((batch, 1, seq, seq), float("-inf"))
+    for b in range(batch):
+        start = 0
+        for i in range(seq):
+            if positions[b, i] == 0:
+                start = i
+            mask[b, 0, i, start : i + 1] = 0.0
+    masks = mask
+    if getattr(model.config, "layer_types", None) and "sliding_attention" in model.config.layer_types:
+        masks = {"full_attention": mask, "sliding_attention": mask}
+    logits = model(tokens, attention_mask=masks, position_ids=positions, use_cache=False).logits
+    total = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    loss = total / (labels != -100).sum()
+    loss.backward()
+    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+    return loss.item(), norm
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """One process trains one step of every family; returns folder, first step's report, and the rows."""
+    root = tmp_path_factory.mktemp("families")
+    rows = harness.rows(4)
+    folders = {name: harness.make_model(root / name, **how) for name, how in FAMILIES.items()}
+    one_step = {"steps": 1, "seqLen": harness.SEQ, "localBatchSize": 4}
+    cases = [{"spec": harness.trainer_spec(folder, training=one_step), "rows": rows} for folder in folders.values()]
+    results = harness.run_worker(cases, root / "work", world=1)
+    steps = [result["steps"][0] for result in results]
+    return dict(zip(folders, zip(folders.values(), steps, strict=True), strict=True)), rows
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_first_step_equals_transformers(families, name):
+    found, rows = families
+    folder, step = found[name]
+    loss, norm = reference(folder, rows)
+    assert step["loss"] == pytest.approx(loss, rel=1e-4)
+    assert step["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_smollm2_first_loss_equals_transformers_in_ten_materialisations(tmp_path):
+    """Real weights, real text: SmolLM2-135M on two documents packed into one row."""
+    env = fetch_smollm2()
+    from transformers import AutoTokenizer
+
+    folder = Path(snapshot(env))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [path.read_text()[at:] for path, at in ((HERE.parents[1] / "LICENSE", 0), (HERE / "harness.py", 0))]
+    rows = [pack([tokenizer(text).input_ids[:150] for text in texts], 256)]
+    training = {"steps": 1, "seqLen": 256, "localBatchSize": 1}
+    case = {"spec": harness.trainer_spec(folder, training=training), "rows": rows, "forwards": 10}
+    (result,) = harness.run_worker([case], tmp_path, world=1)
+    loss, _ = reference(folder, rows)
+    assert result["losses"][0] == pytest.approx(loss, rel=1e-3)
+    assert 1.0 < loss < 4.0, "a model with broken positions or masks starts far higher on such text"
+    assert len(set(result["losses"])) == 1
+
+
+def pack(documents: list[list[int]], seq: int) -> dict[str, list[int]]:
+    tokens, labels, positions = [], [], []
+    for document in documents:
+        tokens += document[:-1]
+        labels += document[1:]
+        positions += range(len(document) - 1)
+    return {"input": tokens[:seq], "labels": labels[:seq], "positions": positions[:seq]}
+
+
+def fetch_smollm2() -> dict[str, str]:
+    source = importlib.util.spec_from_file_location("fetch_smollm2", HERE.parents[1] / "hack" / "fetch_smollm2.py")
+    module = importlib.util.module_from_spec(source)
+    source.loader.exec_module(module)
+    return module.fetch()
+
+
+def snapshot(env: dict[str, str]) -> str:
+    from huggingface_hub import snapshot_download
+
+    cache = str(Path(env["HF_HOME"]) / "hub") if "HF_HOME" in env else None
+    return snapshot_download("HuggingFaceTB/SmolLM2-135M-Instruct", cache_dir=cache, local_files_only=True)

@@ -1,0 +1,101 @@
+"""torchtitan still has the defects that the trainer works around. A test here that fails is good news: the workaround
+that its docstring names can go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import harness  # noqa: E402
+
+
+def look(kind: str, folder: Path) -> dict:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "upstream_facts.py"), kind, str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FACTS ")]
+    assert lines, done.stderr[-4000:]
+    return json.loads(lines[-1].removeprefix("FACTS "))
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    harness.make_model(folder / "tied", tied=True)
+    harness.make_model(folder / "biased", attention_bias=True)
+    harness.make_model(folder / "scaled", model_type="granite", logits_scaling=3.0)
+    return look("cpu", folder) | look("bare", folder)
+
+
+def test_a_machine_without_accelerator_is_taken_for_cuda(facts):
+    """device.py: _import_for_cpu."""
+    assert facts["device without an accelerator"] == "cuda"
+
+
+def test_every_unknown_device_is_an_a100(facts):
+    """metrics_engine.py: _peak_known."""
+    assert facts["an unknown device has the peak of"] == "A100"
+
+
+def test_rotary_frequencies_stay_uninitialised(facts):
+    """initialise.py: initialise."""
+    assert facts["rotary frequencies are restored"] is False
+
+
+def test_attention_crosses_documents_by_default(facts):
+    """model.py: Config.__init__ (block_causal)."""
+    assert facts["default mask"] == "causal"
+
+
+def test_remote_code_is_trusted_unasked(facts):
+    """model.py: _auto_config_is."""
+    assert facts["remote code is trusted"] is True
+
+
+def test_biases_are_dropped(facts):
+    """model.py: _KEPT_KEYS."""
+    assert facts["attention biases"] is False
+
+
+def test_the_longest_position_becomes_the_sequence_length(facts):
+    """model.py: _KEPT_KEYS."""
+    assert facts["max_position_embeddings"] == 8
+
+
+def test_transformers_is_patched_for_the_whole_process(facts):
+    """model.py: _patch_hf_llama_like."""
+    assert facts["transformers' initialisation is replaced"] is True
+
+
+def test_what_models_do_to_logits_is_lost(facts):
+    """model.py: forward."""
+    assert facts["logits are scaled"] is False
+
+
+def test_tied_embeddings_are_untied(facts):
+    """model.py: parallelize, _tie."""
+    assert facts["tied as built"] is True
+    assert facts["tied as parallelized"] is False
+
+
+def test_the_last_stage_looks_for_a_head_that_no_file_has(facts):
+    """model.py: HFTitanStateDictAdapter."""
+    assert facts["names on the last stage"] == ["lm_head.weight"]
+
+
+def test_flex_attention_has_no_backward_on_cpus(facts):
+    """attention.py: install."""
+    assert facts["flex backward on CPU"]
+
+
+def test_gloo_has_no_premul_sum(facts):
+    """model.py: parallelize (set_force_sum_reduction_for_comms)."""
+    assert facts["gloo premul sum"]

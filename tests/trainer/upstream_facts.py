@@ -1,0 +1,128 @@
+"""Looks at torchtitan as it comes, in a process of its own (it patches transformers), and prints what it found as JSON.
+
+Each fact is a defect that hftitan_trainer works around; test_upstream.py says where.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+
+facts: dict[str, object] = {}
+
+
+def attempt(action) -> str:
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def main(folder: Path) -> None:
+    # --- device.py
+    from torchtitan.tools.utils import device_type, get_peak_flops
+
+    facts["device without an accelerator"] = device_type
+    facts["an unknown device has the peak of"] = "A100" if get_peak_flops("x") == get_peak_flops("A100") else "itself"
+
+
+def main_on_cpu(folder: Path) -> None:
+    from hftitan_trainer.device import use_device
+
+    use_device("cpu")
+
+    import torch.distributed as dist
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig
+    from torchtitan.distributed import ParallelDims
+    from torchtitan.experiments.transformers_modeling_backend import flavors
+    from torchtitan.experiments.transformers_modeling_backend import model as backend
+    from torchtitan.experiments.transformers_modeling_backend.parallelize import parallelize_hf_transformers
+    from torchtitan.experiments.transformers_modeling_backend.state_dict_adapter import HFTransformerStateDictAdapter
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    def built(name: str) -> torch.nn.Module:
+        config = flavors["full"]._replace()
+        job = SimpleNamespace(
+            training=TrainingConfig(seq_len=8),
+            parallelism=ParallelismConfig(),
+            debug=SimpleNamespace(deterministic=False),
+            hf_model=str(folder / name),
+            loss=SimpleNamespace(),
+        )
+        config.update_from_config(config=job)
+        with torch.device("meta"):
+            return config.build()
+
+    facts["default mask"] = flavors["full"].attn_mask_type
+
+    # --- model.py: Config
+    real = backend.AutoConfig.from_pretrained
+    with mock.patch.object(backend.AutoConfig, "from_pretrained", side_effect=real) as asked:
+        model = built("biased")
+    facts["remote code is trusted"] = asked.call_args.kwargs["trust_remote_code"]
+    facts["attention biases"] = model.model.model.layers["0"].self_attn.q_proj.bias is not None
+    facts["max_position_embeddings"] = model.model.config.max_position_embeddings
+    facts["transformers' initialisation is replaced"] = "torchtitan" in PreTrainedModel._init_weights.__module__
+
+    # --- initialise.py: buffers
+    model = built("tied")
+    model.to_empty(device="cpu")
+    rotary = model.rotary_emb
+    rotary.inv_freq.fill_(float("nan"))
+    rotary.original_inv_freq.fill_(float("nan"))
+    with torch.no_grad():
+        model.init_states()
+    facts["rotary frequencies are restored"] = not bool(torch.isnan(rotary.inv_freq).any())
+
+    # --- model.py: forward
+    ids = torch.arange(3, 11)[None]
+    ours = AutoModelForCausalLM.from_pretrained(folder / "scaled")
+    body = ours.model(ids).last_hidden_state
+    wrapped = built("scaled")
+    wrapped.model.model.forward = lambda *_a, **_k: SimpleNamespace(last_hidden_state=body)
+    wrapped.model.lm_head = ours.lm_head
+    logits = backend.HFTransformerModel.forward(wrapped, ids, attention_masks=torch.ones(1, 1, 1, 1))
+    facts["logits are scaled"] = bool(torch.allclose(logits, ours(ids).logits))
+
+    # --- HFTitanStateDictAdapter: the last pipeline stage of a tied model
+    adapter = HFTransformerStateDictAdapter(SimpleNamespace(tie_word_embeddings=True), None)
+    facts["names on the last stage"] = list(adapter.to_hf({"model.lm_head.weight": torch.ones(1)}))
+
+    # --- attention.py
+    q = torch.randn(1, 2, 128, 16, requires_grad=True)
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device="cpu")
+    kernel = backend.HFFlexKernel.Config().build()
+    facts["flex backward on CPU"] = attempt(
+        lambda: kernel(q, q, q, module=torch.nn.Module(), block_mask=mask).sum().backward()
+    )
+
+    # --- model.py: parallelize, in a group of one
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    dims = ParallelDims.from_config(ParallelismConfig(), 1)
+    premul = dist._make_nccl_premul_sum(2.0)
+    facts["gloo premul sum"] = attempt(lambda: dist.all_reduce(torch.ones(2), op=premul))
+    model = built("tied")
+    facts["tied as built"] = model.lm_head.weight is model.tok_embeddings.weight
+    model = parallelize_hf_transformers(
+        model,
+        parallel_dims=dims,
+        training=TrainingConfig(seq_len=8, mixed_precision_param="float32"),
+        parallelism=ParallelismConfig(),
+        compile_config=CompileConfig(),
+        ac_config=None,
+        dump_folder="",
+    )
+    facts["tied as parallelized"] = model.lm_head.weight is model.tok_embeddings.weight
+
+
+if __name__ == "__main__":
+    (main_on_cpu if sys.argv[1] == "cpu" else main)(Path(sys.argv[2]))
+    print("FACTS " + json.dumps(facts))
