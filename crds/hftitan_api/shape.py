@@ -62,7 +62,12 @@ _OTHER_LAYOUT = frozenset(
 # Model types whose forward pass is embedding, layers, norm, head and nothing between. Each pipeline stage runs it with
 # the missing parts replaced by identities, so what a model does to its input besides (Gemma and Granite scale the
 # embeddings) would happen in every stage.
-PIPELINED = frozenset("llama ministral mistral olmo olmo2 olmo3 phi3 qwen2 qwen3 seed_oss smollm3 starcoder2".split())
+PIPELINED = frozenset(
+    {
+        "llama", "ministral", "mistral", "olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3",
+        "starcoder2",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
