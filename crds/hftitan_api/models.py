@@ -164,6 +164,8 @@ class TrainingSpec(ApiModel):
 
 
 class OptimizerSpec(ApiModel):
+    """The optimizer and its settings."""
+
     name: Literal["AdamW", "Adam"] = "AdamW"
     lr: Annotated[float, Field(gt=0, le=10)] = 5e-5
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
@@ -239,6 +241,8 @@ class RunPolicySpec(ApiModel):
 
 
 class SchedulingSpec(ApiModel):
+    """Who admits the pods, and where they go."""
+
     gang: Literal["none", "kueue", "volcano", "coscheduling", "kai", "kubernetes"] = "none"
     """Who admits the pods all together."""
     queue: Name | None = None
@@ -248,6 +252,8 @@ class SchedulingSpec(ApiModel):
 
 
 class MonitoringSpec(ApiModel):
+    """What a run shows of itself while it runs."""
+
     port: Annotated[int, Field(ge=1024, le=65_535)] = 9400
     """/metrics of every pod, /progress of node 0."""
     tensorboard: bool = False

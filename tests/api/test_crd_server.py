@@ -1,0 +1,350 @@
+"""The CRD and the models are of one mind: what an API server stores is what `hftitan validate` accepts.
+
+What the server would do with a job (fill in defaults, check the schema, evaluate the CEL rules) is done here by
+jsonschema and cel-python on the committed file's own text, over one table of jobs.
+"""
+
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import celpy
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hftitan_api.load import review
+from hftitan_api.models import HFTitanJob, JobSpec
+
+CRD = yaml.safe_load((Path(__file__).parents[2] / "crds" / "hftitanjobs.yaml").read_text())
+SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+SPEC = SCHEMA["properties"]["spec"]
+
+
+def _defaulted(value: Any, node: dict[str, Any]) -> Any:
+    """Defaults as apiextensions fills them in: on every level that is there, a parent's own default first."""
+    if isinstance(value, dict):
+        for name, child in node.get("properties", {}).items():
+            if name not in value and "default" in child:
+                value[name] = copy.deepcopy(child["default"])
+            if name in value:
+                value[name] = _defaulted(value[name], child)
+    elif isinstance(value, list):
+        return [_defaulted(item, node.get("items", {})) for item in value]
+    return value
+
+
+def _draft4(node: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI v3.0 -> the JSON Schema draft that has its boolean exclusive bounds; unknown fields refused (strict)."""
+    result = {k: v for k, v in node.items() if not k.startswith("x-") and k != "description"}
+    if "pattern" in node:  # Go's $ is the end of the text, Python's also the place before a last newline
+        result["pattern"] = node["pattern"].removesuffix("$") + r"\Z"
+    if node.get("x-kubernetes-int-or-string"):
+        result["type"] = ["integer", "string"]
+    if "properties" in node:
+        result["properties"] = {name: _draft4(child) for name, child in node["properties"].items()}
+        result["additionalProperties"] = False
+    for key in ("items", "additionalProperties"):
+        if key in node:
+            result[key] = _draft4(node[key])
+    return result
+
+
+VALIDATOR = jsonschema.Draft4Validator(_draft4(SPEC))
+
+
+@functools.cache
+def _program(rule: str) -> celpy.Runner:
+    environment = celpy.Environment()
+    return environment.program(environment.compile(rule))
+
+
+def _cel(value: Any) -> Any:
+    return celpy.json_to_cel(value)
+
+
+def _broken_rules(value: Any, node: dict[str, Any], old: Any = None) -> Iterator[str]:
+    """Messages of the CEL rules that do not hold, wherever they stand; with `old` the transition rules too."""
+    for rule in node.get("x-kubernetes-validations", ()):
+        transition = "oldSelf" in rule["rule"]
+        if transition and old is None:
+            continue
+        variables = {"self": _cel(value)} | ({"oldSelf": _cel(old)} if transition else {})
+        if not _program(rule["rule"]).evaluate(variables):
+            yield rule["message"]
+    for name, child in node.get("properties", {}).items():
+        if isinstance(value, dict) and name in value:
+            yield from _broken_rules(value[name], child, old.get(name) if isinstance(old, dict) else None)
+
+
+def _server_says(spec: dict[str, Any]) -> list[str]:
+    """Schema errors, or else the broken rules; empty when the object would be stored."""
+    stored = _defaulted(copy.deepcopy(spec), SPEC)
+    schema = [error.message for error in VALIDATOR.iter_errors(stored)]
+    return schema or list(_broken_rules(stored, SPEC))
+
+
+def test_defaults_are_the_models(spec_dict):
+    stored = _defaulted(spec_dict(validation={"dataset": {"name": "a/b"}}, pod={"env": [{"name": "A"}]}), SPEC)
+    model = JobSpec.model_validate(spec_dict(validation={"dataset": {"name": "a/b"}}, pod={"env": [{"name": "A"}]}))
+    assert JobSpec.model_validate(stored) == model
+    assert stored["mesh"] == {
+        "nodes": 1, "gpusPerNode": 1, "dpReplicate": 1, "dpShard": -1, "tp": 1, "pp": 1, "cp": 1, "ep": 1,
+        "device": "gpu",
+    }  # fmt: skip
+    filled = {name for name, field in JobSpec.model_fields.items() if field.default_factory or name == "validation"}
+    assert {JobSpec.model_fields[name].alias for name in filled} <= set(stored)
+
+
+SCHEMA_TABLE = {
+    "smallest": ({}, True),
+    "everything": (
+        {
+            "model": {"revision": "main", "initialize": "random", "overrides": {"a": 1, "b": "x", "c": True, "d": 0.5}},
+            "mesh": {"nodes": 2, "gpusPerNode": 8, "tp": 2, "dpShard": 8, "device": "cpu"},
+            "optimizer": {"lr": 1, "betas": [0, 0.5]},
+            "pod": {
+                "env": [{"name": "A", "value": ""}, {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s"}}}],
+                "resources": {"limits": {"cpu": 4, "memory": "1.5Gi"}},
+                "volumes": [{"name": "v", "emptyDir": {"medium": ""}}],
+                "volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "a/b"}],
+                "affinity": {"nodeAffinity": {"anything": [1, {"x": None}]}},
+                "labels": {"a/b": "c"},
+            },
+        },
+        True,
+    ),
+    "unknown field": ({"mesh": {"tpp": 1}}, False),
+    "snake case": ({"mesh": {"gpus_per_node": 1}}, False),
+    "text for a number": ({"mesh": {"tp": "1"}}, False),
+    "fraction": ({"mesh": {"tp": 1.5}}, False),
+    "boolean for a number": ({"mesh": {"tp": True}}, False),
+    "number for text": ({"model": {"revision": 1}}, False),
+    "choice": ({"mesh": {"device": "tpu"}}, False),
+    "below": ({"mesh": {"tp": 0}}, False),
+    "above": ({"mesh": {"gpusPerNode": 65}}, False),
+    "lr zero": ({"optimizer": {"lr": 0}}, False),
+    "lr just above": ({"optimizer": {"lr": 1e-12}}, True),
+    "beta one": ({"optimizer": {"betas": [0.9, 1]}}, False),
+    "beta zero": ({"optimizer": {"betas": [0, 0]}}, True),
+    "three betas": ({"optimizer": {"betas": [0.9, 0.9, 0.9]}}, False),
+    "relative path": ({"dataset": {"path": "x"}}, False),
+    "control character": ({"dataset": {"path": "/x\n"}}, False),
+    "name with newline": ({"model": {"name": "a/b\n"}}, False),
+    "three parts": ({"model": {"name": "a/b/c"}}, False),
+    "dots": ({"model": {"name": "../b"}}, False),
+    "Unicode letter": ({"model": {"name": "é/b"}}, False),
+    "quantity": ({"pod": {"shmSize": "1X"}}, False),
+    "quantity number": ({"pod": {"shmSize": 1}}, True),
+    "quantity fraction": ({"pod": {"shmSize": 0.5}}, False),
+    "quantity negative": ({"pod": {"shmSize": "-1"}}, False),
+    "folder out": ({"checkpoint": {"folder": "../x"}}, False),
+    "volume name": ({"pod": {"volumes": [{"name": "A_b"}]}}, False),
+    "host network": ({"pod": {"hostNetwork": True}}, False),
+    "too many": ({"pod": {"imagePullSecrets": ["s"] * 17}}, False),
+    "too many labels": ({"pod": {"labels": {f"k{i}": "" for i in range(65)}}}, False),
+    "long text": ({"model": {"revision": "x" * 256}}, False),
+    "empty text": ({"model": {"revision": ""}}, False),
+    "spaces in an image": ({"pod": {"image": "a b"}}, False),
+    "list for mapping": ({"mesh": []}, False),
+    "mapping for list": ({"pod": {"env": {}}}, False),
+    "no steps": ({"training": {"steps": -1}}, False),
+    "huge": ({"training": {"steps": 10**30}}, False),
+}
+
+
+@pytest.mark.parametrize("case", SCHEMA_TABLE)
+def test_schema_and_models_accept_the_same(spec_dict, job_dict, case):
+    changes, good = SCHEMA_TABLE[case]
+    assert (_server_says(spec_dict(**changes)) == []) == good
+    assert (review(job_dict(**changes)).job is not None) == good
+
+
+@pytest.mark.parametrize(("field", "required"), [("model", "name"), ("training", "steps")])
+def test_required_fields(spec_dict, job_dict, field, required):
+    spec, job = spec_dict(), job_dict()
+    del spec[field][required], job["spec"][field][required]
+    assert _server_says(spec) == [f"'{required}' is a required property"]
+    (problem,) = review(job).problems
+    assert str(problem) == f"spec.{field}.{required}: is required"
+
+
+def test_names_of_jobs(job_dict):
+    name = SCHEMA["properties"]["metadata"]["properties"]["name"]
+    for given_name in ("demo", "a" * 50, "a" * 51, "Demo", "1a", "a.b", "a-", ""):
+        fits = jsonschema.Draft4Validator(name).is_valid(given_name)
+        assert fits == (not any(p.path == "metadata.name" for p in review(job_dict(name=given_name)).problems))
+
+
+# --- CEL ----------------------------------------------------------------------------------------------------------
+
+RULE_TABLE = {
+    "fills up": ({"mesh": {"nodes": 2, "gpusPerNode": 8, "tp": 4}}, None),
+    "explicit": ({"mesh": {"nodes": 2, "gpusPerNode": 8, "tp": 4, "dpShard": 2, "dpReplicate": 2}}, None),
+    "not the world": ({"mesh": {"gpusPerNode": 8, "dpShard": 4}}, "nodes x gpusPerNode must equal"),
+    "not a divisor": ({"mesh": {"gpusPerNode": 8, "cp": 3}, "training": {"seqLen": 768}}, "nodes x gpusPerNode must equal"),
+    "no shard": ({"mesh": {"dpShard": 0}}, "nodes x gpusPerNode must equal"),
+    "more than the world": ({"mesh": {"dpReplicate": 2}}, "nodes x gpusPerNode must equal"),
+    "overflow": (
+        {
+            "mesh": {"nodes": 100_000, "tp": 100_000, "cp": 100_000, "pp": 100_000, "dpReplicate": 100_000},
+            "training": {"localBatchSize": 100_000, "seqLen": 8, "globalBatchSize": 2**31 - 1},
+        },
+        "nodes x gpusPerNode must equal",
+    ),
+    "tp across nodes": ({"mesh": {"nodes": 4, "gpusPerNode": 2, "tp": 4}}, "tp must divide gpusPerNode"),
+    "ep across nodes": ({"mesh": {"nodes": 4, "gpusPerNode": 2, "ep": 4}}, "ep must divide"),
+    "ep beyond a replica": ({"mesh": {"gpusPerNode": 8, "dpReplicate": 4, "ep": 4}}, "ep must divide"),
+    "ep": ({"mesh": {"gpusPerNode": 8, "dpReplicate": 2, "ep": 4}}, None),
+    "odd sequence": ({"training": {"seqLen": 99}}, "training.seqLen must be a multiple of tp x 2 x cp"),
+    "blocks": ({"mesh": {"gpusPerNode": 2, "cp": 2}, "training": {"seqLen": 132}}, "training.seqLen must be a multiple of 128"),
+    "no blocks": ({"mesh": {"gpusPerNode": 2, "cp": 2, "device": "cpu"}, "training": {"seqLen": 132}}, None),
+    "batch": ({"mesh": {"gpusPerNode": 4}, "training": {"globalBatchSize": 6}}, "training.globalBatchSize must be"),
+    "batches": ({"mesh": {"gpusPerNode": 4, "tp": 2}, "training": {"globalBatchSize": 6}}, None),
+    "schedule": ({"training": {"pipelineSchedule": "1F1B"}}, "training.pipelineSchedule needs"),
+    "starving": ({"mesh": {"gpusPerNode": 2, "pp": 2}}, "training.localBatchSize must be at least"),
+    "fed": ({"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2}}, None),
+    "starving twice": (
+        {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2, "pipelineSchedule": "Interleaved1F1B"}},
+        "training.localBatchSize must be at least",
+    ),
+    "uneven rounds": (
+        {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 5, "pipelineSchedule": "Interleaved1F1B"}},
+        "training.localBatchSize must spread evenly",
+    ),
+    "even rounds": (
+        {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 6, "pipelineSchedule": "Interleaved1F1B"}},
+        None,
+    ),
+    "warm-up": ({"lrSchedule": {"warmupSteps": 101}}, "lrSchedule.warmupSteps must not"),
+    "nodes": ({"mesh": {"nodes": 2}, "checkpoint": {"volume": None}}, "several nodes save one checkpoint together"),
+    "nodes that save nothing": (
+        {"mesh": {"nodes": 2}, "checkpoint": {"volume": None, "interval": 0, "exportHF": False}},
+        None,
+    ),
+    "both data": ({"dataset": {"name": "a/b"}}, "give exactly one of name"),
+    "no data": ({"dataset": {"path": None}}, "give exactly one of name"),
+    "subset": ({"dataset": {"config": "en"}}, "config belongs to a hub dataset"),
+    "text and chat": ({"dataset": {"textField": "a", "messagesField": "b"}}, "give one of textField and messagesField"),
+}  # fmt: skip
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return value
+
+
+@pytest.mark.parametrize("case", RULE_TABLE)
+def test_cel_and_python_refuse_the_same(spec_dict, job_dict, case):
+    changes, message = RULE_TABLE[case]
+    said = _server_says(_without_nulls(spec_dict(**changes)))
+    assert any(line.startswith(message) for line in said) if message else said == []
+    assert review(job_dict(**changes)).ok == (message is None)
+
+
+@st.composite
+def _jobs(draw: st.DrawFn) -> dict[str, Any]:
+    degree = st.sampled_from([1, 1, 1, 2, 3, 4])
+    pp = draw(degree)
+    training: dict[str, Any] = {
+        "seqLen": draw(st.sampled_from([8, 96, 128, 384, 512, 1536])),
+        "localBatchSize": draw(st.sampled_from([1, 2, 4, 5, 8])),
+    }
+    if draw(st.booleans()):
+        training["globalBatchSize"] = draw(st.integers(1, 64))
+    if draw(st.booleans()):
+        training["pipelineSchedule"] = draw(st.sampled_from(["1F1B", "GPipe", "Interleaved1F1B"]))
+    return {
+        "mesh": {
+            "nodes": draw(st.integers(1, 4)),
+            "gpusPerNode": draw(st.sampled_from([1, 2, 4, 6, 8])),
+            "dpReplicate": draw(degree),
+            "dpShard": draw(st.sampled_from([-1, -1, 0, 1, 2, 4])),
+            "tp": draw(degree),
+            "cp": draw(degree),
+            "pp": pp,
+            "ep": draw(degree),
+            "device": draw(st.sampled_from(["gpu", "cpu"])),
+        },
+        "training": training,
+        "lrSchedule": {"warmupSteps": draw(st.sampled_from([0, 100, 101]))},
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes=_jobs())
+def test_cel_and_python_agree_on_any_mesh(spec_dict, job_dict, changes):
+    assert (_server_says(spec_dict(**changes)) == []) == review(job_dict(**changes)).ok
+
+
+CHANGES = {
+    "model": {"model": {"revision": "other"}},
+    "dataset": {"dataset": {"split": "test"}},
+    "mesh": {"mesh": {"gpusPerNode": 2}},
+    "training": {"training": {"steps": 101}},
+    "optimizer": {"optimizer": {"betas": [0.9, 0.99]}},
+    "lrSchedule": {"lrSchedule": {"warmupSteps": 1}},
+    "checkpoint": {"checkpoint": {"keep": 3}},
+    "validation": {"validation": {"dataset": {"name": "a/b"}}},
+    "scheduling": {"scheduling": {"priorityClass": "high"}},
+    "monitoring": {"monitoring": {"port": 9401}},
+    "pod": {"pod": {"affinity": {"nodeAffinity": {}}}},
+}
+
+
+def _update_says(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    before, after = (_defaulted(copy.deepcopy(spec), SPEC) for spec in (old, new))
+    return list(_broken_rules(after, SPEC, before))
+
+
+def test_every_field_but_run_policy_has_a_row():
+    aliases = {field.alias for field in JobSpec.model_fields.values()}
+    assert set(CHANGES) == aliases - {"runPolicy"}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_field_cannot_change_once_the_job_exists(spec_dict, field):
+    old, new = spec_dict(), spec_dict(**CHANGES[field])
+    said = [f"{field} cannot change while the job exists; create a new job"]
+    assert _update_says(old, new) == said
+    assert _update_says(new, old) == said
+    assert _update_says(new, copy.deepcopy(new)) == []
+
+
+def test_run_policy_can_change(spec_dict):
+    assert _update_says(spec_dict(), spec_dict(runPolicy={"suspend": True, "maxRestarts": 9})) == []
+
+
+def test_a_status_as_the_operator_writes_it_fits():
+    status = HFTitanJob.model_validate(
+        {
+            "metadata": {"name": "a"},
+            "spec": {"model": {"name": "a/b"}, "dataset": {"path": "/x"}, "training": {"steps": 1}},
+            "status": {
+                "phase": "Running",
+                "conditions": [
+                    {
+                        "type": "Accepted",
+                        "status": "True",
+                        "lastTransitionTime": "2026-11-22T00:00:00Z",
+                        "reason": "Valid",
+                    }
+                ],
+                "attempt": 1,
+                "mesh": "1x1",
+                "pods": {"active": 1},
+                "progress": {"step": 3, "steps": 10, "loss": 3.5},
+                "checkpoint": {"step": 2},
+            },
+        }
+    ).status.to_dict()
+    jsonschema.Draft4Validator(_draft4(SCHEMA["properties"]["status"])).validate(status)
