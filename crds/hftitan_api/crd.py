@@ -62,7 +62,7 @@ def crd() -> dict[str, Any]:
     schema = {
         "type": "object",
         "description": _doc(HFTitanJob),
-        "required": ["metadata", "spec"],
+        "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},

@@ -280,7 +280,7 @@ def _jobs(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(changes=_jobs())
 def test_cel_and_python_agree_on_any_mesh(spec_dict, job_dict, changes):
     assert (_server_says(spec_dict(**changes)) == []) == review(job_dict(**changes)).ok

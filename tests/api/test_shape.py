@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hftitan_api.shape import ModelShape
 
@@ -59,3 +61,35 @@ def test_a_layout_the_backend_does_not_know_is_refused():
 def test_a_llama_is_refused_nothing():
     shape = ModelShape.from_config({"model_type": "llama", "num_hidden_layers": 2})
     assert (shape.refused, dict(shape.refused_axes), shape.composite) == ((), {}, False)
+
+
+_KEYS = [
+    "model_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "vocab_size",
+    "num_experts",
+    "layer_types",
+    "sliding_window",
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "index_topk",
+    "text_config",
+    "tie_word_embeddings",
+    "head_dim",
+    "multi_query",
+]
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(_KEYS), _VALUES), st.dictionaries(st.sampled_from(_KEYS), _VALUES))
+def test_any_config_is_read_to_believable_numbers_or_to_nothing(config, overrides):
+    shape = ModelShape.from_config(config, overrides)
+    for number in (shape.heads, shape.kv_heads, shape.head_dim, shape.vocab_size, shape.sliding_window):
+        assert number is None or (type(number) is int and number > 0)
