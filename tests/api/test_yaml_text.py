@@ -125,4 +125,4 @@ _HOSTILE = "ab:-[]{}&*!|>'\"#%,?\n\t <=0123456789.~"
 @given(st.text(alphabet=_HOSTILE, max_size=60) | st.text(max_size=40) | st.binary(max_size=40))
 def test_whatever_the_text_it_is_a_value_or_a_yaml_error(text):
     with contextlib.suppress(YamlError):
-        assert parse(text).line_of(()) == parse(text).lines[()] >= 1
+        assert parse(text).lines[()] >= 1
