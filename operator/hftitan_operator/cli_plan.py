@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import yaml
 
+from hftitan_api import memory
 from hftitan_api.mesh import AXES, MeshPlan
 from hftitan_api.models import HFTitanJob
+from hftitan_api.shape import ModelShape
 from hftitan_operator.core.state import Manifest
 
 SHOWN = 8
@@ -38,7 +41,28 @@ def plan_tables(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | Non
         f"training {spec.training.steps} steps, {spec.training.steps * plan.tokens_per_step:,} tokens",
         "",
     ]
-    return "\n".join(lines) + "\n" + table(*_axes(plan)) + "\n" + table(*_nodes(plan))
+    text = "\n".join(lines) + "\n" + table(*_axes(plan)) + "\n" + table(*_nodes(plan))
+    if config is not None:
+        text += "\n" + _memory_text(job, plan, config)
+    return text
+
+
+def _memory_text(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any]) -> str:
+    shape = ModelShape.from_config(config, job.spec.model.overrides)
+    counted, estimated = memory.count(shape), memory.estimate(shape, job.spec, plan)
+    if counted is None or estimated is None:
+        return f"memory   not estimated: the parameters of model type {shape.model_type!r} are not known exactly\n"
+    parts = ", ".join(f"{part.name} {_gib(getattr(estimated, part.name))}" for part in fields(estimated))
+    each = "GPU" if plan.degrees.device == "gpu" else "process"
+    return (
+        f"model    {counted.total:,} parameters\n"
+        f"memory   about {_gib(estimated.total)} GiB on the fullest {each} ({parts}), "
+        "the runtime's own 1 to 2 GiB not counted\n"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
 
 
 def _device(plan: MeshPlan) -> str:
@@ -81,7 +105,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plan_json(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {
         "job": job.metadata.name,
         "mesh": plan.summary,
         "worldSize": plan.world_size,
@@ -92,6 +116,13 @@ def plan_json(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None 
         "groups": {axis: plan.groups(axis) for axis in (*AXES, "ep") if plan.degree(axis) > 1},
         "nodes": [list(plan.ranks_of(node)) for node in range(plan.degrees.nodes)],
     }
+    if config is not None:
+        shape = ModelShape.from_config(config, job.spec.model.overrides)
+        estimated = memory.estimate(shape, job.spec, plan)
+        if estimated is not None:
+            found["memory"] = {part.name: getattr(estimated, part.name) for part in fields(estimated)}
+            found["memory"]["total"] = estimated.total
+    return found
 
 
 NIL_UID = "00000000-0000-0000-0000-000000000000"

@@ -17,7 +17,7 @@ from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
 from hftitan_operator.cluster import local_store
 from hftitan_operator.cluster.local_machine import RANK_SCRIPT, Machine, Place, Refused
-from hftitan_operator.cluster.local_net import fetch_progress, free_port, loopback
+from hftitan_operator.cluster.local_net import fetch_progress, free_port, loopback, port_is_free
 from hftitan_operator.cluster.local_pod import gpu_count, translate
 from hftitan_operator.cluster.local_process import LocalPod
 from hftitan_operator.cluster.port import Conflict
@@ -51,6 +51,7 @@ class LocalCluster:
         self._pods: dict[str, LocalPod] = {}
         self._services: set[str] = set()
         self._configs: set[str] = set()
+        self._gangs: dict[int, str] = {}
         self._ports: dict[int, int] = {}
         self._sequence = 0
         self._lock = local_store.WorkdirLock(machine.workdir)
@@ -203,7 +204,12 @@ class LocalCluster:
         return pod
 
     def _address(self, attempt: int, index: int) -> str:
-        return loopback(self._job.metadata.uid, attempt, index)
+        if attempt not in self._gangs:
+            # Another run may have drawn the same addresses: the port of its first pod tells.
+            names = [f"{self._job.metadata.uid}/{attempt}/{salt}" for salt in range(20)]
+            port = self._job.spec.monitoring.port
+            self._gangs[attempt] = next((name for name in names if port_is_free(loopback(name, 0), port)), names[0])
+        return loopback(self._gangs[attempt], index)
 
     def _port(self, attempt: int) -> int:
         """The rendezvous port of an attempt: its store listens on all addresses, so each run needs one of its own."""

@@ -12,7 +12,8 @@ RANK_SCRIPT = """\
 #!/bin/sh
 # torchrun starts this in place of python (PYTHON_EXEC): one log for each rank, both streams in order.
 log="$HFTITAN_LOCAL_LOGS/rank$RANK.log"
-[ "${{TORCHELASTIC_RESTART_COUNT:-0}}" = 0 ] || echo "--- restart $TORCHELASTIC_RESTART_COUNT in place ---" >>"$log"
+# A pod's name is never used twice, so there is a log only after a restart in place.
+[ ! -s "$log" ] || echo "--- restarted in place ---" >>"$log"
 exec {python} "$@" >>"$log" 2>&1
 """
 

@@ -11,14 +11,18 @@ from hftitan_api.wire import Progress
 LIMIT = 64 * 1024
 
 
-def loopback(*identity: object) -> str:
-    """A loopback address that follows from the identity of a pod: 127.1.0.1 to 127.254.254.254.
+def loopback(gang: str, index: int) -> str:
+    """The loopback address of pod `index` (below 15,500) of a gang, which may be named by any text.
 
     Every address of 127.0.0.0/8 is local on Linux, so each pod has one of its own, as in a cluster, and the same port
-    serves in all of them.
+    serves in all of them. torchrun numbers the nodes of a gang in the order of their addresses as text: with three
+    digits in both parts that count, that order is the pods'.
     """
-    digest = hashlib.sha256("/".join(map(str, identity)).encode()).digest()
-    return "127.{}.{}.{}".format(*(1 + byte % 254 for byte in digest[:3]))
+    digest = hashlib.sha256(gang.encode()).digest()
+    high, low = divmod(index, 100)
+    if not 0 <= high < 155:
+        raise ValueError(f"pod {index}: a local run has at most 15500")
+    return f"127.{1 + digest[0] % 254}.{100 + (digest[1] + high) % 155}.{100 + low}"
 
 
 def port_is_free(address: str, port: int) -> bool:

@@ -181,7 +181,7 @@ def _paths(job: HFTitanJob) -> Iterator[SpecError]:
 def _port(job: HFTitanJob) -> tuple[HFTitanJob, tuple[str, ...], list[SpecError]]:
     """The job with a port that its pods can serve on. One that the user named is never changed."""
     monitoring = job.spec.monitoring
-    if port_is_free(loopback("probe", os.getpid()), monitoring.port):
+    if port_is_free(loopback(f"probe {os.getpid()}", 0), monitoring.port):
         return job, (), []
     if "port" in monitoring.model_fields_set:
         taken = f"{monitoring.port} is taken on this machine by a server on all addresses; use another, such as "

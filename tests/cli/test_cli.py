@@ -1,0 +1,345 @@
+"""The commands, through typer's runner: what they print, where, and their exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hftitan_operator.cli import app
+
+JOB = {
+    "apiVersion": "hftitan.io/v1alpha1",
+    "kind": "HFTitanJob",
+    "metadata": {"name": "tiny"},
+    "spec": {
+        "model": {"name": "org/model"},
+        "dataset": {"name": "org/data"},
+        "mesh": {"nodes": 2, "gpusPerNode": 4, "tp": 2},
+        "training": {"steps": 5, "seqLen": 64, "localBatchSize": 2, "globalBatchSize": 16},
+        "checkpoint": {"volume": "claim"},
+    },
+}
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def hftitan(tmp_path, monkeypatch):
+    """Function: run a command in an empty folder, with an empty hub cache and no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return lambda *arguments, **more: CliRunner().invoke(app, [*arguments], **more)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Function: write job.yaml with changed parts of the spec."""
+
+    def write(name="job.yaml", **spec):
+        document = {**JOB, "spec": JOB["spec"] | spec}
+        (tmp_path / name).write_text(yaml.safe_dump(document, sort_keys=False))
+        return document
+
+    return write
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A local model folder with the numbers of SmolLM2-135M."""
+    folder = tmp_path / "smol"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return str(folder)
+
+
+def cache_config(tmp_path):
+    """org/model in the hub's cache, as huggingface_hub lays it out."""
+    folder = tmp_path / "hf" / "hub" / "models--org--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("c0ffee")
+    (folder / "snapshots" / "c0ffee").mkdir(parents=True)
+    (folder / "snapshots" / "c0ffee" / "config.json").write_text(json.dumps(CONFIG))
+
+
+NOT_CHECKED = (
+    "job.yaml: note: config.json of org/model not available (not in the hub's cache, and HF_HUB_OFFLINE is set): "
+    "its heads, layers and experts are not checked\n"
+)
+
+
+# --- validate -----------------------------------------------------------------------------------------------
+
+
+def test_validate_a_good_job(hftitan, job):
+    job()
+    result = hftitan("validate", "job.yaml")
+    assert result.exit_code == 0
+    assert result.stdout == "job.yaml: valid: tiny, mesh 2x4: dp4 tp2, world size 8\n"
+    assert result.stderr == NOT_CHECKED
+
+
+def test_validate_says_every_problem_on_a_line(hftitan, job):
+    job(mesh={"nodes": 2, "gpusPerNode": 4, "tp": 3}, dataset={})
+    result = hftitan("validate", "job.yaml")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert "job.yaml: spec.dataset: names no data; give name (a hub id) or path (a file or folder)" in lines
+    assert any(line.startswith("job.yaml: spec.mesh.tp: 3 does not divide the 8 ranks") for line in lines)
+
+
+def test_validate_with_the_models_numbers(hftitan, job, model):
+    job(model={"name": model}, mesh={"gpusPerNode": 2, "tp": 2}, training={"steps": 1, "seqLen": 64})
+    result = hftitan("validate", "job.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == (f"job.yaml: spec.mesh.tp: 2 does not divide the 9 attention heads of {model}; use 1\n")
+
+
+def test_validate_finds_the_config_in_the_hubs_cache(hftitan, job, tmp_path):
+    cache_config(tmp_path)
+    job(mesh={"gpusPerNode": 2, "tp": 2}, training={"steps": 1, "seqLen": 64})
+    result = hftitan("validate", "job.yaml")
+    assert result.exit_code == 2
+    assert "spec.mesh.tp: 2 does not divide the 9 attention heads of org/model; use 1" in result.stderr
+
+
+def test_validate_the_operators_own_rules(hftitan, job):
+    job(pod={"env": [{"name": "PET_NNODES", "value": "3"}]})
+    result = hftitan("validate", "job.yaml")
+    assert result.exit_code == 2
+    assert "job.yaml: spec.pod.env[0].name: PET_NNODES is set by the operator; remove it" in result.stderr
+
+
+def test_validate_several_files_and_standard_input(hftitan, job):
+    document = job("a.yaml")
+    job("b.yaml", training={"steps": 0})
+    result = hftitan("validate", "a.yaml", "b.yaml", "-", "c.yaml", input=json.dumps(document))
+    assert result.exit_code == 2
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["a.yaml", "-"]
+    assert "b.yaml: spec.training.steps: " in result.stderr
+    assert "c.yaml: No such file or directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "job.yaml: is no text in UTF-8 (byte 0)"),
+        (b"a: [1", "job.yaml: line 1:"),
+        (b"- 1", "job.yaml: line 1: this is no job"),
+    ],
+)
+def test_validate_what_is_no_job(hftitan, tmp_path, content, message):
+    (tmp_path / "job.yaml").write_bytes(content)
+    result = hftitan("validate", "job.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+
+
+# --- plan ---------------------------------------------------------------------------------------------------
+
+
+def test_plan_tables(hftitan, job):
+    job()
+    result = hftitan("plan", "job.yaml")
+    assert result.exit_code == 0
+    head, axes, nodes = result.stdout.split("\n\n")[:3]
+    assert "mesh     2x4: dp4 tp2  (2 nodes x 4 GPUs, world size 8)" in head
+    assert "16 sequences x 64 tokens = 1,024 tokens per step; 2 per rank, 2 passes accumulated" in head
+    assert axes.splitlines() == [
+        "AXIS      DEGREE  GROUPS  RANKS OF EACH GROUP",
+        "dp_shard  4       2       0,2,4,6  1,3,5,7",
+        "tp        2       4       0-1  2-3  4-5  6-7",
+    ]
+    assert nodes.splitlines()[:3] == [
+        "NODE  RANKS  DP_SHARD  TP",
+        "0     0-3    0-1       0-1",
+        "1     4-7    2-3       0-1",
+    ]
+
+
+def test_plan_of_a_thousand_nodes_fits_a_screen(hftitan, job):
+    job(mesh={"nodes": 1000, "gpusPerNode": 8, "tp": 8}, training={"steps": 1, "seqLen": 2048})
+    result = hftitan("plan", "job.yaml")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) < 40
+    assert "... 992 more" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) < 160
+
+
+def test_plan_as_json_with_changed_fields(hftitan, job):
+    job()
+    result = hftitan("plan", "job.yaml", "-o", "json", "--set", "spec.mesh.tp=4", "--set", "metadata.name=other")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert (plan["job"], plan["mesh"], plan["worldSize"]) == ("other", "2x4: dp2 tp4", 8)
+    assert plan["groups"]["tp"] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert plan["nodes"] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_plan_estimates_memory_when_the_model_is_known(hftitan, job, model):
+    job(model={"name": model}, mesh={"gpusPerNode": 2}, training={"steps": 1, "seqLen": 64})
+    text = hftitan("plan", "job.yaml").stdout
+    assert "134,515,008 parameters" in text
+    plan = json.loads(hftitan("plan", "job.yaml", "-o", "json").stdout)
+    assert plan["memory"]["parameters"] == 134_515_008 * 4 // 2
+    assert plan["memory"]["total"] > plan["memory"]["parameters"] * 4 - 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("spec.mesh.tp", "--set spec.mesh.tp: write a field and a value, such as spec.training.steps=5"),
+        ("spec..tp=1", "--set spec..tp=1: write a field and a value, such as spec.training.steps=5"),
+        ("spec.mesh.tp.x=1", "--set spec.mesh.tp.x: spec.mesh.tp is no mapping of fields"),
+        ("spec.mesh.tpp=1", "job.yaml: spec.mesh.tpp: "),
+        ("spec.mesh.tp=many", "job.yaml: spec.mesh.tp: "),
+    ],
+)
+def test_wrong_settings(hftitan, job, setting, message):
+    job()
+    result = hftitan("plan", "job.yaml", "--set", setting)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+
+
+# --- render, crd --------------------------------------------------------------------------------------------
+
+
+def test_render_is_what_the_cluster_gets(hftitan, job):
+    job()
+    result = hftitan("render", "job.yaml")
+    assert result.exit_code == 0
+    objects = list(yaml.safe_load_all(result.stdout))
+    assert [each["kind"] for each in objects] == ["Service", "ConfigMap", "Pod", "Pod"]
+    assert [each["metadata"]["name"] for each in objects] == ["tiny", "tiny-config", "tiny-1-0", "tiny-1-1"]
+    as_json = json.loads(hftitan("render", "job.yaml", "-o", "json").stdout)
+    assert as_json["kind"] == "List"
+    assert as_json["items"] == objects
+    assert "trainer.json: |\n" in result.stdout
+
+
+def test_render_another_attempt(hftitan, job):
+    job()
+    objects = list(yaml.safe_load_all(hftitan("render", "job.yaml", "--attempt", "3").stdout))
+    assert objects[2]["metadata"]["name"] == "tiny-3-0"
+
+
+def test_render_refuses_what_may_not_run(hftitan, job):
+    job(mesh={"nodes": 2, "gpusPerNode": 4, "tp": 3})
+    result = hftitan("render", "job.yaml")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_crd(hftitan):
+    result = hftitan("crd")
+    assert result.exit_code == 0
+    assert yaml.safe_load(result.stdout)["metadata"]["name"] == "hftitanjobs.hftitan.io"
+
+
+# --- run: what is refused before anything starts -------------------------------------------------------------
+
+CPU = {"nodes": 2, "device": "cpu"}
+DATA_VOLUME = {"name": "data", "persistentVolumeClaim": {"claimName": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "message"),
+    [
+        ({"runPolicy": {"suspend": True}}, [], "spec.runPolicy.suspend: a local run has nobody to resume it; "),
+        ({"pod": {"runtimeClassName": "gvisor"}}, [], "spec.pod.runtimeClassName: 'gvisor' isolates pods, "),
+        (
+            {"pod": {"hfTokenSecret": {"name": "s"}}},
+            [],
+            "spec.pod.hfTokenSecret: comes from the cluster; set HF_TOKEN ",
+        ),
+        (
+            {"pod": {"env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s"}}}]}},
+            [],
+            "spec.pod.env[0].valueFrom: KEY comes from the cluster; set KEY in the environment of `hftitan run`",
+        ),
+        (
+            {"pod": {"volumes": [DATA_VOLUME]}},
+            [],
+            "spec.pod.volumes[0]: 'data' lives in a cluster; give a folder for it: --volume data=FOLDER",
+        ),
+        (
+            {"pod": {"volumes": [DATA_VOLUME]}},
+            ["--volume", "data=/nonsuch"],
+            "--volume: data: /nonsuch is not a folder",
+        ),
+        ({}, ["--volume", "data=."], "--volume: data: no such volume in spec.pod.volumes; there is none"),
+        ({"dataset": {"path": "/nonsuch/text"}}, [], "spec.dataset.path: /nonsuch/text is not on this machine"),
+        ({"model": {"name": "/nonsuch"}}, [], "spec.model.name: /nonsuch is not a folder on this machine; "),
+        (
+            {"mesh": {"nodes": 2, "gpusPerNode": 4}},
+            [],
+            "spec.mesh.gpusPerNode: 2 x 4 = 8 GPUs are more than the 1 of this machine; use fewer, or device: cpu",
+        ),
+    ],
+)
+def test_run_refuses_by_path(hftitan, job, tmp_path, monkeypatch, spec, arguments, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    job(**({"mesh": CPU, "training": {"steps": 1, "seqLen": 64}} | spec))
+    result = hftitan("run", "job.yaml", *arguments)
+    assert result.exit_code == 2
+    assert f"job.yaml: {message}" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_wants_name_and_folder(hftitan, job):
+    job(mesh=CPU)
+    result = hftitan("run", "job.yaml", "--volume", "data")
+    assert (result.exit_code, result.stderr) == (2, "--volume data: write NAME=FOLDER\n")
+
+
+def test_run_refuses_a_damaged_status(hftitan, job, tmp_path):
+    job(mesh=CPU, training={"steps": 1, "seqLen": 64})
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "status.json").write_text('{"uid": 3')
+    result = hftitan("run", "job.yaml", "--workdir", "w")
+    assert result.exit_code == 2
+    assert "status.json is damaged" in result.stderr
+
+
+# --- the program itself -------------------------------------------------------------------------------------
+
+
+def test_version(hftitan):
+    result = hftitan("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("hftitan 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], ()),
+        (["validate", "job.yaml"], ("pydantic", "yaml")),
+        (["render", "job.yaml"], ("pydantic", "yaml")),
+    ],
+)
+def test_nothing_heavy_is_imported(hftitan, job, arguments, allowed):
+    job()
+    heavy = ["torch", "transformers", "kopf", "kubernetes", "huggingface_hub", "rich", "asyncio", "pydantic", "yaml"]
+    code = (
+        "import sys\nfrom hftitan_operator.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as end: assert end.code in (0, None), end\n"
+        f"print('LOADED', [name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == f"LOADED {list(allowed)}"
