@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hftitan_api.load import admit, load_job
+from hftitan_api.load import load
+from hftitan_operator.core import admission
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -30,8 +31,10 @@ JOBS = [(path.name, path.read_text()) for path in EXAMPLES] + [
 
 @pytest.mark.parametrize(("name", "text"), JOBS, ids=[name for name, _ in JOBS])
 def test_job_is_accepted(name: str, text: str) -> None:
-    job = load_job(text)
-    assert admit(job) == []
+    loaded = load(text)
+    assert loaded.problems == ()
+    assert loaded.job is not None
+    assert list(admission.problems(loaded.job)) == []
 
 
 # Shown in the README, run elsewhere: make demo and make test are what CI is for; the rest needs a cluster.
