@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -68,6 +69,17 @@ def last_words(end: End, told: str = "") -> str:
     return f"Stopped at step {end.step} of {end.steps}, {took}; {saved}. Run it again to continue."
 
 
+def put(out: TextIO, line: str) -> None:
+    """A line, at once. When the reader has gone the job goes on, and what is said from then on goes nowhere."""
+    try:
+        print(line, file=out, flush=True)
+    except BrokenPipeError:
+        # As the documentation of SIGPIPE says: or Python's own flush at exit fails, and with it the exit code.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, out.fileno())
+        os.close(null)
+
+
 class JsonReporter:
     """One object a line on stdout, each with `time` and `type`.
 
@@ -119,11 +131,7 @@ class JsonReporter:
 
     def _write(self, kind: str, fields: dict[str, Any], when: float | None = None) -> None:
         line = {**fields, "type": kind, "time": timestamp(when)}
-        try:
-            print(json.dumps(line, sort_keys=True), file=self._out, flush=True)
-        except BrokenPipeError:
-            # The reader has gone; the job goes on, as it does without a terminal.
-            self._out = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115
+        put(self._out, json.dumps(line, sort_keys=True))
 
 
 class LineReporter:
@@ -171,11 +179,8 @@ class LineReporter:
         self._write(last_words(end, told=self._told))
         if end.log is not None:
             for line in end.log_tail:
-                print(f"    {line}", file=self._out)
+                put(self._out, f"    {line}")
             self._write(f"log: {end.log}")
 
     def _write(self, text: str) -> None:
-        try:
-            print(f"{datetime.now():%H:%M:%S} {text}", file=self._out, flush=True)
-        except BrokenPipeError:
-            self._out = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115
+        put(self._out, f"{datetime.now():%H:%M:%S} {text}")
