@@ -31,7 +31,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Ours(logging.Filter):
-    """Below warnings, only our own words: torchtitan logs its many lines through the root logger."""
+    """Below errors, only our own words: torchtitan logs its many lines through the root logger."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR or record.name.startswith("hftitan_trainer")

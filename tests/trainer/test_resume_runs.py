@@ -1,0 +1,285 @@
+"""Whole runs of `hftitan_trainer`: broken and resumed, they have the losses of an unbroken one, bit for bit.
+
+Every run is a process start of many seconds, so each shows several things.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hftitan_api.wire import ExitReport, Progress
+
+STEPS = 60
+TORCHRUN = (
+    "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+    "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A tiny model with its tokenizer, and text."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("home")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    words = ["alpha", "beta", "gamma", "delta", "epsilon"]
+    for number in range(9):
+        text = " ".join(words[(number * 7 + place * place) % 5] for place in range(60 + 40 * number))
+        (folder / f"text/{number}.txt").parent.mkdir(exist_ok=True)
+        (folder / f"text/{number}.txt").write_text(text)
+    return folder
+
+
+@dataclass
+class Run:
+    """One life of a pod, in a folder of its own."""
+
+    folder: Path
+    process: subprocess.Popen[str]
+    port: int
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    def lines(self, kind: str) -> list[dict[str, Any]]:
+        path = self.output / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in found if line["kind"] == kind]
+
+    def losses(self) -> dict[int, tuple[float, float]]:
+        """(loss, gradient norm) by step; the last line of a step counts."""
+        return {line["step"]: (line["loss"], line["gradNorm"]) for line in self.lines("step")}
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 240
+        while not any(line["step"] >= step for line in self.lines("step")):
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.02)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(240)
+        finally:
+            for pid in (*workers_of(self), self.process.pid if self.process.poll() is None else 0):
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def report(self) -> ExitReport:
+        return ExitReport.model_validate_json((self.folder / "termination").read_bytes())
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
+
+
+def start(
+    folder: Path, home: Path, *, ranks: int, restarts: int = 0, attempt: int = 1, interval: int = 0, **spec: Any
+) -> Run:
+    """Start a pod; a folder used before is gone on with."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    document = {
+        "jobName": "test", "jobNamespace": "default", "jobUid": "uid",
+        "mesh": {
+            "nodes": 1, "ranksPerNode": ranks, "dpReplicate": 1, "dpShard": ranks, "cp": 1, "tp": 1, "pp": 1, "ep": 1,
+            "device": "cpu",
+        },
+        "model": {"name": str(home / "model")},
+        "dataset": {"path": str(home / "text")},
+        "training": {"steps": STEPS, "seqLen": 64, "localBatchSize": 1},
+        "optimizer": {"lr": 0.01},
+        "lrSchedule": {"warmupSteps": 5, "decayRatio": 0.5},
+        "checkpoint": {"interval": interval, "exportDtype": "float32"},
+        "monitoring": {"port": port},
+        **spec,
+    }  # fmt: skip
+    (folder / "spec.json").write_text(json.dumps(document))
+    (folder / "termination").write_text("")
+    env = {
+        **os.environ,
+        "HFTITAN_CONFIG": str(folder / "spec.json"),
+        "HFTITAN_OUTPUT": str(folder / "out"),
+        "HFTITAN_TERMINATION_LOG": str(folder / "termination"),
+        "HFTITAN_ATTEMPT": str(attempt),
+        "HFTITAN_POD_IP": "127.0.0.1",
+        "PET_SHUTDOWN_TIMEOUT": "60",
+        "PET_MONITOR_INTERVAL": "0.1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_TOKEN": "hf_thisIsNoTokenButLooksLikeOne",
+    }
+    launcher = (*TORCHRUN, "--max-restarts", str(restarts)) if ranks > 1 else ()
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, "-m", "hftitan_trainer"], env=env, stdout=log, stderr=log, text=True
+        )
+    return Run(folder, process, port)
+
+
+def exported(run: Run) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(run.output / "export" / "model.safetensors")
+
+
+def workers_of(run: Run) -> list[int]:
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.process.pid)], capture_output=True, text=True)
+    return [int(pid) for pid in children.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Run]:
+    run = start(tmp_path_factory.mktemp("runs") / "unbroken", home, ranks=2)
+    run.wait_for_step(1)
+    run.live = (run.get("/progress"), run.get("/metrics"))  # type: ignore[attr-defined]
+    assert run.end() == 0, run.log()
+    return run
+
+
+def test_a_run_of_two_processes_from_start_to_end(unbroken: Run) -> None:
+    assert unbroken.report() == ExitReport(
+        reason="Completed", message=f"all {STEPS} steps done", step=STEPS, retryable=False, checkpoint_step=STEPS,
+        export_path=str(unbroken.output / "export"),
+    )  # fmt: skip
+    losses = unbroken.losses()
+    assert list(losses) == list(range(1, STEPS + 1))
+    assert losses[STEPS][0] < losses[1][0] - 1
+    progress, metrics = unbroken.live  # type: ignore[attr-defined]
+    seen = Progress.model_validate_json(progress)
+    assert (seen.attempt, seen.steps) == (1, STEPS)
+    assert seen.step >= 1
+    assert 'hftitan_step{job_name="test",job_namespace="default",node_index="0"}' in metrics
+    stages = unbroken.lines("startup")[0]["seconds"]
+    assert list(stages) == ["start", "import", "fetch", "build", "load", "first_step"]
+    assert stages["start"] > 0
+    assert "hf_thisIsNo" not in unbroken.log()
+    # One line for each step, and little else.
+    assert len(unbroken.log().splitlines()) < STEPS + 20, unbroken.log()
+
+
+def test_sigterm_saves_the_last_finished_step_and_a_killed_worker_starts_again_from_the_newest_checkpoint(
+    tmp_path: Path, home: Path, unbroken: Run
+) -> None:
+    broken = start(tmp_path / "run", home, ranks=2, restarts=3)
+    broken.wait_for_step(5)
+    broken.process.send_signal(signal.SIGTERM)
+    assert broken.end() != 0
+    stopped = max(broken.losses())
+    assert 5 <= stopped < STEPS
+    report = broken.report()
+    assert report == ExitReport(
+        reason="Preempted", message=f"SIGTERM: stopped after step {stopped}, which is saved", step=stopped,
+        retryable=True, rank=report.rank, checkpoint_step=stopped,
+    )  # fmt: skip
+    assert broken.lines("end")[-1]["reason"] == "Preempted"
+    assert [p.name for p in (broken.output / "checkpoint").iterdir()] == [f"step-{stopped}"]
+    assert not (broken.output / "export").exists()
+
+    resumed = start(tmp_path / "run", home, ranks=2, restarts=1, attempt=2, interval=3)
+    resumed.wait_for_step(stopped + 4)
+    os.kill(workers_of(resumed)[1], signal.SIGKILL)
+    assert resumed.end() == 0, resumed.log()
+    lives = resumed.lines("resumed")
+    assert lives[0]["step"] == stopped
+    assert len(lives) == 2
+    assert lives[1]["step"] > stopped
+    assert lives[1]["step"] % 3 == 0
+    assert resumed.report().reason == "Completed"
+    assert resumed.losses() == unbroken.losses()
+    for name, weight in exported(unbroken).items():
+        assert weight.equal(exported(resumed)[name]), name
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step_without_a_restart(tmp_path: Path, home: Path) -> None:
+    """As when one pod of several is evicted."""
+    run = start(tmp_path / "run", home, ranks=2, restarts=3)
+    run.wait_for_step(3)
+    os.kill(workers_of(run)[1], signal.SIGTERM)
+    assert run.end() != 0
+    stopped = max(run.losses())
+    report = run.report()
+    assert (report.reason, report.step, report.checkpoint_step) == ("Preempted", stopped, stopped)
+    assert report.message in (
+        f"SIGTERM: stopped after step {stopped}, which is saved",
+        f"another rank: stopped after step {stopped}, which is saved",
+    )
+    assert [line["reason"] for line in run.lines("end")] == ["Preempted"]
+    assert len(run.lines("startup")) == 1
+
+
+def test_one_process_without_torchrun_resumes_past_a_torn_checkpoint(tmp_path: Path, home: Path) -> None:
+    training = {"steps": 8, "seqLen": 64, "localBatchSize": 2}
+    whole = start(
+        tmp_path / "whole", home, ranks=1, interval=2, training=training, checkpoint={"interval": 2, "keep": 9}
+    )
+    assert whole.end() == 0, whole.log()
+    shutil.copytree(whole.output, tmp_path / "half/out")
+    for line in ("step-8", "step-6/complete.json"):
+        path = tmp_path / "half/out/checkpoint" / line
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    half = start(tmp_path / "half", home, ranks=1, attempt=2, training=training, checkpoint={"interval": 2, "keep": 9})
+    assert half.end() == 0, half.log()
+    assert half.lines("resumed")[-1]["step"] == 4
+    assert "step-6: it has no complete.json: the save did not finish" in half.log()
+    again = [(line["step"], line["loss"], line["gradNorm"]) for line in half.lines("step") if line["attempt"] == 2]
+    assert again == [(step, *values) for step, values in whole.losses().items() if step > 4]
+    assert sorted(p.name for p in (half.output / "checkpoint").iterdir()) == ["step-2", "step-4", "step-6", "step-8"]
+
+
+def test_a_mistake_of_the_user_is_told_at_once_and_not_restarted(tmp_path: Path, home: Path) -> None:
+    run = start(tmp_path / "run", home, ranks=2, restarts=3, dataset={"path": "/nowhere/data.jsonl"})
+    assert run.end() != 0
+    report = run.report()
+    assert (report.reason, report.retryable, report.step) == ("UserError", False, 0)
+    assert report.message.startswith("spec.dataset.path: /nowhere/data.jsonl does not exist in this pod")
+    assert 1 <= run.log().count("ERROR UserError: spec.dataset.path") <= 2
+    assert len(run.lines("end")) <= 1  # one for each life of rank 0
+
+
+def test_a_signal_before_the_first_step_ends_the_process_soon(tmp_path: Path, home: Path) -> None:
+    run = start(tmp_path / "run", home, ranks=1)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            assert Progress.model_validate_json(run.get("/progress")).phase == "starting"
+            break
+        except OSError:
+            assert time.monotonic() < deadline, run.log()
+            time.sleep(0.05)
+    run.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert run.end() == 143
+    assert time.monotonic() - began < 5
+    assert run.report() == ExitReport(reason="Preempted", message="SIGTERM while starting", retryable=True)
