@@ -31,7 +31,7 @@ check: $(READY)  ## Format, lint, types, import layers
 
 generate: $(READY)  ## Rewrite every generated file
 	$(PY) -m hftitan_api.crd > crds/hftitanjobs.yaml.new && mv crds/hftitanjobs.yaml.new crds/hftitanjobs.yaml
-	$(PY) tests/core/golden.py
+	$(PY) tests/core/core_golden.py
 
 bench: $(READY)  ## Tokens/s against transformers' own Trainer, and the seconds to the first step
 	$(PY) bench/trainer.py

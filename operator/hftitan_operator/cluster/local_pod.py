@@ -150,9 +150,6 @@ def _overrides(manifest: Manifest, machine: Machine, place: Place) -> dict[str, 
         "NCCL_SOCKET_IFNAME": "lo",
         "PET_LOCAL_ADDR": place.address,
         "PET_RDZV_ENDPOINT": place.rendezvous,
-        # torch 2.15 keeps one store over in-place restarts, and its keys too: a restarted rank may read the addresses
-        # of peers that are gone. With this each round of the rendezvous has a store of its own.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "PYTHON_EXEC": str(machine.rank_script),
         "HFTITAN_LOCAL_LOGS": str(machine.rank_logs(name)),
         "HFTITAN_LOCAL_WORKDIR": str(machine.workdir),

@@ -234,6 +234,9 @@ def _env(job: HFTitanJob, plan: MeshPlan, attempt: int, index: int, threads: int
         "PET_MONITOR_INTERVAL": str(MONITOR_SECONDS),
         # After SIGTERM torchrun would kill its workers at 30 s, in the middle of their last checkpoint.
         "PET_SHUTDOWN_TIMEOUT": str(sizing.grace_seconds(spec.checkpoint) - sizing.SHUTDOWN_MARGIN_SECONDS),
+        # torch 2.15 keeps one store over restarts in place, with the addresses of dead peers under the same keys: more
+        # than half of such restarts hang or fail. With this each round of the rendezvous has a store of its own.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         ENV_CONFIG: f"{CONFIG_DIR}/{naming.CONFIG_KEY}",
         ENV_OUTPUT: OUTPUT_DIR,
         ENV_TERMINATION_LOG: TERMINATION_LOG,
