@@ -212,6 +212,19 @@ def test_a_taken_port_is_a_warning_and_a_free_one_serves(
         server.server_close()
 
 
+def test_a_restart_in_place_finds_its_port_again(observer: RunObserver) -> None:
+    first = serve(observer, "127.0.0.1", 0, progress=True)
+    get(first, "/healthz")  # the server closes first: the connection lingers on its port
+    first.shutdown()
+    first.server_close()
+    second = serve(observer, "127.0.0.1", first.server_port, progress=True)
+    try:
+        assert second.server_port == first.server_port
+    finally:
+        second.shutdown()
+        second.server_close()
+
+
 @pytest.mark.parametrize(
     ("pod_ip", "address"),
     [(None, "127.0.0.1"), ("127.4.0.2", "127.4.0.2"), ("10.1.2.3", "0.0.0.0"), ("fd00::5", "::"), ("::1", "::1")],

@@ -134,11 +134,14 @@ def test_a_shorter_report_leaves_nothing_of_the_longer(tmp_path: Path) -> None:
     assert parse((tmp_path / "log").read_bytes()) == ExitReport(reason="UserError", retryable=False, message="y")
 
 
-def test_a_restart_forgets_the_last_life(tmp_path: Path) -> None:
+def test_a_restart_forgets_the_last_life_but_not_a_sibling_of_this_one(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "log")
-    reporter.clear()
+    reporter.clear_older(time.time())
     reporter.write(BLANK)
-    reporter.clear()
+    written = (tmp_path / "log").stat().st_mtime
+    reporter.clear_older(written - 0.1)
+    assert reporter.read() == BLANK
+    reporter.clear_older(written + 0.1)
     assert reporter.read() is None
     assert (tmp_path / "log").read_bytes() == b""
     Reporter(None).write(BLANK)  # no termination log: nothing to do, nothing to fail

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from hftitan_api.wire import ENV_TERMINATION_LOG, ExitReport, TrainerSpec
 from hftitan_trainer import logs, signals
 from hftitan_trainer.documents import list_files
-from hftitan_trainer.environment import Environment, default_rendezvous, seconds_since_launch
+from hftitan_trainer.environment import Environment, default_rendezvous, process_age, seconds_since_launch
 from hftitan_trainer.journal import FILE_NAME, Journal
 from hftitan_trainer.metrics import RunObserver
 from hftitan_trainer.report import Reporter, redact
@@ -41,9 +42,10 @@ class Life:
         logs.configure(self.rank)
         log = os.environ.get(ENV_TERMINATION_LOG)
         self.reporter = Reporter(Path(log) if log else None)
-        # Only a restart in place finds a report: the log of a new pod is empty.
-        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ.get("LOCAL_RANK") == "0":
-            self.reporter.clear()
+        # Only a restart in place finds a report: the log of a new pod is empty. One that a sibling of this life has
+        # left already is younger than this process: torchrun starts all in a moment, none fails before its imports.
+        if os.environ["LOCAL_RANK"] == "0":
+            self.reporter.clear_older(time.time() - process_age(os.getpid()))
         self.observer: RunObserver | None = None
         self.stop = signals.StopFlag(self._stopped_by_signal)
         self.stop.install()

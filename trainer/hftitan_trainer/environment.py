@@ -83,7 +83,11 @@ def default_rendezvous(env: MutableMapping[str, str]) -> None:
 
 def seconds_since_launch() -> float:
     """Age of the launch: of torchrun's agent if it is the parent, else of this process. 0 where /proc cannot say."""
-    pid = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+    return process_age(os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid())
+
+
+def process_age(pid: int) -> float:
+    """Seconds since the process started, to 10 ms. 0 where /proc cannot say."""
     try:
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])

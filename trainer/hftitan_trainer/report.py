@@ -151,9 +151,13 @@ class Reporter:
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
-    def clear(self) -> None:
-        """Forget the report of an earlier life; local rank 0 calls it before any rank of this life can fail."""
-        if self.path is not None and self.path.exists():
+    def clear_older(self, than: float) -> None:
+        """Forget a report written before the Unix time `than`: that of an earlier life in this pod.
+
+        By age, not by torchrun's restart count: when a process of another pod dies, this pod's workers are restarted as
+        a change of membership, and their count stays 0.
+        """
+        if self.path is not None and self.path.exists() and self.path.stat().st_mtime < than:
             os.truncate(self.path, 0)
 
     def read(self) -> ExitReport | None:

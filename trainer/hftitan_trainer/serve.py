@@ -74,6 +74,8 @@ def serve(observer: RunObserver, pod_ip: str | None, port: int, *, progress: boo
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         def server_bind(self) -> None:
+            # After a restart in place the last life's connections still linger on the port.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.socket.bind(self.server_address)  # http.server would look up its own host name, which can take seconds
             self.server_address = self.socket.getsockname()
             self.server_name, self.server_port = str(host), self.server_address[1]
