@@ -32,6 +32,7 @@ def ours(folder: Path, args: argparse.Namespace) -> list[float]:
     """Seconds of each step of `hftitan run`."""
     job: dict[str, Any] = yaml.safe_load((ROOT / "examples/smollm2.yaml").read_text())
     job["spec"]["training"].update(steps=args.steps, seqLen=args.seq_len, localBatchSize=args.batch)
+    job["spec"]["optimizer"]["lr"] = LR
     job["spec"]["lrSchedule"] = {}
     job["spec"]["checkpoint"] = {"interval": 0, "exportHF": False}
     file = folder / "job.yaml"

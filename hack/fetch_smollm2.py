@@ -51,6 +51,7 @@ def _repo_folder() -> str:
 def _build_own_cache() -> None:
     import importlib.util
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the progress bars would fill a log
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, logging
 
