@@ -58,6 +58,7 @@ def test_the_documented_example_builds_the_model_on_the_meta_device(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN))
     code = example()
     assert '"Qwen/Qwen2.5-7B"' in code
+    assert f"```python\n{code.strip()}\n```" in (HERE.parents[1] / "README.md").read_text()
     code = code.replace('"Qwen/Qwen2.5-7B"', repr(str(tmp_path))) + (
         "\nimport json, transformers"
         "\nprint(json.dumps({'kind': type(model.model).__name__,"
