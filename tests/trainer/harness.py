@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +126,12 @@ def mesh(**degrees: int) -> dict[str, Any]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def run_worker(
     cases: list[dict[str, Any]], folder: Path, *, world: int, timeout: float = 600, env: dict[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """Run the cases one after the other in one group of `world` processes; returns rank 0's result of each."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
-    port = free_port()
     workers = []
     for rank in range(world):
         environment = {
@@ -146,8 +139,6 @@ def run_worker(
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
@@ -156,12 +147,17 @@ def run_worker(
         log = (folder / f"rank{rank}.log").open("w")
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(folder)]
         workers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    deadline = time.monotonic() + timeout
     try:
-        codes = [worker.wait(timeout) for worker in workers]
+        codes = [worker.poll() for worker in workers]
+        while None in codes and not any(codes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            codes = [worker.poll() for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
-    if any(codes):
+            worker.wait()
+    if codes != [0] * world:
         logs = "\n".join(
             f"--- rank {rank}\n" + (folder / f"rank{rank}.log").read_text()[-6000:] for rank in range(world)
         )

@@ -20,6 +20,7 @@ MESHES = {
     "cp": {"cp": 2},
 }
 MODELS = ("untied", "tied", "random")
+RESUMED = ("dp_replicate", "dp_shard", "tp", "pp")
 ROWS = 20
 
 
@@ -66,16 +67,20 @@ def two(root):
         for mesh, degrees in MESHES.items()
         for model in MODELS
     }
-    accumulate = case(root, "tied", {"dpShard": 2})
-    accumulate["spec"]["training"]["localBatchSize"] = 1
-    cases["accumulation"] = accumulate
+    for mesh, degrees in (("shards", {"dpShard": 2}), ("replicas", {"dpReplicate": 2})):
+        cases[f"accumulation over {mesh}"] = case(root, "tied", degrees)
+        cases[f"accumulation over {mesh}"]["spec"]["training"]["localBatchSize"] = 1
     pipeline = case(root, "tied", {"pp": 2})
     pipeline["spec"]["training"].update(localBatchSize=2, pipelineSchedule="GPipe")
     cases["accumulation in a pipeline"] = pipeline
-    for kind in ("selective", "full"):
-        cases[kind] = case(root, "tied", {"dpShard": 2})
+    for kind, mesh in (("selective", "dpShard"), ("full", "dpReplicate")):
+        cases[kind] = case(root, "tied", {mesh: 2})
         cases[kind]["spec"]["training"]["activationCheckpoint"] = kind
-    cases["stop"] = case(root, "tied", {"dpShard": 2}, stopAt=3)
+    for mesh in RESUMED:
+        output = str(root / f"resumed-{mesh}")
+        for part, stop in (("stopped", 3), ("resumed", None)):
+            cases[part, mesh] = case(root, "tied", MESHES[mesh], output=output, stopAt=stop)
+            cases[part, mesh]["spec"]["checkpoint"] = {"interval": 100}
     cases["small files"] = case(root, "tied", {"tp": 2}, export=str(root / "small files"), fileBytes=20_000)
     cases["exploding"] = case(root, "untied", {"pp": 2}, fails=True, poison=2)
     results = harness.run_worker(list(cases.values()), root / "two", world=2)
@@ -97,15 +102,28 @@ def test_losses_and_norms_equal_those_of_one_process(one, two, mesh, model):
     assert norms(two[mesh, model]) == pytest.approx(norms(one[model]), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["accumulation", "accumulation in a pipeline", "selective", "full"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "accumulation over shards",
+        "accumulation over replicas",
+        "accumulation in a pipeline",
+        "selective",
+        "full",
+    ],
+)
 def test_how_a_step_is_computed_does_not_change_it(one, two, name):
     assert losses(two[name]) == pytest.approx(losses(one["tied"]), rel=1e-3)
     assert norms(two[name]) == pytest.approx(norms(one["tied"]), rel=1e-3)
 
 
-def test_one_ranks_wish_stops_all_after_the_same_step(two):
-    assert two["stop"]["outcome"] == {"kind": "stopped", "step": 3}
-    assert [step["step"] for step in two["stop"]["steps"]] == [1, 2, 3]
+@pytest.mark.parametrize("mesh", RESUMED)
+def test_one_ranks_wish_stops_all_and_a_new_run_goes_on_from_there(two, mesh):
+    stopped, resumed, unbroken = two["stopped", mesh], two["resumed", mesh], two[mesh, "tied"]
+    assert stopped["outcome"] == {"kind": "stopped", "step": 3}
+    assert [step["step"] for step in stopped["steps"] + resumed["steps"]] == [1, 2, 3, 4, 5]
+    assert losses(stopped) + losses(resumed) == losses(unbroken)
+    assert norms(stopped) + norms(resumed) == norms(unbroken)
 
 
 def test_reports_count_all_ranks(one, two):

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from hftitan_api.wire import TrainerSpec
@@ -180,22 +181,24 @@ def logits(trainer: HFTitanTrainer, row: dict) -> list:
 
 
 def main() -> None:
+    # As torchtitan does where it makes the group itself: collectives in the backward pass stay in order.
+    torch.autograd.set_multithreading_enabled(False)
     folder = Path(sys.argv[1])
     results = []
-    port = int(os.environ["MASTER_PORT"])
     for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
-        # A process group of its own for each case; DTensor's caches hold the meshes of the one before.
-        os.environ["MASTER_PORT"] = str(port + number)
+        # A process group of its own for each case, by file: ports picked in advance are taken by others.
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = dist.FileStore(str(folder / f"store{number}"), world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
         try:
             results.append(run(case, Path(case.get("output", folder / f"out{number}"))))
         except Exception as error:
             if not case.get("fails"):
                 raise
             results.append({"error": type(error).__name__, "message": str(error)})
-        if dist.is_initialized():
-            dist.barrier()
-            dist.destroy_process_group()
-            _clear_sharding_prop_cache()
+        dist.barrier()
+        dist.destroy_process_group()
+        _clear_sharding_prop_cache()  # holds the meshes of this group
     if os.environ["RANK"] == "0":
         (folder / "results.json").write_text(json.dumps(results))
 

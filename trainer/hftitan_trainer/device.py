@@ -16,6 +16,8 @@ from hftitan_trainer import slim
 from hftitan_trainer.errors import UserError
 
 DEVICE_MODULE = "torchtitan.tools.utils"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Of mallopt(3)."""
 
 
 def use_device(device: Literal["gpu", "cpu"]) -> str:
@@ -40,6 +42,7 @@ def use_device(device: Literal["gpu", "cpu"]) -> str:
             raise RuntimeError(f"torchtitan was already imported for {loaded.device_type}, not for {wanted}")
         return wanted
     if wanted == "cpu":
+        keep_freed_memory()
         _import_for_cpu()
     return wanted
 
@@ -58,6 +61,20 @@ def _import_for_cpu() -> None:
         __import__(DEVICE_MODULE)
     finally:
         torch_utils._get_available_device_type, torch_utils._get_device_module = found, module_of
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks instead of unmapping them.
+
+    Every step frees and takes gigabytes of activations and gradients anew, and the kernel zeroes each page again: half
+    of all page faults and 3% of a step's time (SmolLM2-135M, 256 tokens).
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc; others have none
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from torchtitan import trainer as titan
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.experiments.transformers_modeling_backend.trainer import HFTransformerTrainer
+from torchtitan.tools import utils as titan_utils
 from torchtitan.trainer import Trainer
 
 from hftitan_trainer.attention import dense_mask
@@ -22,6 +24,7 @@ from hftitan_trainer.errors import NonFiniteLossError, UserError
 from hftitan_trainer.hf_model import weight_shapes
 from hftitan_trainer.model import HFTitanModel
 from hftitan_trainer.observer import Observer, Outcome
+from hftitan_trainer.replicas import Replicas, holds_whole_model
 from hftitan_trainer.tied import TiedStages
 
 
@@ -36,6 +39,7 @@ class HFTitanTrainer(HFTransformerTrainer):
         self.metrics_processor.steps = config.training.steps
         self._passes_left = 0
         self._tied = TiedStages.of(self)
+        self._replicas = self._find_replicas()
 
     @property
     def model(self) -> HFTitanModel:
@@ -157,23 +161,39 @@ class HFTitanTrainer(HFTransformerTrainer):
         return inputs, labels, extra
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
-        """Upstream's, then tied embeddings on two pipeline stages add up their gradients."""
-        loss = super().forward_backward_step(**kwargs)
+        """Upstream's; after the last pass of a step, gradients that no FSDP sums are summed over their ranks."""
         self._passes_left -= 1
-        if self._tied is not None and self._passes_left == 0:
+        last = self._passes_left == 0
+        if self._replicas is not None:
+            self._replicas.begin_pass(last=last)
+        loss = super().forward_backward_step(**kwargs)
+        if self._replicas is not None:
+            self._replicas.finish_step()
+        if self._tied is not None and last:
             self._tied.gather_gradients()
         return loss
+
+    def _find_replicas(self) -> Replicas | None:
+        mesh = self.parallel_dims.get_optional_mesh("dp_replicate")
+        if mesh is None or not holds_whole_model(self.parallel_dims, self.config.training):
+            return None
+        return Replicas(self.model, mesh.get_group())
 
 
 @contextlib.contextmanager
 def _upstream_startup() -> Iterator[None]:
     """Silence what upstream's __init__ says and measures without use here.
 
-    Upstream: components/metrics.py ensure_pp_loss_visible warns that LOG_RANK hides the loss (it is shared here).
+    Upstream: components/metrics.py ensure_pp_loss_visible warns that LOG_RANK hides the loss (it is shared here);
+    tools/utils.py get_peak_flops runs lspci to tell one H100 from another, and says so where there is no lspci.
     """
-    visible = titan.ensure_pp_loss_visible
+    visible, peak = titan.ensure_pp_loss_visible, titan_utils.get_peak_flops
     titan.ensure_pp_loss_visible = lambda **_kwargs: None
+    if titan_utils.device_type == "cpu":
+        titan_utils.get_peak_flops = lambda _name: math.inf
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="DTensor", category=UserWarning)
+            yield
     finally:
-        titan.ensure_pp_loss_visible = visible
+        titan.ensure_pp_loss_visible, titan_utils.get_peak_flops = visible, peak

@@ -24,7 +24,7 @@ from torchtitan.experiments.transformers_modeling_backend.parallelize import par
 from torchtitan.experiments.transformers_modeling_backend.state_dict_adapter import HFTransformerStateDictAdapter
 from torchtitan.tools.utils import device_type
 
-from hftitan_trainer import attention, initialise
+from hftitan_trainer import attention, initialise, replicas
 from hftitan_trainer.errors import UserError
 from hftitan_trainer.hf_model import ModelFolder
 
@@ -58,6 +58,10 @@ class HFTitanModel(HFTransformerModel):
             if self._folder.trust_remote_code:
                 _use_remote_class(self._folder)
             return self
+
+        def to_dict(self) -> dict[str, Any]:
+            """For loggers that record the job's configuration."""
+            return self._folder.config.to_dict()
 
     def __init__(self, config: Config) -> None:
         attention.install()
@@ -139,6 +143,10 @@ class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
     a tied model has no such tensor.
     """
 
+    def __init__(self, model_config: Any, _hf_assets_path: str | None) -> None:
+        # The folder is only asked for the shards of an HF checkpoint, which export.py writes by itself.
+        super().__init__(model_config, None)
+
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         hf = {key.removeprefix("model."): value for key, value in state_dict.items()}
         if self._tie_word_embeddings and "lm_head.weight" in hf:
@@ -153,14 +161,18 @@ class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
         return {f"model.{key}": value for key, value in state.items()}
 
 
-def parallelize(model: nn.Module, **kwargs: Any) -> nn.Module:
+def parallelize(model: nn.Module, *, parallel_dims: Any, training: Any, **kwargs: Any) -> nn.Module:
     """torchtitan's parallelize_hf_transformers, and gradient reductions that gloo can do.
 
     Raises UserError for a model whose modules torchtitan has no sharding rules for (fused qkv projections, for
     example).
     """
+    if replicas.holds_whole_model(parallel_dims, training):
+        return replicas.prepare(
+            model, parallel_dims, kwargs["compile_config"], kwargs["ac_config"], kwargs["dump_folder"]
+        )
     try:
-        model = parallelize_hf_transformers(model, **kwargs)
+        model = parallelize_hf_transformers(model, parallel_dims=parallel_dims, training=training, **kwargs)
     except (ValueError, NotImplementedError, AttributeError, AssertionError) as error:
         kind = model._folder.config.model_type  # type: ignore[union-attr]
         raise UserError("spec.model.name", f"torchtitan cannot shard models of type {kind}: {error}") from error

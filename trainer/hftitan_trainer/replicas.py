@@ -1,0 +1,66 @@
+"""Data parallelism without shards on CPUs: each rank holds the whole model, and gradients are summed where they are.
+
+torchtitan runs every mesh, even of one process, through FSDP, which copies all weights before the forward pass and all
+gradients before their reduction. On a GPU that hides behind the computation; on a processor it is a sixth of the step.
+Here each gradient is all-reduced in place as soon as the backward pass has it, while the pass goes on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchtitan.distributed.compile import apply_compile
+from torchtitan.tools.utils import device_type
+
+if TYPE_CHECKING:
+    from torchtitan.config import TrainingConfig
+    from torchtitan.distributed import ParallelDims
+
+
+def holds_whole_model(parallel_dims: ParallelDims, training: TrainingConfig) -> bool:
+    """Whether every rank of the mesh has all weights, in the type it computes in, on a CPU."""
+    dims = parallel_dims
+    whole = dims.dp_shard == dims.cp == dims.tp == dims.pp == dims.ep == 1
+    return device_type == "cpu" and whole and training.mixed_precision_param == training.dtype
+
+
+def prepare(
+    model: nn.Module, parallel_dims: ParallelDims, compile_config: Any, ac_config: Any, folder: str
+) -> nn.Module:
+    """What parallelize_hf_transformers does besides sharding: recomputation, then compilation of the blocks."""
+    if ac_config is not None:
+        ac_config.build(dump_folder=folder).apply(model)
+    if compile_config.enable and "model" in compile_config.components:
+        apply_compile(model, compile_config=compile_config, parallel_dims=parallel_dims)
+    return model
+
+
+class Replicas:
+    """Sums the gradients of `model` over `group`. Every rank must run the same passes."""
+
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.reducing = False
+        self._works: list[dist.Work] = []
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(self._sum)
+
+    def begin_pass(self, *, last: bool) -> None:
+        """Announce a forward and backward pass; gradients of earlier passes of a step only add up locally."""
+        self.reducing = last
+
+    def finish_step(self) -> None:
+        """Wait until all gradients are sums."""
+        for work in self._works:
+            work.wait()
+        self._works.clear()
+
+    def _sum(self, parameter: torch.Tensor) -> None:
+        if self.reducing:
+            assert parameter.grad is not None
+            work = dist.all_reduce(parameter.grad, group=self.group, async_op=True)
+            assert work is not None
+            self._works.append(work)
