@@ -60,8 +60,8 @@ def make_model(
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 or name.endswith("bias"):
                 parameter.normal_(0, 0.15)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder

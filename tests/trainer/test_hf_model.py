@@ -241,6 +241,21 @@ MISFITS = {
         {"mesh": {"tp": 4}},
         "spec.mesh.tp: 4 does not divide the 4 attention heads and 2 KV heads of {0}; use 1 or 2",
     ),
+    "gradients": (
+        {"model_type": "phi"},
+        {"mesh": {"tp": 2}},
+        "spec.mesh.tp: 2, but tensor parallelism does not work for models of type phi; set 1, and dpShard to split",
+    ),
+    "bias": (
+        {"attention_bias": True},
+        {"mesh": {"tp": 2}},
+        "spec.mesh.tp: 2, but {0} has attention_bias, which tensor parallelism would add 2 times; set 1, and dpShard",
+    ),
+    "dropout": (
+        {"attention_dropout": 0.1},
+        {"mesh": {"device": "gpu"}},
+        "spec.model.overrides.attention_dropout: is 0.1 in the config of {0}, and FlexAttention has no dropout",
+    ),
     "layers": (
         {},
         {"mesh": {"pp": 4}, "training": {"localBatchSize": 8}},

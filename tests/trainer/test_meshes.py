@@ -35,6 +35,7 @@ def case(root: Path, model: str, mesh: dict, **more) -> dict:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("meshes")
+    harness.make_model(root / "biased", attention_bias=True)
     for name in ("untied", "tied"):
         folder = harness.make_model(root / name, tied=name == "tied")
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
@@ -54,7 +55,8 @@ def tokenizer() -> str:
 def one(root):
     """The models on one process."""
     cases = [case(root, model, {}, export=str(root / f"one-{model}"), logits=True) for model in MODELS]
-    return dict(zip(MODELS, harness.run_worker(cases, root / "one", world=1), strict=True))
+    cases.append(case(root, "biased", {}))
+    return dict(zip((*MODELS, "biased"), harness.run_worker(cases, root / "one", world=1), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,7 @@ def two(root):
             cases[part, mesh] = case(root, "tied", MESHES[mesh], output=output, stopAt=stop)
             cases[part, mesh]["spec"]["checkpoint"] = {"interval": 100}
     cases["small files"] = case(root, "tied", {"tp": 2}, export=str(root / "small files"), fileBytes=20_000)
+    cases["biases"] = case(root, "biased", {"tp": 2}, unchecked=True)
     cases["exploding"] = case(root, "untied", {"pp": 2}, fails=True, poison=2)
     results = harness.run_worker(list(cases.values()), root / "two", world=2)
     return dict(zip(cases, results, strict=True))
@@ -124,6 +127,11 @@ def test_one_ranks_wish_stops_all_and_a_new_run_goes_on_from_there(two, mesh):
     assert [step["step"] for step in stopped["steps"] + resumed["steps"]] == [1, 2, 3, 4, 5]
     assert losses(stopped) + losses(resumed) == losses(unbroken)
     assert norms(stopped) + norms(resumed) == norms(unbroken)
+
+
+def test_upstream_still_adds_biases_once_per_tensor_parallel_rank(one, two):
+    """checks.py refuses them: when this fails, it need not any more."""
+    assert losses(two["biases"])[0] != pytest.approx(losses(one["biased"])[0], rel=1e-3)
 
 
 def test_reports_count_all_ranks(one, two):

@@ -65,7 +65,11 @@ class HFTitanModel(HFTransformerModel):
 
     def __init__(self, config: Config) -> None:
         attention.install()
-        super().__init__(config)
+        try:
+            super().__init__(config)
+        except (AttributeError, ImportError) as error:
+            kind = config._folder.config.model_type
+            raise UserError("spec.model.name", f"torchtitan cannot build models of type {kind}: {error}") from error
         self._folder: ModelFolder = config._folder
         self._seed: int = config._seed
         self.tied = self._folder.tied

@@ -1,0 +1,154 @@
+"""What the engine refuses once it has the model at hand, and that it refuses to train with uninitialised memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import harness
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    root = tmp_path_factory.mktemp("refused")
+    tiny = harness.make_model(root / "tiny")
+    missing = harness.make_model(root / "missing")
+    drop_weight(missing / "model.safetensors", "model.layers.1.mlp.up_proj.weight")
+    gpt2 = harness.make_model(root / "gpt2", model_type="gpt2", n_positions=512)
+    specs = {
+        "shape": harness.trainer_spec(tiny, model={"overrides": {"intermediate_size": 48}}),
+        "missing": harness.trainer_spec(missing),
+        "layout": harness.trainer_spec(gpt2),
+        "fused": harness.trainer_spec(
+            harness.make_model(root / "phi3", model_type="phi3", pad_token_id=0),
+            training={"mixedPrecision": "bfloat16"},
+        ),
+    }
+    cases = [{"spec": spec, "rows": harness.rows(4), "fails": True} for spec in specs.values()]
+    return root, dict(zip(specs, harness.run_worker(cases, root / "work", world=1), strict=True))
+
+
+def drop_weight(file: Path, name: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+MESSAGES = {
+    "shape": "spec.model.overrides: model.layers.0.mlp.gate_proj.weight is [64, 32] in the weights "
+    "but [48, 32] in the model; ",
+    "missing": "spec.model.name: the safetensors files of {0}/missing lack model.layers.1.mlp.up_proj.weight, which ",
+    "layout": "spec.model.name: torchtitan cannot build models of type gpt2: ",
+    "fused": "spec.model.name: torchtitan cannot shard models of type phi3: Phi3Attention: no recognized query "
+    "projection",
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_refused_with_the_field_and_the_reason(refused, name):
+    root, found = refused
+    assert found[name]["error"] == "UserError"
+    assert found[name]["message"].startswith(MESSAGES[name].format(root))
+
+
+# --- initialise.py ----------------------------------------------------------------------------------------------
+
+
+def tiny_llama(**changes):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    values = {key: value for key, value in harness.TINY.items() if key != "model_type"}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**values, **changes))
+    return model.to_empty(device="cpu")
+
+
+def test_a_buffer_that_nobody_restores_stops_the_run():
+    import torch
+
+    from hftitan_trainer.errors import UpstreamError
+    from hftitan_trainer.initialise import initialise
+
+    for value in (torch.zeros(3), torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.bool)):
+        model = tiny_llama()
+        model.model.register_buffer("lost", value, persistent=False)
+        with pytest.raises(UpstreamError, match=r"does not restore the buffer model\.lost") as caught:
+            initialise(model, 0, parameters=False)
+        assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("rope", harness.ROPES)
+def test_rotary_frequencies_are_those_of_a_model_built_on_the_cpu(rope):
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    from hftitan_trainer.initialise import initialise
+
+    model = tiny_llama(rope_parameters=harness.ROPES[rope])
+    initialise(model, 0, parameters=False)
+    values = {key: value for key, value in harness.TINY.items() if key != "model_type"}
+    built = LlamaRotaryEmbedding(LlamaConfig(**values, rope_parameters=harness.ROPES[rope]))
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, built.inv_freq, rtol=0, atol=0)
+    torch.testing.assert_close(model.model.rotary_emb.original_inv_freq, built.inv_freq, rtol=0, atol=0)
+    assert model.model.rotary_emb.attention_scaling == built.attention_scaling
+
+
+def test_random_weights_follow_from_the_seed_and_have_transformers_spread():
+    from hftitan_trainer.initialise import initialise
+
+    first, again, other = (tiny_llama() for _ in range(3))
+    for model, seed in ((first, 1), (again, 1), (other, 2)):
+        initialise(model, seed, parameters=True)
+    states = [model.state_dict() for model in (first, again, other)]
+    for name, value in states[0].items():
+        assert value.equal(states[1][name])
+        if name.endswith("norm.weight"):
+            assert (value == 1).all()
+        else:
+            assert not value.equal(states[2][name])
+            assert 0.015 < value.std().item() < 0.025, name
+    assert not first.lm_head.weight.equal(first.model.embed_tokens.weight), "each name has its own stream"
+
+
+def test_initialisation_leaves_the_callers_random_state_alone():
+    import torch
+
+    from hftitan_trainer.initialise import initialise
+
+    before = torch.get_rng_state()
+    initialise(tiny_llama(), 0, parameters=True)
+    assert torch.get_rng_state().equal(before)
+
+
+# --- attention.py -----------------------------------------------------------------------------------------------
+
+
+def test_rows_of_one_document_need_no_mask():
+    import torch
+
+    from hftitan_trainer.attention import PLAIN_CAUSAL, dense_mask, document_mask
+
+    one, two = torch.arange(4)[None], torch.tensor([[0, 1, 0, 1]])
+    assert document_mask(one).shape == PLAIN_CAUSAL
+    expected = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
+    assert document_mask(two)[0, 0].equal(expected)
+    assert dense_mask(two).equal(document_mask(two))
+    assert dense_mask(one)[0, 0].equal(torch.ones(4, 4, dtype=torch.bool).tril())
+
+
+def test_attention_sinks_are_refused_on_cpus():
+    import torch
+
+    from hftitan_trainer.attention import document_mask, sdpa_attention
+
+    q = torch.randn(1, 2, 4, 8)
+    with pytest.raises(NotImplementedError, match="sinks"):
+        sdpa_attention(torch.nn.Module(), q, q, q, document_mask(torch.arange(4)[None]), s_aux=torch.ones(2))
