@@ -154,6 +154,8 @@ async def _until_the_end(
         for record in tail.read():  # first: these steps are older than what this pass will decide
             reporter.record(record)
         recheck: float | None = 0.0
+        # The last reports must reach the status: it is over after a pass that began when all pods had ended.
+        all_ended = not cluster.alive
         try:
             recheck = await step(cluster, namespace, name, time.time())
             faults = 0
@@ -175,10 +177,12 @@ async def _until_the_end(
         reporter.progress(job, cluster.progress)
         phase = job.status.phase
         if phase in TERMINAL or (phase == "Suspended" and interrupt.signal is not None):
-            if not cluster.alive:
+            if all_ended and not cluster.alive:
                 for record in tail.read():
                     reporter.record(record)
                 return job
+            if not cluster.alive:
+                continue
             if job.spec.run_policy.clean_pod_policy == "None":
                 # A cluster would let them run; here nothing outlives the command.
                 for pod in cluster.alive:

@@ -93,6 +93,10 @@ class LocalCluster:
         if (job.metadata.namespace, job.metadata.name) != (namespace, name):
             return None
         pods = tuple(pod.view() for pod in self._pods.values())
+        for gone in [pod.name for pod in self._pods.values() if pod.ended and pod.deletion_deadline is not None]:
+            # Deleted while it ran: the object goes once its end, and so its report, was seen, as a kubelet does it.
+            del self._pods[gone]
+            self.changed.set()
         observed = Observed(pods, bool(self._services), bool(self._configs), self.progress)
         return Seen(job, observed)
 
@@ -195,9 +199,6 @@ class LocalCluster:
         def ended() -> None:
             assert pod.ended is not None
             self.ended.append(pod.ended)
-            if pod.deletion_deadline is not None:
-                # Deleted while it ran: the object goes with the process.
-                self._pods.pop(name, None)
             self.changed.set()
 
         pod = LocalPod(name, attempt, index, place, launch, self.machine.pod_log(name), ended)
