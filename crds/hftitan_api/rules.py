@@ -182,6 +182,11 @@ def model(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
     yield from _layers(spec, shape)
     yield from _experts(spec, shape)
     yield from _positions(spec, shape)
+    if shape.attention_dropout > 0 and spec.mesh.device == "gpu":
+        yield SpecError(
+            "spec.model.overrides.attention_dropout",
+            f"{name} has {shape.attention_dropout}, and FlexAttention knows no dropout; set it to 0.0",
+        )
 
 
 def _heads(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:

@@ -59,13 +59,16 @@ _OTHER_LAYOUT = frozenset(
         "qwen3_next", "starcoder2",
     }
 )  # fmt: skip
-# Model types whose forward pass is embedding, layers, norm, head and nothing between. Each pipeline stage runs it with
-# the missing parts replaced by identities, so what a model does to its input besides (Gemma and Granite scale the
+# Families whose forward pass is embedding, layers, norm, head and nothing between. Each pipeline stage runs it with the
+# missing parts replaced by identities, so what a model does to its input besides (Gemma and Granite scale the
 # embeddings) would happen in every stage.
-PIPELINED = frozenset(
+PIPELINED = frozenset({"llama", "ministral", "mistral", "olmo", "olmo2", "olmo3", "qwen2", "qwen3", "smollm3"})
+# Families whose gradients under torchtitan's tensor parallelism were compared with transformers' and found equal.
+# Others fail, or worse: Phi's loss is right and its gradient wrong.
+TENSOR_PARALLEL = frozenset(
     {
-        "llama", "ministral", "mistral", "olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3",
-        "starcoder2",
+        "cohere", "cohere2", "ernie4_5", "exaone4", "granite", "helium", "llama", "ministral", "mistral", "olmo",
+        "qwen2", "qwen3", "smollm3",
     }
 )  # fmt: skip
 
@@ -96,6 +99,7 @@ class ModelShape:
     max_position_embeddings: int | None = None
     sliding_window: int | None = None
     """Keys that a query may look back to, where some layers limit it."""
+    attention_dropout: float = 0.0
     refused_axes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Axes that the backend cannot use for this model, with the reason."""
     refused: tuple[str, ...] = ()
@@ -133,6 +137,7 @@ class ModelShape:
             biases=any(c.get(key) is True for key in ("attention_bias", "mlp_bias")),
             max_position_embeddings=_count(c, *_POSITIONS),
             sliding_window=_sliding_window(c),
+            attention_dropout=dropout if isinstance(dropout := c.get("attention_dropout"), float) else 0.0,
             refused_axes=_refused_axes(c, model_type, experts),
             refused=tuple(_refused(c, model_type, experts)),
         )
@@ -192,6 +197,12 @@ def _refused_axes(config: Mapping[str, Any], model_type: str, experts: int | Non
         found["pp"] = "the backend has no pipeline for mixture-of-experts models"
     elif model_type and model_type not in PIPELINED:
         found["pp"] = f"models of type {model_type} cannot be cut into pipeline stages"
+    biased = next((key for key in ("attention_bias", "mlp_bias") if config.get(key) is True), None)
+    if model_type and not experts and model_type not in TENSOR_PARALLEL:
+        found["tp"] = f"tensor parallelism does not compute models of type {model_type} rightly; split by dpShard"
+    elif biased:
+        # models/common/decoder_sharding.py rowwise_config: each rank adds the whole bias to its partial sum.
+        found["tp"] = f"tensor parallelism would add the biases ({biased}) once for every rank; split by dpShard"
     limited = None
     if config.get("index_topk") is not None or model_type == "glm_moe_dsa":
         limited = "the backend trains models with a sparse-attention indexer by dp and ep only"

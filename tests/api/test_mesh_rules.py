@@ -213,6 +213,27 @@ WITH_A_MODEL = {
             "models of type gemma3_text cannot be cut into pipeline stages; use 1"
         ],
     ),
+    "tensor parallelism of a family with wrong gradients": (
+        {"mesh": {"gpusPerNode": 2, "tp": 2}},
+        {"model_type": "phi", "num_attention_heads": 4},
+        [
+            f"spec.mesh.tp: 2 does not work for {NAME}: tensor parallelism does not compute models of type phi "
+            "rightly; split by dpShard; use 1"
+        ],
+    ),
+    "tensor parallelism of biased projections": (
+        {"mesh": {"gpusPerNode": 2, "tp": 2}},
+        {"model_type": "llama", "attention_bias": True},
+        [
+            f"spec.mesh.tp: 2 does not work for {NAME}: tensor parallelism would add the biases (attention_bias) "
+            "once for every rank; split by dpShard; use 1"
+        ],
+    ),
+    "dropout on a GPU": (
+        {},
+        {"model_type": "llama", "attention_dropout": 0.1},
+        [f"spec.model.overrides.attention_dropout: {NAME} has 0.1, and FlexAttention knows no dropout; set it to 0.0"],
+    ),
     "GLM-5": (
         {"mesh": {"gpusPerNode": 2, "tp": 2}},
         {"model_type": "glm_moe_dsa", "index_topk": 2048, "n_routed_experts": 256},

@@ -234,52 +234,52 @@ MISFITS = {
     "heads": (
         {},
         {"mesh": {"tp": 3}},
-        "spec.mesh.tp: 3 does not divide the 4 attention heads and 2 KV heads of {0}; use 1 or 2",
+        "spec.mesh.tp: 3 does not divide the 4 attention heads of {0}; use",
     ),
     "kv heads": (
         {},
         {"mesh": {"tp": 4}},
-        "spec.mesh.tp: 4 does not divide the 4 attention heads and 2 KV heads of {0}; use 1 or 2",
+        "spec.mesh.tp: 4 does not divide the 2 key/value heads of {0}; use",
     ),
     "gradients": (
         {"model_type": "phi"},
         {"mesh": {"tp": 2}},
-        "spec.mesh.tp: 2, but tensor parallelism does not work for models of type phi; set 1, and dpShard to split",
+        "spec.mesh.tp: 2 does not work for {0}: tensor parallelism does not compute models of type phi rightly",
     ),
     "bias": (
         {"attention_bias": True},
         {"mesh": {"tp": 2}},
-        "spec.mesh.tp: 2, but {0} has attention_bias, which tensor parallelism would add 2 times; set 1, and dpShard",
+        "spec.mesh.tp: 2 does not work for {0}: tensor parallelism would add the biases (attention_bias) once",
     ),
     "dropout": (
         {"attention_dropout": 0.1},
         {"mesh": {"device": "gpu"}},
-        "spec.model.overrides.attention_dropout: is 0.1 in the config of {0}, and FlexAttention has no dropout",
+        "spec.model.overrides.attention_dropout: {0} has 0.1, and FlexAttention knows no dropout; set it to 0.0",
     ),
     "layers": (
         {},
         {"mesh": {"pp": 4}, "training": {"localBatchSize": 8}},
-        "spec.mesh.pp: 4 pipeline stages, but {0} has 4 layers; use at most 3 stages",
+        "spec.mesh.pp: 4 pipeline stages are too many for the 4 layers of {0}; use at most 3",
     ),
     "batch": (
         {},
         {"mesh": {"pp": 2}, "training": {"localBatchSize": 1}},
-        "spec.training.localBatchSize: 1 sequences cannot keep 2 pipeline stages busy; set at least 2",
+        "spec.training.localBatchSize: 1 cannot keep 2 pipeline stages busy, one sequence in each; use at least 2",
     ),
     "family": (
         {"model_type": "granite"},
         {"mesh": {"pp": 2}},
-        "spec.mesh.pp: 2, but models of type granite cannot be split into pipeline stages; set 1",
+        "spec.mesh.pp: 2 does not work for {0}: models of type granite cannot be cut into pipeline stages; use 1",
     ),
     "length": (
         {},
         {"training": {"seqLen": 1024}},
-        "spec.training.seqLen: 1024 is longer than the 512 positions {0} knows; use at most 512",
+        "spec.training.seqLen: 1024 is more than the 512 positions of {0}; use at most 512",
     ),
     "window": (
         {"model_type": "mistral", "sliding_window": 64},
         {"training": {"seqLen": 128}},
-        "spec.training.seqLen: 128 is longer than the attention window of {0} (64), and sliding windows",
+        "spec.training.seqLen: 128 is more than the sliding window of 64 of {0}, which the backend does not apply",
     ),
 }
 
