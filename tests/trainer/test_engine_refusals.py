@@ -19,16 +19,18 @@ def refused(tmp_path_factory):
     missing = harness.make_model(root / "missing")
     drop_weight(missing / "model.safetensors", "model.layers.1.mlp.up_proj.weight")
     gpt2 = harness.make_model(root / "gpt2", model_type="gpt2", n_positions=512)
+    phi3 = harness.make_model(root / "phi3", model_type="phi3", pad_token_id=0)
     specs = {
         "shape": harness.trainer_spec(tiny, model={"overrides": {"intermediate_size": 48}}),
         "missing": harness.trainer_spec(missing),
         "layout": harness.trainer_spec(gpt2),
-        "fused": harness.trainer_spec(
-            harness.make_model(root / "phi3", model_type="phi3", pad_token_id=0),
-            training={"mixedPrecision": "bfloat16"},
-        ),
+        "unlisted layout": harness.trainer_spec(gpt2),
+        "unlisted fused": harness.trainer_spec(phi3, training={"mixedPrecision": "bfloat16"}),
     }
-    cases = [{"spec": spec, "rows": harness.rows(4), "fails": True} for spec in specs.values()]
+    cases = [
+        {"spec": spec, "rows": harness.rows(4), "fails": True, "unchecked": name.startswith("unlisted")}
+        for name, spec in specs.items()
+    ]
     return root, dict(zip(specs, harness.run_worker(cases, root / "work", world=1), strict=True))
 
 
@@ -44,16 +46,18 @@ MESSAGES = {
     "shape": "spec.model.overrides: model.layers.0.mlp.gate_proj.weight is [64, 32] in the weights "
     "but [48, 32] in the model; ",
     "missing": "spec.model.name: the safetensors files of {0}/missing lack model.layers.1.mlp.up_proj.weight, which ",
-    "layout": "spec.model.name: torchtitan cannot build models of type gpt2: ",
-    "fused": "spec.model.name: torchtitan cannot shard models of type phi3: Phi3Attention: no recognized query "
-    "projection",
+    "layout": "spec.model.name: {0}/gpt2 cannot be trained: torchtitan's transformers backend does not know the layers "
+    "of model type gpt2; use a Llama-like model",
+    "unlisted layout": "spec.model.name: torchtitan cannot build models of type gpt2: ",
+    "unlisted fused": "spec.model.name: torchtitan cannot shard models of type phi3: Phi3Attention: no recognized "
+    "query projection",
 }
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_refused_with_the_field_and_the_reason(refused, name):
     root, found = refused
-    assert found[name]["error"] == "UserError"
+    assert found[name]["error"] == "UserError", found[name]
     assert found[name]["message"].startswith(MESSAGES[name].format(root))
 
 

@@ -26,6 +26,7 @@ from torchtitan.components.dataloader import BaseDataLoader  # noqa: E402
 from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 from hftitan_trainer import bridge  # noqa: E402
+from hftitan_trainer.checks import check_model_on_mesh  # noqa: E402
 from hftitan_trainer.engine import HFTitanTrainer  # noqa: E402
 from hftitan_trainer.export import FILE_BYTES, export_model  # noqa: E402
 from hftitan_trainer.hf_model import fetch_model  # noqa: E402
@@ -116,8 +117,7 @@ def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
         load_only=not spec.checkpoint.interval,
         keep_latest_k=0,
     )
-    if case.get("unchecked"):
-        bridge.check_model_on_mesh = lambda *_args: None  # the process ends with the cases
+    bridge.check_model_on_mesh = (lambda *_args: None) if case.get("unchecked") else check_model_on_mesh
     config = bridge.build_config(
         spec,
         model,
