@@ -17,7 +17,7 @@ from hftitan_api.models import API_VERSION, KIND, HFTitanJob
 from hftitan_api.words import path_text, schema_problems
 from hftitan_api.yamltext import Document, FieldPath, YamlError, parse
 
-__all__ = ["Loaded", "Problem", "admit", "load", "review"]
+__all__ = ["Loaded", "Problem", "admit", "load", "parse_object", "review"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,17 @@ def review(obj: Mapping[str, Any], model_config: Mapping[str, Any] | None = None
 
 
 def _review(obj: Mapping[str, Any], model_config: Mapping[str, Any] | None, document: Document | None) -> Loaded:
+    read = parse_object(obj, document)
+    if read.job is None:
+        return read
+    lines = {path_text(path): line for path, line in document.lines.items()} if document else {}
+    found = [Problem(e.path, e.message, _line(lines, e.path)) for e in admit(read.job, model_config)]
+    return Loaded(read.job, (*read.problems, *found))
+
+
+def parse_object(obj: Mapping[str, Any], document: Document | None = None) -> Loaded:
+    """Only the schema: what each field may hold by itself. An object of any shape is answered."""
+
     def problem(path: FieldPath, message: str) -> Problem:
         return Problem(path_text(path), message, document.line_of(path) if document else None)
 
@@ -82,8 +93,6 @@ def _review(obj: Mapping[str, Any], model_config: Mapping[str, Any] | None, docu
     except ValidationError as error:
         problems += [problem(path, message) for path, message in schema_problems(error, HFTitanJob)]
         return Loaded(None, tuple(problems))
-    lines = {path_text(path): line for path, line in document.lines.items()} if document else {}
-    problems += [Problem(e.path, e.message, _line(lines, e.path)) for e in admit(job, model_config)]
     return Loaded(job, tuple(problems))
 
 

@@ -21,7 +21,7 @@ pods have been seen, so that one that is missing was deleted and is not merely s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hftitan_api import mesh
@@ -36,13 +36,18 @@ from hftitan_operator.core.draft import Draft
 from hftitan_operator.core.state import Apply, Decision, DeletePod, Observed, PodView
 
 
-def decide(job: HFTitanJob, observed: Observed, now: float) -> Decision:
-    """One step of the job. `now` is Unix time. Never raises for what a user wrote: that becomes the job's status."""
+def decide(job: HFTitanJob, observed: Observed, now: float, problems: Sequence[str] = ()) -> Decision:
+    """One step of the job. `now` is Unix time. Never raises for what a user wrote: that becomes the job's status.
+
+    `problems`: why its spec could not even be read; the spec in `job` then means nothing.
+    """
     if job.metadata.deletion_timestamp:
         return Decision(status=job.status)  # the garbage collector takes what the job owns
     if job.status.phase in TERMINAL:
         return drain.after_the_end(job, observed, now)
     status = st.first_seen(job, now)
+    if problems:
+        return Draft(job, now, status).reject(reasons.INVALID_SPEC, "; ".join(problems))
     try:
         plan = mesh.plan(job.spec)
         refusal = _refusal(job, plan)

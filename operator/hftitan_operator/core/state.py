@@ -31,6 +31,8 @@ class PodView:
     node: str | None = None
     node_lost: bool = False
     """Its node is gone or not ready: the pod will not report its own end."""
+    address: str | None = None
+    """Its IP address, once it has one."""
     created_at: float | None = None
     """Unix time at which the pod was created."""
     started_at: float | None = None
@@ -112,3 +114,5 @@ class Seen:
 
     job: HFTitanJob
     observed: Observed
+    problems: tuple[str, ...] = ()
+    """Why its spec cannot be read (it was written past an older schema); then `job` has its identity and status only."""
