@@ -107,7 +107,10 @@ def test_starting_then_running_then_succeeded():
     )  # fmt: skip
     of, decisions = settle(of, seen(*gang, progress=shown), T0 + 21)
     assert (of.status.phase, of.status.message) == ("Running", "attempt 1: training")
-    assert told(decisions) == [("Normal", "Training", "attempt 1: training from the beginning")]
+    assert told(decisions) == [
+        ("Normal", "CheckpointSaved", "attempt 1: saved step 2"),
+        ("Normal", "Training", "attempt 1: training from the beginning"),
+    ]
     status = of.status
     assert status.progress
     assert status.checkpoint
@@ -150,6 +153,38 @@ def test_a_resumed_job_has_no_goodput_of_its_own():
     of, decisions = settle(of, seen(pod(0), pod(1), progress=old), T0 + 60)
     assert of.status.goodput is None
     assert told(decisions) == [("Normal", "Training", "attempt 1: training from step 500")]
+
+
+SAVES = [
+    # (seconds after the start, step saved) one after the other; T0 is a full ten minutes of the clock. The steps told.
+    ([(10, 1)], [1]),
+    ([(10, 1), (11, 1)], [1]),
+    ([(10, 1), (300, 2), (599, 3)], [1]),
+    ([(10, 1), (599, 2), (601, 3), (900, 4), (1300, 5)], [1, 3, 5]),
+    ([(10, 4), (1300, 4), (1301, 3)], [4]),  # the same one with another time, and an older one: nothing new
+    ([(10, 1), (86_410, 2)], [1, 2]),
+]
+
+
+@pytest.mark.parametrize(("saves", "expected"), SAVES)
+def test_checkpoints_are_told_now_and_then(saves, expected):
+    of, found = running(step=None), []
+    for after, saved in saves:
+        shown = progress(50, updated=T0 + after, checkpoint_step=saved, checkpoint_time=T0 + after)
+        of, decisions = settle(of, seen(pod(0), pod(1), progress=shown), T0 + after)
+        found += [message for _, reason, message in told(decisions) if reason == "CheckpointSaved"]
+    assert found == [f"attempt 1: saved step {step}" for step in expected]
+
+
+def test_a_checkpoint_that_was_resumed_from_was_not_saved_by_this_attempt():
+    of, gang = running(step=None), (pod(0), pod(1))
+    for phase, resumed, step in (("loading", None, 0), ("training", 500, 500), ("training", 500, 510)):
+        old = progress(step, phase=phase, resumed_from=resumed, updated=T0, checkpoint_step=500, checkpoint_time=T0)
+        of, decisions = settle(of, seen(*gang, progress=old), T0 + 1)
+        assert "CheckpointSaved" not in [reason for _, reason, _ in told(decisions)]
+    own = progress(520, resumed_from=500, updated=T0 + 700, checkpoint_step=520, checkpoint_time=T0 + 700)
+    of, decisions = settle(of, seen(*gang, progress=own), T0 + 701)
+    assert told(decisions) == [("Normal", "CheckpointSaved", "attempt 1: saved step 520")]
 
 
 def test_what_was_deleted_beside_the_pods_is_made_again():

@@ -88,7 +88,7 @@ class _Pass(Draft):
         policy = self.job.spec.run_policy
         self._accept()
         gang = self._gang()
-        self.status = st.with_observation(self.status, gang, self._progress(), self.plan)
+        self.observe(gang, self._progress(), self.plan)
         if len(gang) == self._nodes and all(classify.completed(pod) for pod in gang):
             return self.succeed(describe.success(self.status, self.job.spec.training.steps))
         if policy.suspend:
@@ -246,7 +246,7 @@ class _Pass(Draft):
         self.phase("Pending", message)
         self.event(reasons.ATTEMPT_CREATED, message)
         gang = self._gang()
-        self.status = st.with_observation(self.status, gang, self._progress(), self.plan)
+        self.observe(gang, self._progress(), self.plan)
         if gang:
             # An interrupted pass created them already: they are judged before anything is created beside them.
             self.decide_again()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import HFTitanJob, JobStatus, Phase
-from hftitan_operator.core import clock, reasons
+from hftitan_api.wire import Progress
+from hftitan_operator.core import clock, reasons, watchdog
 from hftitan_operator.core import status as st
-from hftitan_operator.core.state import Action, Decision, Event
+from hftitan_operator.core.state import Action, Decision, Event, PodView
 
 
 @dataclass
@@ -39,6 +42,16 @@ class Draft:
     def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """Events belong to transitions: the status written with them keeps the next pass from emitting them again."""
         self.events.append(Event("Warning" if warning else "Normal", reason, message[: st.EVENT_LIMIT]))
+
+    def observe(self, pods: Sequence[PodView], progress: Progress | None, plan: MeshPlan) -> None:
+        """What is seen of the current attempt goes into the status; a checkpoint saved since is told now and then."""
+        before = self.status.checkpoint
+        self.status = st.with_observation(self.status, pods, progress, plan)
+        after = self.status.checkpoint
+        if progress is None or after is None or not watchdog.stepping(progress):
+            return
+        if st.worth_telling(before, after, progress.resumed_from or 0):
+            self.event(reasons.CHECKPOINT_SAVED, f"attempt {progress.attempt}: saved step {after.step}")
 
     def decide_again(self) -> None:
         """This pass writes something down that the next one acts on."""

@@ -51,6 +51,7 @@ POD_CANNOT_START: Final = "PodCannotStart"
 # --- events only
 ATTEMPT_CREATED: Final = "AttemptCreated"
 TRAINING: Final = "Training"
+CHECKPOINT_SAVED: Final = "CheckpointSaved"
 
 # --- Kubernetes' words for a container that does not start
 NEVER_STARTS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull"})

@@ -17,6 +17,8 @@ MESSAGE_LIMIT = 4096
 """A pod's message may be long; a status is read by humans."""
 EVENT_LIMIT = 1024
 """Of an event's message; the API server refuses longer ones."""
+SAVES_TOLD_EVERY_SECONDS = 600
+"""A job may save every minute for a week; events are for humans, and kept for an hour."""
 
 _INITIAL: tuple[tuple[str, Truth, str, str], ...] = (
     (reasons.ACCEPTED, "Unknown", reasons.NOT_STARTED, ""),
@@ -131,6 +133,22 @@ def with_observation(
             done = status.progress.model_copy(update={"step": report.step, "eta": None})
             status = updated(status, progress=done)
     return status
+
+
+def worth_telling(before: CheckpointStatus | None, after: CheckpointStatus | None, resumed_from: int) -> bool:
+    """Whether a checkpoint gets an event: the first one, then one in each ten minutes of the clock.
+
+    The statuses on both sides of a write decide, so the same status is never told twice. The checkpoint that the
+    attempt resumed from was saved by another one.
+    """
+    if after is None or after.step <= max(resumed_from, before.step if before else 0):
+        return False
+    return before is None or _slot(after) not in (None, _slot(before))
+
+
+def _slot(checkpoint: CheckpointStatus) -> float | None:
+    at = clock.maybe_unix(checkpoint.time)
+    return None if at is None else at // SAVES_TOLD_EVERY_SECONDS
 
 
 def _with_progress(status: JobStatus, progress: Progress) -> JobStatus:
