@@ -22,7 +22,7 @@ class Metric:
     type: MetricType
     help: str
     labels: tuple[str, ...] = ()
-    """Beside COMMON_LABELS."""
+    """Beside COMMON_LABELS, where it is a trainer's."""
     buckets: tuple[float, ...] = ()
     """Upper bounds of a histogram."""
 
@@ -120,4 +120,54 @@ TRAINER: tuple[Metric, ...] = (
 )
 """What a trainer pod serves at /metrics."""
 
-ALL: tuple[Metric, ...] = TRAINER
+# --- the operator's own ---------------------------------------------------------------------------------------
+
+OPERATOR_INFO = Metric("hftitan_operator_info", "gauge", "Constant 1; the label is the version.", ("version",))
+OPERATOR_LEADER = Metric("hftitan_operator_leader", "gauge", "1 for the replica that acts, 0 for one that waits.")
+JOBS = Metric("hftitan_jobs", "gauge", "Jobs by phase.", ("phase",))
+GPUS = Metric("hftitan_jobs_gpus", "gauge", "GPUs that the jobs of a phase ask for.", ("phase",))
+JOB_GOODPUT = Metric(
+    "hftitan_job_goodput_ratio",
+    "gauge",
+    "Share of a job's active time spent on steps that were kept, 0 to 1.",
+    ("job_namespace", "job_name"),
+)
+JOB_RESTARTS = Metric(
+    "hftitan_job_restarts", "gauge", "New attempts of a job so far, free ones included.", ("job_namespace", "job_name")
+)
+RESTARTS = Metric("hftitan_operator_restarts_total", "counter", "New attempts of all jobs, by cause.", ("reason",))
+JOB_EVENTS = Metric("hftitan_operator_job_events_total", "counter", "Events told of jobs.", ("type", "reason"))
+RECONCILE_DURATION = Metric(
+    "hftitan_operator_reconcile_duration_seconds",
+    "histogram",
+    "Duration of one pass over one job, its writes included.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+RECONCILE_ERRORS = Metric(
+    "hftitan_operator_reconcile_errors_total", "counter", "Passes that failed and are repeated.", ("reason",)
+)
+QUEUE_DEPTH = Metric("hftitan_operator_queue_depth", "gauge", "Jobs that wait to be looked at.")
+API_REQUESTS = Metric(
+    "hftitan_operator_api_requests_total",
+    "counter",
+    "Requests to the Kubernetes API by method and status code; code 0: no answer.",
+    ("method", "code"),
+)
+
+OPERATOR: tuple[Metric, ...] = (
+    OPERATOR_INFO,
+    OPERATOR_LEADER,
+    JOBS,
+    GPUS,
+    JOB_GOODPUT,
+    JOB_RESTARTS,
+    RESTARTS,
+    JOB_EVENTS,
+    RECONCILE_DURATION,
+    RECONCILE_ERRORS,
+    QUEUE_DEPTH,
+    API_REQUESTS,
+)
+"""What the operator serves at /metrics."""
+
+ALL: tuple[Metric, ...] = (*TRAINER, *OPERATOR)

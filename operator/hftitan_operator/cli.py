@@ -43,6 +43,13 @@ class TextOrJson(StrEnum):
     JSON = "json"
 
 
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 class YamlOrJson(StrEnum):
     YAML = "yaml"
     JSON = "json"
@@ -148,6 +155,44 @@ def render(
         job = cli_plan.with_uid(file.job)
         objects = render_objects(job, mesh.plan(job.spec, file.config), attempt).objects
         typer.echo(cli_plan.objects_text(objects, output), nl=False)
+
+
+@app.command()
+def operator(
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Serve this namespace only. May be repeated.  [default: all]")
+    ] = None,
+    leader_elect: Annotated[
+        bool, typer.Option("--leader-elect", help="Act only while holding a Lease: for several replicas.")
+    ] = False,
+    lease_namespace: Annotated[
+        str | None, typer.Option(help="Namespace of the Lease.  [default: the pod's own]")
+    ] = None,
+    kubeconfig: Annotated[
+        str | None, typer.Option(help="Access to the cluster.  [default: the pod's account, else kubectl's]")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
+    host: Annotated[str, typer.Option(help="Address of /metrics, /healthz and /readyz.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Their port; 0 serves none.")] = 8080,
+    log_level: Annotated[LogLevel, typer.Option()] = LogLevel.INFO,
+) -> None:
+    """Serve the jobs of a cluster: what runs in the operator's pod. SIGTERM ends it; jobs go on without it."""
+    from hftitan_operator import operate
+
+    options = operate.Options(
+        namespaces=tuple(namespace or ()),
+        kubeconfig=kubeconfig,
+        context=context,
+        leader_elect=leader_elect,
+        lease_namespace=lease_namespace,
+        host=host,
+        port=port,
+    )
+    try:
+        operate.main(options, log_level)
+    except OSError as error:
+        typer.echo(f"hftitan operator: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -5,8 +5,15 @@ Level-triggered: a step may be repeated, missed or cut short at any point, and t
 
 from __future__ import annotations
 
-from hftitan_operator.cluster.port import ClusterPort
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from hftitan_operator.cluster.port import ClusterPort, Denied
 from hftitan_operator.core.decide import decide
+from hftitan_operator.core.denied import denied
+from hftitan_operator.core.state import Action, Apply
 
 
 async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> float | None:
@@ -19,11 +26,31 @@ async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> f
     seen = await cluster.observe(namespace, name)
     if seen is None:
         return None
-    decision = decide(seen.job, seen.observed, now)
-    for action in decision.actions:
-        await cluster.apply(seen.job, action)
+    decision = decide(seen.job, seen.observed, now, seen.problems)
+    try:
+        for together in batches(decision.actions):
+            await _all(cluster.apply(seen.job, action) for action in together)
+    except Denied as error:
+        decision = denied(seen.job, decision, str(error), now)
     if decision.status != seen.job.status:
         await cluster.write_status(seen.job, decision.status)
     for event in decision.events:
         await cluster.emit(seen.job, event)
     return decision.recheck_after
+
+
+def batches(actions: Sequence[Action]) -> list[list[Action]]:
+    """Actions that may be done at once, in the order of the batches: a pod finds its config and its name service."""
+
+    def kind(action: Action) -> object:
+        return (action.manifest["kind"] == "Pod") if isinstance(action, Apply) else type(action)
+
+    return [list(group) for _, group in groupby(actions, kind)]
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Every call to its end, also when one fails; then the first fault, one worth a retry before one that is not."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    faults = [result for result in results if isinstance(result, BaseException)]
+    if faults:
+        raise min(faults, key=lambda fault: isinstance(fault, Denied))

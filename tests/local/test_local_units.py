@@ -12,7 +12,7 @@ import pytest
 from hftitan_api.mesh import plan
 from hftitan_api.models import CheckpointStatus, JobStatus
 from hftitan_api.wire import ExitReport
-from hftitan_operator.cluster import local_net, local_prepare, local_store
+from hftitan_operator.cluster import local_prepare, local_store, net
 from hftitan_operator.core.state import PodView
 from hftitan_operator.run import MetricsTail, decisive, guilty_log, tail_of
 
@@ -100,19 +100,19 @@ def test_a_default_port_that_is_taken_is_replaced_and_said(make_job, monkeypatch
 
 @pytest.mark.parametrize("gang", ["a", "b", "0f3c-1"])
 def test_addresses_sort_like_the_pods_and_differ_between_gangs(gang):
-    found = [local_net.loopback(gang, index) for index in range(100)]
+    found = [net.loopback(gang, index) for index in range(100)]
     assert found == sorted(found)
     assert len(set(found)) == 100
     assert all(address.startswith("127.") and address != "127.0.0.1" for address in found)
-    assert local_net.loopback(gang + "x", 0) != found[0]
+    assert net.loopback(gang + "x", 0) != found[0]
 
 
 def test_a_port_taken_on_all_addresses_is_not_free():
     with socket.socket() as server:
         server.bind(("0.0.0.0", 0))
         server.listen()
-        assert not local_net.port_is_free("127.9.9.9", server.getsockname()[1])
-    assert local_net.port_is_free("127.9.9.9", local_net.free_port("127.9.9.9"))
+        assert not net.port_is_free("127.9.9.9", server.getsockname()[1])
+    assert net.port_is_free("127.9.9.9", net.free_port("127.9.9.9"))
 
 
 PROGRESS = b'{"attempt":1,"phase":"training","step":7,"steps":9,"updated":1}'
@@ -143,13 +143,13 @@ def test_progress_is_read_or_not_but_never_raises(answer, step):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        found = asyncio.run(local_net.fetch_progress("127.0.0.1", server.getsockname()[1], timeout=0.5))
+        found = asyncio.run(net.fetch_progress("127.0.0.1", server.getsockname()[1], timeout=0.5))
         thread.join(5)
     assert (found.step if found else None) == step
 
 
 def test_nobody_answers():
-    assert asyncio.run(local_net.fetch_progress("127.0.0.1", local_net.free_port(), timeout=0.5)) is None
+    assert asyncio.run(net.fetch_progress("127.0.0.1", net.free_port(), timeout=0.5)) is None
 
 
 # --- the saved job ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hftitan_operator.cluster import local_net
+from hftitan_operator.cluster import net
 
 SLOW = {"FAKE_STEP": "0.2"}
 
@@ -57,7 +57,7 @@ def test_a_job_that_succeeds(hftitan, tmp_path, pids_of):
     assert env[0]["HFTITAN_POD_IP"] != env[1]["HFTITAN_POD_IP"]
     assert env[0]["PET_RDZV_ENDPOINT"] == env[1]["PET_RDZV_ENDPOINT"]
     assert env[0]["PET_RDZV_ENDPOINT"].startswith(env[0]["HFTITAN_POD_IP"] + ":")
-    assert local_net.port_is_free(env[0]["HFTITAN_POD_IP"], 9400)
+    assert net.port_is_free(env[0]["HFTITAN_POD_IP"], 9400)
 
 
 def test_a_mistake_of_the_user_fails_at_once_and_shows_the_log(hftitan, tmp_path, pids_of):

@@ -17,9 +17,9 @@ from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
 from hftitan_operator.cluster import local_store
 from hftitan_operator.cluster.local_machine import RANK_SCRIPT, Machine, Place, Refused
-from hftitan_operator.cluster.local_net import fetch_progress, free_port, loopback, port_is_free
 from hftitan_operator.cluster.local_pod import gpu_count, translate
 from hftitan_operator.cluster.local_process import LocalPod
+from hftitan_operator.cluster.net import fetch_progress, free_port, loopback, port_is_free
 from hftitan_operator.cluster.port import Conflict
 from hftitan_operator.core import sizing
 from hftitan_operator.core.naming import LABEL_ATTEMPT, LABEL_NODE_INDEX

@@ -15,8 +15,8 @@ from pathlib import Path
 from hftitan_api.mesh import MeshPlan, SpecError
 from hftitan_api.models import DatasetSpec, HFTitanJob, VolumeMount
 from hftitan_operator.cluster.local_machine import Machine, Place, Refused
-from hftitan_operator.cluster.local_net import free_port, loopback, port_is_free
 from hftitan_operator.cluster.local_pod import translate
+from hftitan_operator.cluster.net import free_port, loopback, port_is_free
 from hftitan_operator.core import naming
 from hftitan_operator.core.render import render
 

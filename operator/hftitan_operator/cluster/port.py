@@ -12,6 +12,10 @@ class Conflict(Exception):
     """Somebody else changed the object meanwhile: observe again and decide anew."""
 
 
+class Denied(Exception):
+    """The cluster will not have an object as it is now: quota, admission, a name in use. Its owner must hear of it."""
+
+
 class ClusterPort(Protocol):
     """Where jobs live and pods run. Every call may raise `Conflict`, or OSError for a fault worth a retry."""
 
@@ -19,7 +23,7 @@ class ClusterPort(Protocol):
         """The job with all pods that carry its label, of every attempt; None when the job is gone."""
 
     async def apply(self, job: HFTitanJob, action: Action) -> None:
-        """Carry out one action. Repeating it changes nothing."""
+        """Carry out one action. Repeating it changes nothing. Several may be under way at once. May raise `Denied`."""
 
     async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
         """Replace the status of the job as observed."""

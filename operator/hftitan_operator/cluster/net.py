@@ -1,4 +1,4 @@
-"""Loopback networking of a local run: addresses for pods, free ports, and reading /progress."""
+"""Loopback addresses for the pods of a local run, free ports, and reading /progress wherever a pod is."""
 
 from __future__ import annotations
 

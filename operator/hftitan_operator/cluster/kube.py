@@ -1,0 +1,313 @@
+"""The cluster that is a Kubernetes API: jobs are custom resources, pods are pods.
+
+Observing costs no request: lists and watches keep stores of small values (kube_store.py) up to date, and every answer
+to a write of ours goes there as well, so that a pass sees what the pass before it did. Writes are safe to repeat: names
+are functions of the job, deletions and status writes name the uid and version that they mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from hftitan_api.models import API_VERSION, GROUP, KIND, PLURAL, VERSION, HFTitanJob, JobStatus
+from hftitan_api.wire import Progress
+from hftitan_operator.cluster import kube_views as views
+from hftitan_operator.cluster.kube_api import MERGE_PATCH, ApiError, Json, KubeApi
+from hftitan_operator.cluster.kube_store import (
+    JobRecord,
+    Key,
+    NodeRecord,
+    ObjectRecord,
+    PodRecord,
+    Store,
+    job_record,
+    node_record,
+    object_record,
+    pod_record,
+)
+from hftitan_operator.cluster.kube_watch import Reflector
+from hftitan_operator.cluster.port import Conflict, Denied
+from hftitan_operator.core import naming
+from hftitan_operator.core.state import Action, Apply, DeleteJob, DeletePod, Event, Manifest, Observed, PodView, Seen
+
+log = logging.getLogger(__name__)
+
+WRITES_AT_ONCE = 48
+"""Beyond that the API server gains nothing, and its fair queueing begins to refuse."""
+EVENTS_WAITING = 2000
+NEW_NODE_SECONDS = 30.0
+"""A pod may be bound to a node before the node itself was seen; after this a node that is unknown is gone."""
+COMPONENT = naming.MANAGED_BY
+_PLURALS = {"Pod": "pods", "Service": "services", "ConfigMap": "configmaps"}
+_NOT_NOW = frozenset({401, 408, 409, 425, 429})
+"""Answers that say nothing against the object: the same request may pass a moment later."""
+
+
+class KubeCluster:
+    """Implements ClusterPort. `wake` is called with a job's key whenever something about it is new.
+
+    `async with` runs the lists and watches; `synced()` waits until the first lists are in. Of jobs, only lists are made
+    here: `jobs` is fed by whoever watches them (handlers.py).
+    """
+
+    def __init__(self, api: KubeApi, namespaces: Sequence[str] = (), wake: Callable[[Key], None] = lambda key: None):
+        """`namespaces`: those served; none: all."""
+        self.api = api
+        self.progress: dict[str, Progress] = {}
+        """The newest /progress of node 0, by the uid of the job."""
+        self.told: Callable[[HFTitanJob, Event], None] = lambda job, event: None
+        """Hears every event as well."""
+        self.jobs = Store[JobRecord](job_record, self._job_changed)
+        self.pods = Store[PodRecord](pod_record, lambda record: wake(record.key))
+        self._services = Store[ObjectRecord](object_record, lambda record: wake(record.key))
+        self._configs = Store[ObjectRecord](object_record, lambda record: wake(record.key))
+        self._nodes = Store[NodeRecord](node_record, self._node_changed)
+        self._wake = wake
+        self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._events: asyncio.Queue[Json] = asyncio.Queue(EVENTS_WAITING)
+        self._node_list = Reflector(api, "/api/v1/nodes", self._nodes, optional=True)
+        self._reflectors = [self._node_list]
+        for namespace in namespaces or (None,):
+            self._reflectors += self._of_namespace(namespace)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _of_namespace(self, namespace: str | None) -> list[Reflector]:
+        def path(root: str, plural: str) -> str:
+            return f"{root}/{plural}" if namespace is None else f"{root}/namespaces/{namespace}/{plural}"
+
+        def ours(plural: str, store: Store[Any], *, metadata_only: bool) -> Reflector:
+            return Reflector(
+                self.api,
+                path("/api/v1", plural),
+                store,
+                namespace=namespace,
+                selector=naming.LABEL_JOB,
+                metadata_only=metadata_only,
+            )
+
+        return [
+            Reflector(
+                self.api, path(f"/apis/{GROUP}/{VERSION}", PLURAL), self.jobs, namespace=namespace, watched=False
+            ),
+            ours("pods", self.pods, metadata_only=False),
+            ours("services", self._services, metadata_only=True),
+            ours("configmaps", self._configs, metadata_only=True),
+        ]
+
+    async def __aenter__(self) -> KubeCluster:
+        self._tasks = [asyncio.create_task(reflector.run()) for reflector in self._reflectors]
+        self._tasks.append(asyncio.create_task(self._send_events()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._events.join(), 1.0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def synced(self) -> None:
+        """Returns when everything that is there now is known."""
+        await asyncio.gather(*(reflector.synced.wait() for reflector in self._reflectors))
+
+    # --- the port -------------------------------------------------------------------------------------------
+
+    async def observe(self, namespace: str, name: str) -> Seen | None:
+        record = self.job((namespace, name))
+        if record is None:
+            return None
+        job = record.view.job
+        uid = job.metadata.uid
+        pods = tuple(self._with_node(pod.view) for pod in self.pods.group(record.key) if pod.owner == uid)
+
+        def there(store: Store[ObjectRecord], wanted: str) -> bool:
+            return any(found.name == wanted and found.owner == uid for found in store.group(record.key))
+
+        observed = Observed(
+            pods=pods,
+            service=there(self._services, naming.service_name(name)),
+            config=there(self._configs, naming.config_name(name)),
+            progress=self.progress.get(uid),
+        )
+        return Seen(job, observed, record.view.problems)
+
+    async def apply(self, job: HFTitanJob, action: Action) -> None:
+        async with self._writes:
+            match action:
+                case Apply(manifest):
+                    await self._create(job, manifest)
+                case DeletePod(name, uid, grace):
+                    await self._delete_pod(job.metadata.namespace, name, uid, grace)
+                case DeleteJob():
+                    options: Json = {
+                        "preconditions": {"uid": job.metadata.uid},
+                        "propagationPolicy": "Background",
+                    }
+                    await self._delete(_job_path(job), options)
+
+    async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
+        record = self.job((job.metadata.namespace, job.metadata.name))
+        stale = record.view.stale_status if record is not None else ()
+        changes = {**dict.fromkeys(stale), **views.status_patch(job.status.to_dict(), status.to_dict())}
+        patch = {
+            "metadata": {"uid": job.metadata.uid, "resourceVersion": job.metadata.resource_version},
+            "status": changes,
+        }
+        try:
+            async with self._writes:
+                written = await self.api.request("PATCH", f"{_job_path(job)}/status", patch, content_type=MERGE_PATCH)
+        except ApiError as error:
+            if error.status == 404:
+                self.jobs.forget(job.metadata.uid)
+                return
+            if error.status == 409:
+                await self._refresh(job)
+                raise Conflict(f"the job changed meanwhile: {error}") from error
+            raise
+        self.jobs.put(written)
+
+    async def emit(self, job: HFTitanJob, event: Event) -> None:
+        """Queued: nothing waits for what only humans read, and when thousands wait already it is dropped."""
+        self.told(job, event)
+        with contextlib.suppress(asyncio.QueueFull):
+            self._events.put_nowait(_event(job, event))
+
+    # --- beyond the port --------------------------------------------------------------------------------------
+
+    def job(self, key: Key) -> JobRecord | None:
+        """The job of this name; of one that was deleted and made anew in a moment, the newer."""
+        found = self.jobs.group(key)
+        return max(found, key=lambda r: self.jobs.version(r.view.job.metadata.uid), default=None)
+
+    def nodes_known(self) -> bool:
+        """Whether losses of nodes are seen: without the right to list nodes they are not."""
+        return self._node_list.synced.is_set() and not self._node_list.denied
+
+    # --- writes ---------------------------------------------------------------------------------------------
+
+    async def _create(self, job: HFTitanJob, manifest: Manifest) -> None:
+        kind, name, namespace = manifest["kind"], manifest["metadata"]["name"], job.metadata.namespace
+        collection = f"/api/v1/namespaces/{namespace}/{_PLURALS[kind]}"
+        try:
+            made = await self.api.request("POST", collection, manifest)
+        except ApiError as error:
+            if error.reason == "AlreadyExists":
+                made = await self._adopt(job, kind, f"{collection}/{name}")
+            elif error.status in _NOT_NOW or error.status >= 500:
+                raise
+            else:
+                raise Denied(f"{kind} {name}: {error}") from error
+        self._store(kind).put(made)
+
+    async def _adopt(self, job: HFTitanJob, kind: str, path: str) -> Json:
+        """The object that has the name already: ours from an earlier try, or somebody's."""
+        found = await self.api.request("GET", path)
+        if views.owner_uid(found) == job.metadata.uid:
+            return found
+        name = found["metadata"]["name"]
+        if found["metadata"].get("deletionTimestamp"):
+            raise Denied(f"{kind} {name} of an earlier owner is still being deleted")
+        raise Denied(f"a {kind} named {name} is there already and is not this job's; delete it, or rename the job")
+
+    async def _delete_pod(self, namespace: str, name: str, uid: str, grace: int | None) -> None:
+        options: Json = {"preconditions": {"uid": uid}}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        left = await self._delete(f"/api/v1/namespaces/{namespace}/pods/{name}", options)
+        if left is not None and left.get("metadata", {}).get("uid") == uid and grace != 0:
+            self.pods.put(left)
+        else:
+            self.pods.forget(uid)
+
+    async def _delete(self, path: str, options: Json) -> Json | None:
+        """What is left of it, or None when it was gone (or replaced by another of the same name) already."""
+        try:
+            return await self.api.request("DELETE", path, options)
+        except ApiError as error:
+            if error.status in (404, 409):
+                return None
+            raise
+
+    async def _refresh(self, job: HFTitanJob) -> None:
+        try:
+            self.jobs.put(await self.api.request("GET", _job_path(job)))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            self.jobs.forget(job.metadata.uid)
+
+    async def _send_events(self) -> None:
+        while True:
+            event = await self._events.get()
+            try:
+                await self.api.request("POST", f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
+            except OSError as error:
+                log.debug("event %s: %s", event["metadata"]["name"], error)
+            finally:
+                self._events.task_done()
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _store(self, kind: str) -> Store[Any]:
+        stores: dict[str, Store[Any]] = {"Pod": self.pods, "Service": self._services, "ConfigMap": self._configs}
+        return stores[kind]
+
+    def _with_node(self, pod: PodView) -> PodView:
+        if pod.node is None or pod.phase in ("Succeeded", "Failed") or not self.nodes_known():
+            return pod
+        found = next(iter(self._nodes.group(("", pod.node))), None)
+        if found is None:
+            gone = pod.created_at is not None and time.time() - pod.created_at > NEW_NODE_SECONDS
+            return replace(pod, node_lost=True, node_gone=True) if gone else pod
+        return pod if found.ready else replace(pod, node_lost=True)
+
+    def _job_changed(self, record: JobRecord) -> None:
+        uid = record.view.job.metadata.uid
+        if not self.jobs.version(uid):
+            self.progress.pop(uid, None)
+        self._wake(record.key)
+
+    def _node_changed(self, record: NodeRecord) -> None:
+        for pod in self.pods.all():
+            if pod.view.node == record.key[1]:
+                self._wake(pod.key)
+
+
+def _job_path(job: HFTitanJob) -> str:
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{job.metadata.namespace}/{PLURAL}/{job.metadata.name}"
+
+
+def _event(job: HFTitanJob, event: Event) -> Json:
+    now = datetime.now(UTC)
+    text = f"{job.metadata.uid}/{event.reason}/{event.message}/{now.timestamp():.3f}"
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{job.metadata.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+            "namespace": job.metadata.namespace,
+        },
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": job.metadata.name,
+            "namespace": job.metadata.namespace,
+            "uid": job.metadata.uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message,
+        "source": {"component": COMPONENT},
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+    }

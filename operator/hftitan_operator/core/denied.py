@@ -1,0 +1,27 @@
+"""What becomes of a decision whose objects the cluster refused."""
+
+from __future__ import annotations
+
+from hftitan_api.models import HFTitanJob
+from hftitan_operator.core import reasons
+from hftitan_operator.core import status as st
+from hftitan_operator.core.draft import Draft
+from hftitan_operator.core.state import Decision
+
+RECHECK_SECONDS = 10.0
+
+
+def denied(job: HFTitanJob, decision: Decision, why: str, now: float) -> Decision:
+    """The same status, saying why nothing comes of it; tried again in a while, since quotas and names get free.
+
+    `job` carries the status as it is written; the event comes once for each reason, not with every try.
+    """
+    message = f"the cluster refused an object of attempt {decision.status.attempt}: {why}"[: st.MESSAGE_LIMIT]
+    draft = Draft(job, now, decision.status)
+    before = st.condition(job.status, reasons.PODS_CREATED)
+    draft.condition(reasons.PODS_CREATED, "False", reasons.DENIED, message)
+    draft.phase("Pending", message)
+    if before is None or before.message != message:
+        draft.event(reasons.DENIED, message, warning=True)
+    draft.wakes.append(now + RECHECK_SECONDS)
+    return draft.decision()

@@ -1,0 +1,94 @@
+"""The operator's own metrics, named in hftitan_api.metric_names. What the jobs' status says is read at each scrape."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from hftitan_api import metric_names as names
+from hftitan_api.metric_names import Metric
+from hftitan_api.models import HFTitanJob
+from hftitan_operator.core import reasons
+from hftitan_operator.core.state import Event
+
+PHASES = ("Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed")
+
+
+def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
+    return Counter(metric.name.removesuffix("_total"), metric.help, metric.labels, registry=registry)
+
+
+class OperatorMetrics:
+    """`jobs` is called at each scrape for all jobs as last seen; `depth` for the length of the queue."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        info = Gauge(
+            names.OPERATOR_INFO.name, names.OPERATOR_INFO.help, names.OPERATOR_INFO.labels, registry=self.registry
+        )
+        info.labels(version=version).set(1)
+        self.leader = Gauge(names.OPERATOR_LEADER.name, names.OPERATOR_LEADER.help, registry=self.registry)
+        self.queue_depth = Gauge(names.QUEUE_DEPTH.name, names.QUEUE_DEPTH.help, registry=self.registry)
+        self.pass_seconds = Histogram(
+            names.RECONCILE_DURATION.name,
+            names.RECONCILE_DURATION.help,
+            buckets=names.RECONCILE_DURATION.buckets,
+            registry=self.registry,
+        )
+        self._errors = _counter(names.RECONCILE_ERRORS, self.registry)
+        self._requests = _counter(names.API_REQUESTS, self.registry)
+        self._events = _counter(names.JOB_EVENTS, self.registry)
+        self._restarts = _counter(names.RESTARTS, self.registry)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def request(self, method: str, status: int) -> None:
+        self._requests.labels(method=method, code=str(status)).inc()
+
+    def failed(self, error: Exception) -> None:
+        self._errors.labels(reason=getattr(error, "reason", None) or type(error).__name__).inc()
+
+    def told(self, job: HFTitanJob, event: Event) -> None:
+        """`job` carries the status before the event."""
+        self._events.labels(type=event.type, reason=event.reason).inc()
+        history = job.status.restart_history
+        if event.reason == reasons.ATTEMPT_CREATED and history and history[-1].attempt == job.status.attempt:
+            self._restarts.labels(reason=history[-1].reason).inc()
+
+
+class JobsCollector(Collector):
+    """Families over all jobs, made when somebody asks."""
+
+    def __init__(self, jobs: Iterable[HFTitanJob]) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        phases: Tally[str] = Tally(dict.fromkeys(PHASES, 0))
+        gpus: Tally[str] = Tally(dict.fromkeys(PHASES, 0))
+        goodput = _family(names.JOB_GOODPUT)
+        restarts = _family(names.JOB_RESTARTS)
+        for job in self._jobs:
+            status, mesh = job.status, job.spec.mesh
+            phase = status.phase or "Pending"
+            phases[phase] += 1
+            gpus[phase] += mesh.nodes * mesh.gpus_per_node if mesh.device == "gpu" else 0
+            labels = [job.metadata.namespace, job.metadata.name]
+            restarts.add_metric(labels, status.restarts)
+            if status.goodput is not None:
+                goodput.add_metric(labels, status.goodput)
+        for metric, tally in ((names.JOBS, phases), (names.GPUS, gpus)):
+            family = _family(metric)
+            for phase, count in tally.items():
+                family.add_metric([phase], count)
+            yield family
+        yield goodput
+        yield restarts
+
+
+def _family(metric: Metric) -> GaugeMetricFamily:
+    return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
