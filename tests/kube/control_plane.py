@@ -1,0 +1,313 @@
+"""A Kubernetes control plane of this machine's own: etcd, API server and, on request, controller manager and scheduler.
+
+    with ControlPlane(folder, assets, crds=[path]) as plane:
+        Kubectl.of(plane.kubeconfig("admin")).list("nodes")
+
+Everything listens on loopback, on free ports, and dies with this process, however that ends. RBAC is on; a user is a
+bearer token: of those in USERS, or of a service account. The version may be any from 1.20 on: options that a program
+does not know are left out where they only tune it.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from kubectl import ApiError, Kubectl, wait
+
+USERS: Mapping[str, Sequence[str]] = {
+    "admin": ("system:masters",),
+    "kubelet": ("system:masters",),
+    "operator": (),
+    "alice": (),
+}
+"""Name -> groups. Those without a group may do what the tests' own role bindings say."""
+START_SECONDS = 60.0
+PR_SET_PDEATHSIG = 1
+SHM_PREFIX = "hftitan-etcd-"
+
+
+class ControlPlane:
+    """Started by entering it. `node_monitor_grace`: seconds without a sign of life after which a node is NotReady.
+
+    The controller manager evicts the pods of lost nodes, but of none while every node is lost: keep one alive.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        assets: Path,
+        *,
+        controller_manager: bool = True,
+        scheduler: bool = True,
+        node_monitor_grace: float = 4.0,
+        crds: Sequence[Path] = (),
+        users: Mapping[str, Sequence[str]] = USERS,
+    ) -> None:
+        self.folder, self.assets = folder, assets
+        self._with_manager, self._with_scheduler = controller_manager, scheduler
+        self._grace, self._crds, self._users = node_monitor_grace, crds, users
+        self._tokens = {user: secrets.token_hex(16) for user in users}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._data: Path | None = None
+        self._etcd_port, self._peer_port, self.port = free_ports(3)
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def ca(self) -> Path:
+        """The API server's own certificate, which it makes at its first start."""
+        return self.folder / "tls" / "apiserver.crt"
+
+    @property
+    def admin_token(self) -> str:
+        return self._tokens["admin"]
+
+    @property
+    def admin(self) -> Kubectl:
+        return Kubectl(self.url, self.ca, self.admin_token)
+
+    def kubeconfig(self, user: str = "admin") -> Path:
+        """Of a user in USERS, or of `system:serviceaccount:NAMESPACE:NAME`, which must exist."""
+        if user not in self._tokens:
+            kind, _, account = user.removeprefix("system:").partition(":")
+            if kind != "serviceaccount":
+                raise ValueError(f"{user}: no such user; there are {', '.join(self._tokens)}, and service accounts")
+            namespace, _, name = account.partition(":")
+            path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+            request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+            self._tokens[user] = self.admin.request("POST", path, request)["status"]["token"]
+        path = self.folder / f"{user.replace(':', '-')}.kubeconfig"
+        path.write_text(self._kubeconfig(self._tokens[user]))
+        path.chmod(0o600)
+        return path
+
+    def _kubeconfig(self, token: str) -> str:
+        cluster = {"server": self.url, "certificate-authority": str(self.ca)}
+        return yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "test", "cluster": cluster}],
+                "users": [{"name": "user", "user": {"token": token}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "user"}}],
+                "current-context": "test",
+            }
+        )
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> ControlPlane:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        for name in ("tls", "logs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "service-accounts.key").write_text(signing_key())
+        rows = (f'{token},{user},{user},"{",".join(self._users[user])}"' for user, token in self._tokens.items())
+        (self.folder / "tokens.csv").write_text("\n".join(rows) + "\n")
+        self._start_etcd()
+        self.start_apiserver()
+        # Before the controller manager: its garbage collector looks for new kinds only every 30 seconds.
+        for path in self._crds:
+            self.install_crd(path)
+        if self._with_manager:
+            self.start_controller_manager()
+            wait(lambda: self.admin.find("serviceaccounts", "default"), "the controller manager", START_SECONDS)
+        if self._with_scheduler:
+            self.start_scheduler()
+
+    def install_crd(self, path: Path) -> None:
+        """Create or replace it, and wait until its kind is served. (1.20's server-side apply refuses CEL rules.)"""
+        admin = self.admin
+        crd = yaml.safe_load(path.read_text())
+        admin.upsert(crd)
+        group, names = crd["spec"]["group"], crd["spec"]["names"]
+        for version in crd["spec"]["versions"]:
+            url = f"/apis/{group}/{version['name']}/{names['plural']}"
+
+            def served(url: str = url) -> bool:
+                try:
+                    return bool(admin.request("GET", url, query={"limit": "1"}))
+                except ApiError as error:
+                    if error.status != 404:
+                        raise
+                    return False
+
+            wait(served, f"{url} to be served")
+
+    def close(self) -> None:
+        for name in reversed(list(self._processes)):
+            self._kill(name)
+        if self._data is not None:
+            shutil.rmtree(self._data, ignore_errors=True)
+
+    def pids(self) -> dict[str, int]:
+        return {name: process.pid for name, process in self._processes.items()}
+
+    # --- the programs ---------------------------------------------------------------------------------------
+
+    def _start_etcd(self) -> None:
+        self._data = memory_folder(self.folder)
+        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._peer_port}"
+        self._run(
+            "etcd",
+            {
+                "--data-dir": str(self._data),
+                "--listen-client-urls": client,
+                "--advertise-client-urls": client,
+                "--listen-peer-urls": peer,
+                "--initial-advertise-peer-urls": peer,
+                "--initial-cluster": f"default={peer}",
+            },
+            {"--unsafe-no-fsync": "true", "--snapshot-count": "10000"},
+        )
+
+    def start_apiserver(self) -> None:
+        """Also after stop_apiserver: the same address and the same objects."""
+        key = str(self.folder / "service-accounts.key")
+        options = {
+            "--etcd-servers": f"http://127.0.0.1:{self._etcd_port}",
+            "--bind-address": "127.0.0.1",
+            "--advertise-address": "127.0.0.1",
+            "--endpoint-reconciler-type": "none",  # a loopback address is refused as an endpoint
+            "--secure-port": str(self.port),
+            "--cert-dir": str(self.folder / "tls"),
+            "--service-cluster-ip-range": "10.96.0.0/16",
+            "--authorization-mode": "RBAC",
+            "--token-auth-file": str(self.folder / "tokens.csv"),
+            "--service-account-issuer": "https://kubernetes.default.svc",
+            "--service-account-key-file": key,
+            "--service-account-signing-key-file": key,
+        }
+        if not self._with_manager:  # nobody makes the service accounts that pods would need
+            options["--disable-admission-plugins"] = "ServiceAccount"
+        tuning = {"--max-requests-inflight": "4000", "--max-mutating-requests-inflight": "2000", "--profiling": "false"}
+        self._run("kube-apiserver", options, tuning)
+        wait(self._ready, "the API server", START_SECONDS)
+
+    def stop_apiserver(self) -> None:
+        """As in an outage: at once, whatever is in flight."""
+        self._kill("kube-apiserver")
+
+    def start_controller_manager(self) -> None:
+        config = self.kubeconfig("admin")
+        self._run(
+            "kube-controller-manager",
+            {
+                "--kubeconfig": str(config),
+                "--leader-elect": "false",
+                "--secure-port": "0",
+                "--service-account-private-key-file": str(self.folder / "service-accounts.key"),
+                "--root-ca-file": str(self.ca),
+                "--node-monitor-period": "500ms",
+                "--node-monitor-grace-period": f"{self._grace}s",
+                "--node-startup-grace-period": f"{self._grace * 2}s",
+                "--node-eviction-rate": "50",
+                "--unhealthy-zone-threshold": "1",
+            },
+            {"--port": "0", "--controller-start-interval": "0s", "--kube-api-qps": "1000", "--kube-api-burst": "2000"},
+        )
+
+    def start_scheduler(self) -> None:
+        config = self.kubeconfig("admin")
+        self._run(
+            "kube-scheduler",
+            {"--kubeconfig": str(config), "--leader-elect": "false", "--secure-port": "0"},
+            {"--port": "0", "--kube-api-qps": "1000", "--kube-api-burst": "2000"},
+        )
+
+    def _run(self, name: str, options: Mapping[str, str], tuning: Mapping[str, str]) -> None:
+        program = self.assets / name
+        if not program.exists():
+            raise FileNotFoundError(f"{program} is missing: hack/control-plane says where to get it")
+        known = subprocess.run([program, "--help"], capture_output=True, text=True)
+        words = {word.partition("=")[0].strip("',") for word in (known.stdout + known.stderr).split()}
+        chosen = {**options, **{key: value for key, value in tuning.items() if key in words}}
+        with open(self.folder / "logs" / f"{name}.log", "ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [program, *(f"{key}={value}" for key, value in chosen.items())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C in the terminal is pytest's to handle
+                preexec_fn=die_with_parent,
+            )
+
+    def _kill(self, name: str) -> None:
+        """At once: an orderly end would serve open watches for a while, and nothing of this is kept."""
+        process = self._processes.pop(name, None)
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _ready(self) -> bool:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                log = (self.folder / "logs" / f"{name}.log").read_text(errors="replace")
+                raise RuntimeError(f"{name} ended with {process.returncode}:\n{log[-3000:]}")
+        try:
+            tls = ssl.create_default_context(cafile=self.ca)
+            request = urllib.request.Request(
+                f"{self.url}/readyz", headers={"Authorization": f"Bearer {self.admin_token}"}
+            )
+            with urllib.request.urlopen(request, timeout=2, context=tls) as answer:
+                return answer.read() == b"ok"
+        except OSError:
+            return False
+
+
+def die_with_parent() -> None:
+    """In the child: SIGKILL when the thread that started it ends, so that a killed test run leaves nothing."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def signing_key() -> str:
+    """A new key of the curve P-256 in PEM (RFC 5915): any number does, its public half is computed by the reader."""
+    number = secrets.token_bytes(31).rjust(32, b"\x01")
+    der = bytes.fromhex("30310201010420") + number + bytes.fromhex("a00a06082a8648ce3d030107")
+    return f"-----BEGIN EC PRIVATE KEY-----\n{base64.encodebytes(der).decode()}-----END EC PRIVATE KEY-----\n"
+
+
+def memory_folder(otherwise: Path) -> Path:
+    """For etcd's data, which is synced at every write; those of test runs that were killed are swept up."""
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK):
+        return Path(tempfile.mkdtemp(prefix="etcd-", dir=otherwise))
+    for folder in shm.glob(f"{SHM_PREFIX}*"):
+        owner = folder.name.removeprefix(SHM_PREFIX).split("-")[0]
+        if not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{SHM_PREFIX}{os.getpid()}-", dir=shm))
