@@ -1,0 +1,129 @@
+"""Pods bound by the real scheduler run as processes, and their ends are told as a kubelet tells them."""
+
+import sys
+from pathlib import Path
+
+from kubectl import wait
+from kubelets import is_ready
+
+PYTHON = sys.executable
+TRAP = """
+import os, signal, sys, time
+def stop(*_):
+    open(os.environ["LOG"], "w").write("saved at SIGTERM")
+    sys.exit(3)
+signal.signal(signal.SIGTERM, stop)
+open(os.environ["MARK"], "w").write(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def pod(namespace, *command, name="one", env=None, gpus=1, **spec):
+    container = {
+        "name": "main",
+        "image": "none",
+        "command": list(command),
+        "env": [{"name": key, "value": str(value)} for key, value in (env or {}).items()],
+        "resources": {"limits": {"nvidia.com/gpu": str(gpus)}},
+    }
+    base = {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container]}
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {**base, **spec}}
+
+
+def terminated(found):
+    return found["status"]["containerStatuses"][0]["state"]["terminated"]
+
+
+def test_a_bound_pod_runs_and_leaves_its_message(admin, namespace, kubelet):
+    kubelet()
+    command = ("sh", "-c", 'printf "on $POD_IP $CUDA_VISIBLE_DEVICES" >$LOG')
+    manifest = pod(namespace, *command, gpus=2, env={"LOG": "/dev/termination-log"})
+    field = {"fieldRef": {"fieldPath": "status.podIP"}}
+    manifest["spec"]["containers"][0]["env"].append({"name": "POD_IP", "valueFrom": field})
+    admin.create(manifest)
+    found = admin.wait_for("pods", "one", lambda p: p["status"]["phase"] == "Succeeded", namespace)
+    assert found["spec"]["nodeName"] == "node-a"
+    end = terminated(found)
+    assert (end["exitCode"], end["reason"]) == (0, "Completed")
+    assert end["message"] == f"on {found['status']['podIP']} 0,1"
+
+
+def test_a_failure_keeps_its_code(admin, namespace, kubelet):
+    kubelet()
+    admin.create(pod(namespace, "sh", "-c", "exit 7"))
+    found = admin.wait_for("pods", "one", lambda p: p["status"]["phase"] == "Failed", namespace)
+    assert (terminated(found)["exitCode"], terminated(found)["reason"]) == (7, "Error")
+
+
+def test_more_devices_than_there_are_stay_pending(admin, namespace, kubelet):
+    kubelet(gpus=2)
+    admin.create(pod(namespace, "sleep", "600", gpus=3))
+
+    def unschedulable(found):
+        return any(c.get("reason") == "Unschedulable" for c in found["status"].get("conditions", []))
+
+    assert admin.wait_for("pods", "one", unschedulable, namespace)["status"]["phase"] == "Pending"
+
+
+def test_deletion_gives_the_process_its_grace(admin, namespace, kubelet, tmp_path):
+    kubelet()
+    env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
+    admin.create(pod(namespace, PYTHON, "-c", TRAP, env=env, terminationGracePeriodSeconds=20))
+    admin.wait_for("pods", "one", is_ready, namespace)
+    wait((tmp_path / "mark").exists, "the process")
+    ends = []
+    admin.delete("pods", "one", namespace)
+
+    def gone():
+        found = admin.find("pods", "one", namespace)
+        if found and "terminated" in found["status"]["containerStatuses"][0]["state"]:
+            ends.append(terminated(found))
+        return found is None
+
+    wait(gone, "the pod to go")
+    wait(lambda: not running(tmp_path / "mark"), "the process to end", 2)
+    assert not ends or (ends[-1]["exitCode"], ends[-1]["message"]) == (3, "saved at SIGTERM")
+
+
+def test_a_lost_node_is_not_ready_and_its_pods_are_evicted(admin, namespace, kubelet, tmp_path):
+    kubelet("spare")  # while every node is lost, Kubernetes evicts nothing
+    lost = kubelet("doomed")
+    toleration = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+    chosen = {
+        "nodeSelector": {"kubernetes.io/hostname": "doomed"},
+        "tolerations": [{**toleration, "tolerationSeconds": 1}],
+    }
+    env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
+    admin.create(pod(namespace, PYTHON, "-c", TRAP, env=env, **chosen))
+    wait((tmp_path / "mark").exists, "the process")
+    lost.kill()
+    wait(lambda: not running(tmp_path / "mark"), "the process to go with its node", 5)
+    admin.wait_for("nodes", "doomed", lambda node: not is_ready(node))
+    found = admin.wait_for("pods", "one", lambda p: "deletionTimestamp" in p["metadata"], namespace)
+    assert found["status"]["phase"] == "Running"  # nobody is there to say otherwise
+
+
+def test_scripted_pods_live_and_end_as_told(admin, namespace, kubelet):
+    script = [
+        {"index": 0, "endsAfter": 0.2, "exitCode": 1, "reason": "OOMKilled", "message": "told"},
+        {"readyAfter": 0.1, "stopMessage": "stopped"},
+    ]
+    kubelet(fake=script)
+    for index in range(2):
+        manifest = pod(namespace, "true", name=f"p{index}")
+        manifest["metadata"]["labels"] = {"hftitan.io/node-index": str(index)}
+        admin.create(manifest)
+    end = terminated(admin.wait_for("pods", "p0", lambda p: p["status"]["phase"] == "Failed", namespace))
+    assert (end["exitCode"], end["reason"], end["message"]) == (1, "OOMKilled", "told")
+    admin.wait_for("pods", "p1", is_ready, namespace)
+    admin.delete("pods", "p1", namespace)
+    admin.wait_gone("pods", "p1", namespace)
+
+
+def running(mark: Path) -> bool:
+    """Whether the process that wrote its id there lives; a zombie does not."""
+    try:
+        return Path("/proc", mark.read_text(), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
