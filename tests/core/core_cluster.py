@@ -24,6 +24,10 @@ def live(pod: PodView) -> bool:
     return pod.phase not in ("Succeeded", "Failed")
 
 
+def silent(pod: PodView) -> bool:
+    return pod.node_lost or pod.node_gone
+
+
 @dataclass
 class Cluster:
     job: HFTitanJob
@@ -36,6 +40,8 @@ class Cluster:
     uids: int = 0
     sealed: set[int] = field(default_factory=set)
     """Attempts whose gang was seen whole, and that this was written down."""
+    deleted: dict[str, float] = field(default_factory=dict)
+    """When each pod was first told to go."""
     log: list[str] = field(default_factory=list)
 
     # --- the operator -----------------------------------------------------------------------------------------
@@ -100,11 +106,15 @@ class Cluster:
     def delete(self, name: str, grace: int | None = None, **changes: Any) -> None:
         pod = self.pods[name]
         if grace == 0 or not live(pod):
-            assert grace != 0 or pod.node_lost, "force only where nobody answers"
+            assert grace != 0 or silent(pod), "force only where nobody answers"
             del self.pods[name]
             return
         seconds = sizing.grace_seconds(self.job.spec.checkpoint) if grace is None else grace
-        self.pods[name] = replace(pod, deleting=True, deletion_deadline=self.now + seconds, **changes)
+        # As the API server: the first deletion starts the clock, a later one can only shorten the grace.
+        deadline = self.deleted.setdefault(pod.uid, self.now) + seconds
+        if pod.deletion_deadline is not None:
+            deadline = min(deadline, pod.deletion_deadline)
+        self.pods[name] = replace(pod, deleting=True, deletion_deadline=deadline, **changes)
 
     # --- what must always hold --------------------------------------------------------------------------------
 
@@ -152,7 +162,7 @@ class Cluster:
 
     def end(self, pod: PodView, said: str | None, code: int = 1, **changes: Any) -> None:
         """The container ends; a pod that was being deleted is gone with it."""
-        if pod.node_lost or not live(pod):
+        if silent(pod) or not live(pod):
             return
         if pod.deleting:
             del self.pods[pod.name]
@@ -168,7 +178,7 @@ class Cluster:
     def kubelet(self) -> None:
         """Pods that were created start; those that are being deleted end, unless their node is silent."""
         for pod in list(self.pods.values()):
-            if pod.node_lost or not live(pod):
+            if silent(pod) or not live(pod):
                 continue
             if pod.deleting:
                 del self.pods[pod.name]
@@ -177,7 +187,7 @@ class Cluster:
 
     def train(self, steps: int) -> None:
         """Node 0 of the newest attempt finishes steps, when the whole gang runs."""
-        gang = [p for p in self.pods.values() if p.phase == "Running" and not p.node_lost]
+        gang = [p for p in self.pods.values() if p.phase == "Running" and not silent(p)]
         if len(gang) < self.job.spec.mesh.nodes:
             return
         attempt = gang[0].attempt
@@ -197,7 +207,7 @@ class Cluster:
             if self.job.spec.run_policy.suspend and not any(live(p) for p in self.pods.values()):
                 return
             self.kubelet()
-            gang = [p for p in self.pods.values() if p.phase == "Running" and not p.deleting and not p.node_lost]
+            gang = [p for p in self.pods.values() if p.phase == "Running" and not p.deleting and not silent(p)]
             if len(gang) == self.job.spec.mesh.nodes and self.job.status.attempt_start_time:
                 for pod in gang:
                     self.end(pod, "Completed", 0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from core_builders import job, pod
+from core_builders import T0, job, pod
 
 from hftitan_api.mesh import plan
-from hftitan_operator.core.classify import first_cause, of_pod, rank_text
+from hftitan_operator.core.classify import first_cause, of_pod, rank_text, ranks_text
 
 PLAN = plan(job(nodes=2).spec)
 
+LOST = "node n0 of pod x-1-0 was lost, and with it rank 0 (dp_shard 0)"
+GONE = "node n0 of pod x-1-0 was deleted, and with it rank 0 (dp_shard 0)"
 TABLE = [
     # what is seen, reason, message, free, fatal
     (pod(phase="Pending"), None),
@@ -85,8 +87,20 @@ TABLE = [
         pod(phase="Failed", report="UserError", disrupted=True),
         ("UserError", "pod x-1-0 ended with UserError on rank 0 (dp_shard 0)", False, True),
     ),
-    (pod(node_lost=True, deleting=True), ("NodeLost", "node n0 of pod x-1-0 was lost", True, False)),
-    (pod(phase="Failed", node_lost=True), ("NodeLost", "node n0 of pod x-1-0 was lost", True, False)),
+    (pod(node_lost=True, deleting=True), ("NodeLost", LOST, True, False)),
+    (pod(phase="Failed", node_lost=True), ("NodeLost", LOST, True, False)),
+    # A node that is deleted does not come back: nothing is waited for.
+    (pod(node_lost=True, node_gone=True), ("NodeLost", GONE, True, False)),
+    (pod(node_gone=True), ("NodeLost", GONE, True, False)),
+    (pod(node_gone=True, deleting=True, deletion_deadline=T0 + 400), ("NodeLost", GONE, True, False)),
+    (pod(phase="Pending", node_gone=True, reason="InvalidImageName"), ("NodeLost", GONE, True, False)),
+    # What a pod said before its node went is kept: its end, or that all was done.
+    (pod(phase="Succeeded", report="Completed", node_lost=True, node_gone=True), None),
+    (
+        pod(phase="Failed", report={"reason": "UserError", "message": "bad", "retryable": False}, node_gone=True),
+        ("UserError", "pod x-1-0 ended with UserError on rank 0 (dp_shard 0): bad", False, True),
+    ),
+    (pod(phase="Failed", exit_code=137, node_gone=True), ("Killed", "pod x-1-0 was killed (exit 137)", False, False)),
     (
         pod(phase="Pending", reason="InvalidImageName", message="bad ref"),
         ("InvalidImage", "pod x-1-0 can never start: InvalidImageName (bad ref); correct spec.pod.image", False, True),
@@ -106,6 +120,9 @@ FIRST = [
     ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", report="UserError")], "UserError"),
     ([pod(0, phase="Failed", report="InternalError"), pod(1, phase="Failed", report="NonFiniteLoss")], "NonFiniteLoss"),
     ([pod(0, phase="Failed", report="NetworkError"), pod(1, node_lost=True, deleting=True)], "NodeLost"),
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, node_gone=True)], "NodeLost"),
+    ([pod(0, phase="Failed", exit_code=137), pod(1, node_gone=True)], "NodeLost"),
+    ([pod(0, phase="Failed", report="UserError"), pod(1, node_gone=True)], "UserError"),
     ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", exit_code=137)], "Killed"),
     ([pod(0, phase="Failed", exit_code=137), pod(1, phase="Failed", reason="Evicted", disrupted=True)], "Evicted"),
     ([pod(0, phase="Failed", exit_code=1), pod(1, phase="Failed", reason="OOMKilled", exit_code=137)], "OOMKilled"),
@@ -136,3 +153,4 @@ def test_a_rank_is_named_by_its_place_on_the_axes_in_use():
     assert rank_text(13, gpus) == "rank 13 (dp_replicate 1, dp_shard 1, tp 1)"
     assert rank_text(0, plan(job(nodes=1).spec)) == "rank 0"
     assert rank_text(99, gpus) == "rank 99"
+    assert ranks_text(1, gpus) == "8 ranks from rank 8 (dp_replicate 1, dp_shard 0, tp 0)"

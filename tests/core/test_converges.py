@@ -16,10 +16,12 @@ OPS = (
     + ["crash", "lost_write"] * 2
     + ["kubelet"] * 4
     + ["train", "tick"] * 3
-    + ["crash_pod", "exit", "delete", "vanish", "evict", "node_lost", "long_tick", "suspend", "resume"]
+    + ["crash_pod", "exit", "delete", "vanish", "evict", "long_tick", "suspend", "resume"]
+    + ["node_lost", "node_back", "node_gone"] * 2
     + ["complete", "drop_service", "drop_config", "bad_image", "stale_progress", "touch"]
 )
-operations = some.lists(some.tuples(some.sampled_from(OPS), some.integers(0, 7)), max_size=40)
+# Left to itself hypothesis draws mostly histories of a few operations, in which little can go wrong.
+operations = some.lists(some.tuples(some.sampled_from(OPS), some.integers(0, 7)), min_size=12, max_size=40)
 policies = some.fixed_dictionaries(
     {
         "maxRestarts": some.sampled_from([0, 1, 3, 63]),
@@ -90,16 +92,22 @@ def break_pod(world: Cluster, name: str, number: int) -> None:
         case "node_lost":
             if pod.phase == "Running":
                 world.change(pod, node_lost=True, ready=False)
+        case "node_back":
+            if pod.node_lost and not pod.node_gone:
+                world.change(pod, node_lost=False)
+        case "node_gone":
+            world.change(pod, node_lost=number % 3 > 0, node_gone=True, ready=False)
         case "bad_image":
             if pod.phase == "Pending":
                 world.change(pod, reason="ImagePullBackOff" if number % 2 else "InvalidImageName")
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-@given(nodes=some.integers(1, 3), policy=policies, ops=operations)
-def test_any_history_converges_without_two_attempts_at_once(nodes, policy, ops):
+@given(nodes=some.integers(1, 3), policy=policies, started=some.booleans(), ops=operations)
+def test_any_history_converges_without_two_attempts_at_once(nodes, policy, started, ops):
     world = Cluster(job(nodes=nodes, runPolicy=policy))
-    for name, number in ops:
+    start = [("pass", 0), ("kubelet", 0), ("pass", 0), ("train", 3), ("pass", 0)] if started else []
+    for name, number in [*start, *ops]:
         if world.gone:
             return
         play(world, name, number)

@@ -230,6 +230,8 @@ CAUSES = [
     ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", exit_code=139)], "Killed", False),
     ([pod(0), pod(1, phase="Failed", disrupted=True, reason="Evicted")], "Evicted", True),
     ([pod(0), pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 900)], "NodeLost", True),
+    ([pod(0), pod(1, node_lost=True, node_gone=True)], "NodeLost", True),
+    ([pod(0), pod(1, phase="Pending", node_gone=True)], "NodeLost", True),
     ([pod(0), pod(1, phase="Succeeded", report="Preempted")], "Preempted", True),
     ([pod(0)], "PodDeleted", True),
     ([], "PodDeleted", True),
@@ -317,14 +319,54 @@ def test_pods_of_an_older_attempt_are_ended_and_nothing_created_beside_them():
     assert acts(stray) == ["-x-1-1 grace 15"]
 
 
-def test_a_pod_on_a_lost_node_is_forced_when_its_grace_is_over_and_not_before():
-    lost = pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 400)
-    of = with_status(running(), decide(running(), seen(pod(0, phase="Failed", exit_code=1), lost), T0 + 10))
-    waiting = decide(of, seen(pod(0, phase="Failed"), lost), T0 + 10)
-    assert (acts(waiting), waiting.recheck_after) == ([], 390)
-    assert acts(decide(of, seen(pod(0, phase="Failed"), lost), T0 + 400)) == ["-x-1-1 grace 0"]
-    alive = replace(lost, node_lost=False)
-    assert acts(decide(of, seen(pod(0, phase="Failed"), alive), T0 + 4000)) == []
+DEADLINE = T0 + 400
+"""Of a pod whose own grace period is long."""
+LOSSES = [
+    # a pod of a broken gang, seconds since T0, what is done to it, seconds until time alone changes that
+    (pod(1), 10, ["-x-1-1 grace 15"], None),
+    (pod(1, deleting=True, deletion_deadline=DEADLINE), 10, [], None),
+    (pod(1, deleting=True, deletion_deadline=DEADLINE), 4000, [], None),  # alive: it is waited for, however long
+    (pod(1, node_lost=True), 10, ["-x-1-1 grace 15"], None),
+    # Nobody is there to use a long grace: it is shortened, and what is left of the short one is waited for.
+    (pod(1, node_lost=True, deleting=True, deletion_deadline=DEADLINE), 10, ["-x-1-1 grace 15"], 375),
+    (pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 25), 10, [], 15),
+    (pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 25), 24, [], 1),
+    (pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 25), 25, ["-x-1-1 grace 0"], None),
+    (pod(1, node_lost=True, deleting=True), 10, ["-x-1-1 grace 0"], None),
+    # On a node that was deleted nothing runs.
+    (pod(1, node_gone=True), 10, ["-x-1-1 grace 0"], None),
+    (pod(1, node_lost=True, node_gone=True, deleting=True, deletion_deadline=DEADLINE), 10, ["-x-1-1 grace 0"], None),
+    (pod(1, phase="Failed", node_gone=True), 10, None, None),  # finished: evidence, and nothing to wait for
+]
+
+
+@pytest.mark.parametrize(("broken", "after", "expected", "recheck"), LOSSES)
+def test_pods_of_a_broken_gang_are_ended_as_fast_as_their_node_allows(broken, after, expected, recheck):
+    dead = pod(0, phase="Failed", exit_code=1)
+    of = with_status(running(), decide(running(), seen(dead, pod(1)), T0 + 5))
+    decision = decide(of, seen(dead, broken), T0 + after)
+    if expected is None:
+        assert (decision.status.attempt, acts(decision)) == (2, ["+Pod x-2-0", "+Pod x-2-1"])
+        return
+    assert (decision.status.phase, acts(decision), decision.recheck_after) == ("Restarting", expected, recheck)
+
+
+def test_a_deleted_node_costs_one_pass_to_notice_and_none_to_wait_for():
+    of, gone = running(), pod(1, node_lost=True, node_gone=True)
+    of, decisions = settle(of, seen(pod(0), gone), T0 + 1)
+    message = (
+        "attempt 2: restarting from the beginning after node n1 of pod x-1-1 was deleted, and with it rank 1 "
+        "(dp_shard 1); not counted against maxRestarts 3"
+    )
+    assert told(decisions) == [("Normal", "NodeLost", message)]
+    assert [acts(d) for d in decisions] == [[], ["-x-1-0 grace 15", "-x-1-1 grace 0"]]
+
+
+def test_pods_on_lost_nodes_do_not_outlive_the_job():
+    of, _ = settle(running(), seen(pod(0), pod(1, phase="Failed", report="UserError")), T0 + 1)
+    left = pod(0, node_lost=True, deleting=True, deletion_deadline=DEADLINE)
+    assert acts(decide(of, seen(left), T0 + 2)) == ["-x-1-0 grace 15"]
+    assert acts(decide(of, seen(replace(left, node_gone=True)), T0 + 2)) == ["-x-1-0 grace 0"]
 
 
 def test_evidence_of_the_last_attempt_is_kept_and_older_evidence_removed():
@@ -358,8 +400,8 @@ def test_a_node_found_lost_later_makes_the_restart_free():
     of, decisions = settle(of, seen(pod(0, phase="Failed", report="NetworkError"), lost), T0 + 2)
     assert [(r.reason, r.free) for r in of.status.restart_history] == [("NodeLost", True)]
     assert of.status.message == (
-        "attempt 2: restarting from the beginning after node n1 of pod x-1-1 was lost; "
-        "not counted against maxRestarts 3"
+        "attempt 2: restarting from the beginning after node n1 of pod x-1-1 was lost, and with it rank 1 "
+        "(dp_shard 1); not counted against maxRestarts 3"
     )
     assert told(decisions) == []
 
@@ -516,7 +558,7 @@ def test_a_hang_says_where_and_who_is_silent():
         "Warning",
         "Hung",
         "attempt 2: restarting from the beginning after it stood still for 1m40s (training after step 5; silent: "
-        "pod x-1-1, from rank 1 (dp_shard 1)); restart 1 of 3",
+        "pod x-1-1, rank 1 (dp_shard 1)); restart 1 of 3",
     )
 
 

@@ -47,11 +47,6 @@ def completed(pod: PodView) -> bool:
     return pod.phase == "Succeeded" and (pod.report is None or pod.report.reason == "Completed")
 
 
-def node_lost(pod: PodView) -> bool:
-    """The node is silent and the control plane has given the pod up; a mere blip of the kubelet is waited out."""
-    return pod.node_lost and (pod.deleting or finished(pod))
-
-
 def first_cause(pods: Iterable[PodView], plan: MeshPlan) -> Cause | None:
     """The cause that explains the others, over the pods of one attempt; None when none of them has ended badly."""
     return min((cause for pod in pods if (cause := of_pod(pod, plan))), default=None)
@@ -67,12 +62,12 @@ def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
     if completed(pod):
         return None
     if not finished(pod):
-        return _of_unfinished(pod)
+        return _of_unfinished(pod, plan)
     report = pod.report
     if report is not None and not report.retryable and report.reason not in ("Completed", "Preempted"):
         return Cause(_FATAL, pod.index, report.reason, _told(pod, plan), fatal=True)
     if pod.node_lost:
-        return _lost(pod)
+        return _lost(pod, plan)
     if pod.disrupted:
         return Cause(_DISRUPTED, pod.index, reasons.EVICTED, _disrupted(pod), free=True)
     if report is not None and report.reason == "Preempted":
@@ -94,9 +89,10 @@ def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
     return _of_exit_code(pod)
 
 
-def _of_unfinished(pod: PodView) -> Cause | None:
-    if node_lost(pod):
-        return _lost(pod)
+def _of_unfinished(pod: PodView, plan: MeshPlan) -> Cause | None:
+    # A silent node may be a mere blip of its kubelet, until the control plane has given the pod up.
+    if pod.node_gone or (pod.node_lost and pod.deleting):
+        return _lost(pod, plan)
     if pod.phase == "Pending" and pod.reason in reasons.NEVER_STARTS:
         message = f"pod {pod.name} can never start: {pod.reason}{_because(pod)}; correct spec.pod.image"
         return Cause(_FATAL, pod.index, reasons.INVALID_IMAGE, message, fatal=True)
@@ -111,8 +107,10 @@ def _of_exit_code(pod: PodView) -> Cause:
     return Cause(_CRASHED, pod.index, reasons.NO_REPORT, f"pod {pod.name} ended with {ended}, saying nothing")
 
 
-def _lost(pod: PodView) -> Cause:
-    return Cause(_DISRUPTED, pod.index, reasons.NODE_LOST, f"node {pod.node} of pod {pod.name} was lost", free=True)
+def _lost(pod: PodView, plan: MeshPlan) -> Cause:
+    how = "deleted" if pod.node_gone else "lost"
+    message = f"node {pod.node} of pod {pod.name} was {how}, and with it {ranks_text(pod.index, plan)}"
+    return Cause(_DISRUPTED, pod.index, reasons.NODE_LOST, message, free=True)
 
 
 def _disrupted(pod: PodView) -> str:
@@ -128,6 +126,13 @@ def _told(pod: PodView, plan: MeshPlan) -> str:
     assert pod.report is not None
     said = f": {pod.report.message}" if pod.report.message else ""
     return f"pod {pod.name} ended with {pod.report.reason} on {rank_text(pod.report.rank, plan)}{said}"
+
+
+def ranks_text(index: int, plan: MeshPlan) -> str:
+    """The ranks of one pod: `rank 1 (dp_shard 1)`, `8 ranks from rank 8 (dp_shard 1, tp 0)`."""
+    per_node = plan.degrees.ranks_per_node
+    first = rank_text(index * per_node, plan)
+    return first if per_node == 1 else f"{per_node} ranks from {first}"
 
 
 def rank_text(rank: int, plan: MeshPlan) -> str:

@@ -14,22 +14,30 @@ from hftitan_operator.core.state import Action, Decision, DeleteJob, DeletePod, 
 def drain(pods: Iterable[PodView], grace: int | None, now: float) -> tuple[list[Action], list[float]]:
     """Deletes what is neither finished nor being deleted; returns the actions and the Unix times to look again.
 
-    A pod on a lost node never reports its end: when its grace period is over it is forced (grace 0). A pod that takes
-    long on a living node is waited for, since two attempts must not write one checkpoint.
+    A pod on a lost node never reports its end: it gets the short grace of a broken gang, whatever its own was, and when
+    that is over it is forced (grace 0), in case the node is only cut off and its trainer is still writing. On a node
+    that was deleted nothing runs: forced at once. A pod that takes long on a living node is waited for, since two
+    attempts must not write one checkpoint.
     """
     actions: list[Action] = []
     wakes: list[float] = []
     for pod in pods:
         if finished(pod):
             continue
-        if not pod.deleting:
+        if pod.node_gone:
+            actions.append(DeletePod(pod.name, pod.uid, 0))
+        elif not pod.deleting:
             actions.append(DeletePod(pod.name, pod.uid, grace))
         elif pod.node_lost:
-            deadline = pod.deletion_deadline if pod.deletion_deadline is not None else now
-            if now >= deadline:
+            left = (pod.deletion_deadline or now) - now
+            if left <= 0:
                 actions.append(DeletePod(pod.name, pod.uid, 0))
+            elif left > sizing.DRAIN_GRACE_SECONDS:
+                # The API server counts the shorter grace from the first deletion, and only ever shortens it.
+                actions.append(DeletePod(pod.name, pod.uid, sizing.DRAIN_GRACE_SECONDS))
+                wakes.append(now + left - sizing.DRAIN_GRACE_SECONDS)
             else:
-                wakes.append(deadline)
+                wakes.append(now + left)
     return actions, wakes
 
 

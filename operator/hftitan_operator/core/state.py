@@ -30,7 +30,9 @@ class PodView:
     """Unix time at which its grace period is over."""
     node: str | None = None
     node_lost: bool = False
-    """Its node is gone or not ready: the pod will not report its own end."""
+    """Its node is not ready, or gone: the pod does not report its own end."""
+    node_gone: bool = False
+    """Its Node object was deleted: nothing that ran there comes back, while a node that is not ready may."""
     address: str | None = None
     """Its IP address, once it has one."""
     created_at: float | None = None
@@ -115,4 +117,4 @@ class Seen:
     job: HFTitanJob
     observed: Observed
     problems: tuple[str, ...] = ()
-    """Why its spec cannot be read (it was written past an older schema); then `job` has its identity and status only."""
+    """Why its spec cannot be read, field by field; `job` then has only its identity and status right."""

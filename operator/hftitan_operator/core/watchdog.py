@@ -88,7 +88,6 @@ def _silent(pods: Sequence[PodView], plan: MeshPlan) -> str:
     silent = [pod for pod in pods if not pod.ready and not classify.finished(pod)]
     if not silent or len(silent) == len(pods):
         return ""
-    per_node = plan.degrees.ranks_per_node
     first = silent[0]
     more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
-    return f"; silent: pod {first.name}, from {classify.rank_text(first.index * per_node, plan)}{more}"
+    return f"; silent: pod {first.name}, {classify.ranks_text(first.index, plan)}{more}"
