@@ -1,4 +1,4 @@
-"""The command line: `hftitan validate | plan | render | run | crd`.
+"""The command line: `hftitan validate | plan | render | run | operator | crd | rbac`.
 
 Starts fast: nothing but typer is imported before a command runs, and each command imports what it needs. Exit codes:
 0 done, 1 the job failed, 2 bad input, 128 + N stopped by signal N.
@@ -201,6 +201,31 @@ def crd() -> None:
     from hftitan_api.crd import to_yaml
 
     typer.echo(to_yaml(), nl=False)
+
+
+@app.command()
+def rbac(
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Serve this namespace only. May be repeated.  [default: all]")
+    ] = None,
+    operator_namespace: Annotated[str, typer.Option(help="Namespace that the operator runs in.")] = "hftitan-system",
+    service_account: Annotated[str, typer.Option(help="Its ServiceAccount.")] = "hftitan-operator",
+    with_nodes: Annotated[
+        bool, typer.Option("--with-nodes", help="With --namespace: let it see nodes too (takes a ClusterRole).")
+    ] = False,
+) -> None:
+    """Print the rights that the operator needs, as RBAC objects for `kubectl apply -f -`."""
+    from hftitan_operator import cli_plan
+    from hftitan_operator.core import access
+
+    try:
+        account = access.Account(service_account, operator_namespace)
+        some = access.namespaced(account, namespace or (), nodes=with_nodes)
+        objects = some if namespace else access.cluster_wide(account)
+    except ValueError as error:
+        typer.echo(f"hftitan rbac: {error}", err=True)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    typer.echo(cli_plan.objects_text(objects, YamlOrJson.YAML), nl=False)
 
 
 @app.command()

@@ -250,6 +250,49 @@ def test_crd(hftitan):
     assert yaml.safe_load(result.stdout)["metadata"]["name"] == "hftitanjobs.hftitan.io"
 
 
+def test_rbac_of_a_cluster_and_of_namespaces(hftitan):
+    def kinds(*arguments):
+        result = hftitan("rbac", *arguments)
+        assert result.exit_code == 0
+        return [
+            (o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"])
+            for o in yaml.safe_load_all(result.stdout)
+        ]
+
+    own = [
+        ("ServiceAccount", "hftitan-system", "hftitan-operator"),
+        ("Role", "hftitan-system", "hftitan-operator-lease"),
+        ("RoleBinding", "hftitan-system", "hftitan-operator-lease"),
+    ]
+    assert kinds() == [
+        *own,
+        ("ClusterRole", None, "hftitan-system:hftitan-operator"),
+        ("ClusterRoleBinding", None, "hftitan-system:hftitan-operator"),
+    ]
+    team = [("Role", "team", "hftitan-operator"), ("RoleBinding", "team", "hftitan-operator")]
+    assert kinds("--namespace", "team") == [*own, *team]
+    elsewhere = ["--operator-namespace", "ml", "--service-account", "bot", "--namespace", "a", "--namespace", "b"]
+    assert kinds(*elsewhere, "--with-nodes") == [
+        ("ServiceAccount", "ml", "bot"),
+        ("Role", "ml", "bot-lease"),
+        ("RoleBinding", "ml", "bot-lease"),
+        ("Role", "a", "bot"),
+        ("RoleBinding", "a", "bot"),
+        ("Role", "b", "bot"),
+        ("RoleBinding", "b", "bot"),
+        ("ClusterRole", None, "ml:bot-nodes"),
+        ("ClusterRoleBinding", None, "ml:bot-nodes"),
+    ]
+
+
+def test_rbac_refuses_what_is_no_namespace(hftitan):
+    result = hftitan("rbac", "--namespace", "Team A")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "hftitan rbac: 'Team A' is no name of a namespace; use at most 63 lower-case letters, digits and '-'\n"
+    )
+
+
 # --- run: what is refused before anything starts -------------------------------------------------------------
 
 CPU = {"nodes": 2, "device": "cpu"}
@@ -331,6 +374,7 @@ def test_version(hftitan):
         (["--help"], ()),
         (["validate", "job.yaml"], ("pydantic", "yaml")),
         (["render", "job.yaml"], ("pydantic", "yaml")),
+        (["rbac"], ("pydantic", "yaml")),
     ],
 )
 def test_nothing_heavy_is_imported(hftitan, job, arguments, allowed):

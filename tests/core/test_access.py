@@ -1,0 +1,109 @@
+"""The rights of the operator: as few as the table says, each granted where it is needed and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+from hftitan_operator.core.access import TABLE, Account, cluster_wide, namespaced
+
+# Written out a second time: whoever widens the rights has to say so here too.
+VERBS = {
+    "hftitan.io/hftitanjobs": {"get", "list", "watch", "delete"},
+    "hftitan.io/hftitanjobs/status": {"get", "patch"},
+    "/pods": {"get", "list", "watch", "create", "delete"},
+    "/services": {"get", "list", "watch", "create"},
+    "/configmaps": {"get", "list", "watch", "create"},
+    "/events": {"create"},
+    "/nodes": {"get", "list", "watch"},
+    "coordination.k8s.io/leases": {"get", "create", "update"},
+}
+JOBS = set(VERBS) - {"/nodes", "coordination.k8s.io/leases"}
+LEASE = {"coordination.k8s.io/leases"}
+
+MODES = {
+    # objects, {(namespace, name of the role): what it is about}
+    "cluster": (
+        cluster_wide(Account()),
+        {
+            (None, "hftitan-system:hftitan-operator"): JOBS | {"/nodes"},
+            ("hftitan-system", "hftitan-operator-lease"): LEASE,
+        },
+    ),
+    "namespaces": (
+        namespaced(Account(), ["a", "b", "a"]),
+        {
+            ("hftitan-system", "hftitan-operator-lease"): LEASE,
+            ("a", "hftitan-operator"): JOBS,
+            ("b", "hftitan-operator"): JOBS,
+        },
+    ),
+    "namespaces and nodes": (
+        namespaced(Account("bot", "a"), ["a"], nodes=True),
+        {("a", "bot-lease"): LEASE, ("a", "bot"): JOBS, (None, "a:bot-nodes"): {"/nodes"}},
+    ),
+}
+
+
+def granted(objects):
+    """What each role grants: {(namespace, name): {"group/resource": verbs}}."""
+    return {
+        (o["metadata"].get("namespace"), o["metadata"]["name"]): {
+            f"{group}/{resource}": set(rule["verbs"])
+            for rule in o["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+        }
+        for o in objects
+        if o["kind"] in ("Role", "ClusterRole")
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_role_grants_what_is_needed_there(mode):
+    objects, expected = MODES[mode]
+    assert granted(objects) == {
+        role: {resource: VERBS[resource] for resource in resources} for role, resources in expected.items()
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_wildcards_no_secrets_and_nothing_that_changes_a_pod(mode):
+    for rules in granted(MODES[mode][0]).values():
+        for resource, verbs in rules.items():
+            assert "*" not in resource + "".join(verbs)
+            assert "secrets" not in resource
+            assert not verbs & {"deletecollection", "impersonate", "bind", "escalate", "approve"}
+            if resource.startswith("/pods"):
+                assert resource == "/pods"  # no exec, attach, portforward, proxy, log, ephemeralcontainers
+                assert not verbs & {"patch", "update"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_role_is_bound_to_the_operators_account_and_no_other(mode):
+    objects = MODES[mode][0]
+    assert objects[0]["kind"] == "ServiceAccount"
+    account = objects[0]["metadata"]
+    roles = {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects if "rules" in o}
+    bindings = [o for o in objects if "roleRef" in o]
+    assert {(b["roleRef"]["kind"], b["metadata"].get("namespace"), b["roleRef"]["name"]) for b in bindings} == roles
+    subject = {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
+    assert all(b["subjects"] == [subject] for b in bindings)
+
+
+def test_names_without_a_namespace_are_of_one_operator():
+    first, second = (cluster_wide(Account(namespace=namespace)) for namespace in ("one", "two"))
+    names = [
+        {o["metadata"]["name"] for o in objects if "namespace" not in o["metadata"]} for objects in (first, second)
+    ]
+    assert names == [{"one:hftitan-operator"}, {"two:hftitan-operator"}]
+
+
+def test_nobody_asks_for_a_right_without_saying_why():
+    assert all(access.why for access in TABLE)
+    assert len({(a.group, a.resource) for a in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize("name", ["", "Team", "a.b", "-a", "a\n", "a" * 64])
+def test_what_is_no_namespace(name):
+    with pytest.raises(ValueError, match="is no name of a namespace"):
+        namespaced(Account(), [name])
