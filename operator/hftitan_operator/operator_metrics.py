@@ -74,7 +74,7 @@ class JobsCollector(Collector):
         restarts = _family(names.JOB_RESTARTS)
         for job in self._jobs:
             status, mesh = job.status, job.spec.mesh
-            phase = status.phase or "Pending"
+            phase: str = status.phase or "Pending"
             phases[phase] += 1
             gpus[phase] += mesh.nodes * mesh.gpus_per_node if mesh.device == "gpu" else 0
             labels = [job.metadata.namespace, job.metadata.name]
@@ -83,8 +83,8 @@ class JobsCollector(Collector):
                 goodput.add_metric(labels, status.goodput)
         for metric, tally in ((names.JOBS, phases), (names.GPUS, gpus)):
             family = _family(metric)
-            for phase, count in tally.items():
-                family.add_metric([phase], count)
+            for name, count in tally.items():
+                family.add_metric([name], count)
             yield family
         yield goodput
         yield restarts

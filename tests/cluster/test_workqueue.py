@@ -1,0 +1,240 @@
+"""Every key at most once at a time, none forgotten, failures paced."""
+
+import asyncio
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from hftitan_operator import workqueue
+from hftitan_operator.cluster.port import Conflict
+from hftitan_operator.workqueue import WorkQueue
+
+
+def drive(scenario, work, workers=4):
+    """Runs `scenario(queue)` beside the workers."""
+
+    async def main():
+        queue = WorkQueue(work, workers)
+        running = asyncio.create_task(queue.run())
+        try:
+            return await asyncio.wait_for(scenario(queue), 20)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_wakes_before_the_work_begins_are_one():
+    done = Counter()
+
+    async def work(key):
+        done[key] += 1
+
+    async def scenario(queue):
+        for _ in range(100):
+            queue.wake("a")
+        queue.wake("b")
+        await until(lambda: done["b"])
+        await asyncio.sleep(0.02)
+
+    drive(scenario, work)
+    assert done == {"a": 1, "b": 1}
+
+
+def test_wakes_during_the_work_are_one_more():
+    done, gate = Counter(), asyncio.Event()
+
+    async def work(key):
+        done[key] += 1
+        await gate.wait()
+
+    async def scenario(queue):
+        queue.wake("a")
+        await until(lambda: done["a"] == 1)
+        for _ in range(100):
+            queue.wake("a")
+        gate.set()
+        await until(lambda: done["a"] == 2)
+        await asyncio.sleep(0.02)
+
+    drive(scenario, work)
+    assert done == {"a": 2}
+
+
+def test_never_two_workers_on_one_key():
+    busy, most, passes = Counter(), Counter(), Counter()
+
+    async def work(key):
+        busy[key] += 1
+        most[key] = max(most[key], busy[key])
+        passes[key] += 1
+        await asyncio.sleep(0.001)
+        busy[key] -= 1
+
+    async def scenario(queue):
+        for i in range(300):
+            queue.wake(i % 3)
+            await asyncio.sleep(0.0002)
+        await until(lambda: not any(busy.values()) and not queue.depth)
+
+    drive(scenario, work, workers=8)
+    assert set(most.values()) == {1}
+    assert all(count >= 2 for count in passes.values())
+
+
+def test_a_delay_brings_the_key_back_and_a_wake_brings_it_sooner():
+    times = []
+
+    async def work(key):
+        times.append(asyncio.get_running_loop().time())
+        return {1: 0.05, 2: 3600.0}.get(len(times))
+
+    async def scenario(queue):
+        queue.wake("a")
+        await until(lambda: len(times) == 2)
+        queue.wake("a")
+        await until(lambda: len(times) == 3)
+
+    drive(scenario, work)
+    assert times[1] - times[0] >= 0.05
+
+
+def test_failures_are_repeated_with_a_growing_pause_that_wakes_do_not_shorten(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.05)
+    tries, told = [], []
+
+    async def work(key):
+        tries.append(asyncio.get_running_loop().time())
+        if len(tries) < 4:
+            raise OSError("down")
+
+    async def scenario(queue):
+        queue.failed = lambda key, error: told.append(str(error))
+        queue.wake("a")
+        while len(tries) < 4:
+            queue.wake("a")
+            await asyncio.sleep(0.001)
+
+    drive(scenario, work)
+    assert pauses == [1, 2, 3]
+    assert told == ["down"] * 3
+    assert all(b - a >= 0.045 for a, b in pairwise(tries))
+
+
+def test_a_success_forgets_the_failures(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.001)
+    outcomes = iter([OSError("x"), None, OSError("y"), None])
+    done = []
+
+    async def work(key):
+        outcome = next(outcomes)
+        done.append(outcome)
+        if outcome:
+            raise outcome
+
+    async def scenario(queue):
+        queue.wake("a")
+        await until(lambda: len(done) == 2)
+        queue.wake("a")
+        await until(lambda: len(done) == 4)
+
+    drive(scenario, work)
+    assert pauses == [1, 1]
+
+
+def test_one_key_that_always_fails_holds_no_other_up():
+    done = Counter()
+
+    async def work(key):
+        done[key] += 1
+        if key == "bad":
+            raise ValueError("always")
+
+    async def scenario(queue):
+        queue.wake("bad")
+        for i in range(50):
+            queue.wake(i)
+        await until(lambda: sum(count for key, count in done.items() if key != "bad") == 50)
+
+    drive(scenario, work, workers=1)
+
+
+def test_a_conflict_is_tried_again_at_once_but_not_for_ever(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.001)
+    tries = []
+
+    async def work(key):
+        tries.append(key)
+        if len(tries) < 6:
+            raise Conflict("changed")
+
+    async def scenario(queue):
+        queue.wake("a")
+        await until(lambda: len(tries) == 6)
+
+    drive(scenario, work)
+    assert pauses == [3, 4, 5]
+
+
+def test_the_server_says_how_long_to_wait_within_reason(monkeypatch):
+    monkeypatch.setattr(workqueue, "LONGEST_PAUSE", 0.01)
+    tries = []
+
+    class Busy(OSError):
+        retry_after = 3600.0
+
+    async def work(key):
+        tries.append(key)
+        if len(tries) == 1:
+            raise Busy
+
+    async def scenario(queue):
+        queue.wake("a")
+        await until(lambda: len(tries) == 2)
+
+    drive(scenario, work)
+
+
+def test_drain_waits_for_the_pass_under_way_and_takes_no_other():
+    done, gate = [], asyncio.Event()
+
+    async def work(key):
+        await gate.wait()
+        done.append(key)
+
+    async def scenario(queue):
+        queue.wake("a")
+        await asyncio.sleep(0.01)
+        draining = asyncio.create_task(queue.drain(5.0))
+        queue.wake("b")
+        await asyncio.sleep(0.01)
+        gate.set()
+        await draining
+        await asyncio.sleep(0.02)
+
+    drive(scenario, work, workers=1)
+    assert done == ["a"]
+
+
+def test_drain_does_not_wait_for_ever():
+    async def work(key):
+        await asyncio.Event().wait()
+
+    async def scenario(queue):
+        queue.wake("a")
+        await asyncio.sleep(0.01)
+        began = asyncio.get_running_loop().time()
+        await queue.drain(0.05)
+        return asyncio.get_running_loop().time() - began
+
+    assert drive(scenario, work) == pytest.approx(0.05, abs=1.0)
