@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import core_golden
 import pytest
 import yaml
 from core_builders import job
-from core_pod_security import violations
+from pod_security import violations
 
 from hftitan_api.mesh import SpecError, plan
 from hftitan_api.wire import TrainerSpec
@@ -39,24 +38,6 @@ def test_golden_jobs_are_admitted_and_their_pods_are_restricted(case):
     assert admission.problems(of) == []
     for pod in rendered(of).pods:
         assert list(violations(pod)) == []
-
-
-def test_the_evaluator_of_restricted_sees_what_is_not():
-    pod = rendered(job()).pods[0]
-    loose = copy.deepcopy(pod)
-    loose["spec"]["hostNetwork"] = True
-    loose["spec"]["securityContext"] = {}
-    loose["spec"]["volumes"].append({"name": "ib", "hostPath": {"path": "/dev/infiniband"}})
-    loose["spec"]["containers"][0]["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}, "privileged": True}
-    assert list(violations(loose)) == [
-        "hostNetwork",
-        "volume ib: {'hostPath'}",
-        "privileged",
-        "allowPrivilegeEscalation",
-        "capabilities",
-        "runAsNonRoot",
-        "seccompProfile",
-    ]
 
 
 def test_rendering_is_deterministic_and_changes_no_input():
