@@ -156,7 +156,9 @@ class KubeCluster:
     async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
         record = self.job((job.metadata.namespace, job.metadata.name))
         stale = record.view.stale_status if record is not None else ()
-        changes = {**dict.fromkeys(stale), **views.status_patch(job.status.to_dict(), status.to_dict())}
+        # A first status is sent whole: what equals a default is there for kubectl and dashboards to see.
+        before = {} if job.status == JobStatus() else job.status.to_dict()
+        changes = {**dict.fromkeys(stale), **views.status_patch(before, status.to_dict())}
         patch = {
             "metadata": {"uid": job.metadata.uid, "resourceVersion": job.metadata.resource_version},
             "status": changes,

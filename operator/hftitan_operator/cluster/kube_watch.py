@@ -161,9 +161,9 @@ class Reflector:
 
 
 def _tell(what: str, error: OSError, failures: int) -> None:
-    """One failure is the network's everyday; from the second in a row it is said."""
-    level = logging.DEBUG if failures == 1 else logging.WARNING
-    log.log(level, "%s: %s; trying again", what, error or type(error).__name__)
+    """One failure is the network's everyday; of many in a row the second is said, the fourth, the eighth, ..."""
+    worth_saying = failures > 1 and failures & (failures - 1) == 0
+    log.log(logging.WARNING if worth_saying else logging.DEBUG, "%s: %s; trying again", what, error)
 
 
 def backoff(failures: int) -> float:
