@@ -227,6 +227,8 @@ class ControlPlane:
                 "--node-startup-grace-period": f"{self._grace * 2}s",
                 "--node-eviction-rate": "50",
                 "--unhealthy-zone-threshold": "1",
+                # Pods have loopback addresses, which are refused as endpoints: an event for every try.
+                "--controllers": "*,-endpoint,-endpointslice,-endpointslicemirroring",
             },
             {"--port": "0", "--controller-start-interval": "0s", "--kube-api-qps": "1000", "--kube-api-burst": "2000"},
         )

@@ -17,7 +17,8 @@ import yaml
 Object = dict[str, Any]
 
 GROUPS = {
-    "": "namespaces nodes pods services configmaps secrets serviceaccounts events persistentvolumeclaims",
+    "": "namespaces nodes pods services configmaps secrets serviceaccounts events "
+    "persistentvolumes persistentvolumeclaims",
     "apps": "deployments replicasets",
     "batch": "jobs",
     "apiextensions.k8s.io": "customresourcedefinitions",
@@ -28,8 +29,11 @@ GROUPS = {
 }
 VERSIONS = {"hftitan.io": "v1alpha1"}
 CLUSTER_SCOPED = frozenset(
-    ["namespaces", "nodes", "customresourcedefinitions", "clusterroles", "clusterrolebindings", "priorityclasses"]
-)
+    [
+        "namespaces", "nodes", "persistentvolumes", "customresourcedefinitions", "clusterroles", "clusterrolebindings",
+        "priorityclasses",
+    ]
+)  # fmt: skip
 GROUP_OF = {resource: group for group, resources in GROUPS.items() for resource in resources.split()}
 
 
@@ -149,6 +153,20 @@ class Kubectl:
         """Ready for pods: its default service account is there (the controller manager makes it)."""
         self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels or {})}})
         self.wait(lambda: self.find("serviceaccounts", "default", name), f"the service account of {name}")
+        return name
+
+    def make_claim(self, name: str, namespace: str = "default") -> str:
+        """A bound PersistentVolumeClaim; its volume has no meaning but to the process kubelet."""
+        size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
+        claim = {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "name": name, "namespace": namespace}
+        volume = f"{namespace}-{name}"
+        spec: Object = {"capacity": size, "accessModes": modes, "claimRef": claim, "storageClassName": ""}
+        spec |= {"hostPath": {"path": "/nowhere"}, "persistentVolumeReclaimPolicy": "Retain"}
+        self.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume}, "spec": spec})
+        spec = {"accessModes": modes, "resources": {"requests": size}, "volumeName": volume, "storageClassName": ""}
+        metadata = {"name": name, "namespace": namespace}
+        self.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+        self.wait_for("persistentvolumeclaims", name, lambda c: c["status"].get("phase") == "Bound", namespace)
         return name
 
     def wait(self, condition: Callable[[], Any], what: str = "the condition", timeout: float = 30.0) -> Any:

@@ -6,7 +6,13 @@ from pathlib import Path
 from kubectl import wait
 from kubelets import is_ready
 
+from hftitan_api.mesh import plan
+from hftitan_api.models import HFTitanJob
+from hftitan_api.wire import ExitReport
+from hftitan_operator.core.render import render
+
 PYTHON = sys.executable
+FAKE_TRAINER = Path(__file__).parents[1] / "local" / "fake_trainer.py"
 TRAP = """
 import os, signal, sys, time
 def stop(*_):
@@ -69,21 +75,17 @@ def test_more_devices_than_there_are_stay_pending(admin, namespace, kubelet):
 def test_deletion_gives_the_process_its_grace(admin, namespace, kubelet, tmp_path):
     kubelet()
     env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
-    admin.create(pod(namespace, PYTHON, "-c", TRAP, env=env, terminationGracePeriodSeconds=20))
+    manifest = pod(namespace, PYTHON, "-c", TRAP, env=env, terminationGracePeriodSeconds=20)
+    manifest["metadata"]["finalizers"] = ["test.hftitan.io/look-at-the-end"]
+    admin.create(manifest)
     admin.wait_for("pods", "one", is_ready, namespace)
     wait((tmp_path / "mark").exists, "the process")
-    ends = []
     admin.delete("pods", "one", namespace)
-
-    def gone():
-        found = admin.find("pods", "one", namespace)
-        if found and "terminated" in found["status"]["containerStatuses"][0]["state"]:
-            ends.append(terminated(found))
-        return found is None
-
-    wait(gone, "the pod to go")
-    wait(lambda: not running(tmp_path / "mark"), "the process to end", 2)
-    assert not ends or (ends[-1]["exitCode"], ends[-1]["message"]) == (3, "saved at SIGTERM")
+    end = terminated(admin.wait_for("pods", "one", lambda p: p["status"]["phase"] == "Failed", namespace))
+    assert (end["exitCode"], end["message"]) == (3, "saved at SIGTERM")
+    assert not running(tmp_path / "mark")
+    admin.patch("pods", "one", {"metadata": {"finalizers": None}}, namespace)
+    admin.wait_gone("pods", "one", namespace)
 
 
 def test_a_lost_node_is_not_ready_and_its_pods_are_evicted(admin, namespace, kubelet, tmp_path):
@@ -102,6 +104,37 @@ def test_a_lost_node_is_not_ready_and_its_pods_are_evicted(admin, namespace, kub
     admin.wait_for("nodes", "doomed", lambda node: not is_ready(node))
     found = admin.wait_for("pods", "one", lambda p: "deletionTimestamp" in p["metadata"], namespace)
     assert found["status"]["phase"] == "Running"  # nobody is there to say otherwise
+
+
+def test_the_pods_of_a_job_train_together(admin, namespace, kubelet):
+    """As the operator renders them, over two nodes, with the fake trainer in torchrun's place."""
+    nodes = kubelet("node-a,node-b", gpus=2, programs={"torchrun": [PYTHON, str(FAKE_TRAINER)]})
+    created = admin.create(
+        {
+            "apiVersion": "hftitan.io/v1alpha1",
+            "kind": "HFTitanJob",
+            "metadata": {"name": "tiny", "namespace": namespace},
+            "spec": {
+                "model": {"name": "org/model"},
+                "dataset": {"name": "org/data"},
+                "mesh": {"nodes": 2, "gpusPerNode": 2},
+                "training": {"steps": 5, "seqLen": 64},
+                "checkpoint": {"interval": 2, "volume": admin.make_claim("shared", namespace)},
+            },
+        }
+    )
+    job = HFTitanJob.model_validate({key: created[key] for key in ("apiVersion", "kind", "metadata", "spec")})
+    for manifest in render(job, plan(job.spec), 1).objects:
+        admin.create(manifest)
+    for index in range(2):
+        name = f"tiny-1-{index}"
+        found = admin.wait_for("pods", name, lambda p: p["status"]["phase"] == "Succeeded", namespace)
+        assert ExitReport.model_validate_json(terminated(found)["message"]).reason == "Completed"
+    pods = admin.list("pods", namespace, labels="hftitan.io/job=tiny")
+    assert {found["spec"]["nodeName"] for found in pods} == {"node-a", "node-b"}
+    assert len({found["status"]["podIP"] for found in pods}) == 2
+    output = nodes.workdir / "claims" / namespace / "shared" / "tiny"
+    assert (output / "checkpoint" / "step-5").exists()
 
 
 def test_scripted_pods_live_and_end_as_told(admin, namespace, kubelet):
