@@ -17,6 +17,10 @@ def now_micro() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def is_ready(state: Object) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in state.get("conditions", []))
+
+
 def conditions(*, ready: bool, reason: str | None = None) -> list[Object]:
     states = {"Initialized": True, "ContainersReady": ready, "Ready": ready}
     return [

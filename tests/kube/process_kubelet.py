@@ -19,7 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Entry:
     task: asyncio.Task[None] | None = None
     started: bool = False
     deleting: bool = False
+    reported: Object | None = None
+    """The status that we last wrote."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while writing it: a later one must not be overtaken."""
 
     @property
     def path(self) -> str:
@@ -145,6 +149,8 @@ class Kubelet:
             if "deletionTimestamp" not in metadata:
                 entry.task = self._spawn(self._live(entry) if phase == "Pending" else self._lost(entry))
         entry.pod = pod
+        if entry.reported is not None and contradicts(pod, entry.reported):
+            self._spawn(self._patch(entry, None))
         if "deletionTimestamp" in metadata:
             self._stop(entry)
 
@@ -202,10 +208,12 @@ class Kubelet:
         if entry.deleting:
             await self._remove(entry)
 
-    async def _patch(self, entry: Entry, state: Object) -> None:
-        """With the uid in it, the server refuses it for a later pod of the same name."""
-        body = {"metadata": {"uid": entry.pod["metadata"]["uid"]}, "status": state}
-        await self._api.call("PATCH", f"{entry.path}/status", body, STRATEGIC)
+    async def _patch(self, entry: Entry, state: Object | None) -> None:
+        """None: the last one again. With the uid in it, the server refuses it for a later pod of the same name."""
+        async with entry.lock:
+            entry.reported = state or entry.reported
+            body = {"metadata": {"uid": entry.pod["metadata"]["uid"]}, "status": entry.reported}
+            await self._api.call("PATCH", f"{entry.path}/status", body, STRATEGIC)
 
     async def _remove(self, entry: Entry) -> None:
         body = {"gracePeriodSeconds": 0, "preconditions": {"uid": entry.pod["metadata"]["uid"]}}
@@ -222,6 +230,12 @@ class Kubelet:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Gone):
             traceback.print_exception(error, file=sys.stderr)
+
+
+def contradicts(pod: Object, reported: Object) -> bool:
+    """Whether the node controller, for which we were lost, has declared a pod unready that is not."""
+    running = pod["status"].get("phase") == reported["phase"] == "Running"
+    return running and status.is_ready(reported) and not status.is_ready(pod["status"])
 
 
 async def happens(event: asyncio.Event, timeout: float) -> bool:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from control_plane import alive
 from kubectl import wait
 from kubelets import is_ready
 
@@ -79,7 +80,7 @@ def test_deletion_gives_the_process_its_grace(admin, namespace, kubelet, tmp_pat
     manifest["metadata"]["finalizers"] = ["test.hftitan.io/look-at-the-end"]
     admin.create(manifest)
     admin.wait_for("pods", "one", is_ready, namespace)
-    wait((tmp_path / "mark").exists, "the process")
+    wait(lambda: written(tmp_path / "mark"), "the process")
     admin.delete("pods", "one", namespace)
     end = terminated(admin.wait_for("pods", "one", lambda p: p["status"]["phase"] == "Failed", namespace))
     assert (end["exitCode"], end["message"]) == (3, "saved at SIGTERM")
@@ -98,12 +99,37 @@ def test_a_lost_node_is_not_ready_and_its_pods_are_evicted(admin, namespace, kub
     }
     env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
     admin.create(pod(namespace, PYTHON, "-c", TRAP, env=env, **chosen))
-    wait((tmp_path / "mark").exists, "the process")
+    wait(lambda: written(tmp_path / "mark"), "the process")
     lost.kill()
     wait(lambda: not running(tmp_path / "mark"), "the process to go with its node", 5)
     admin.wait_for("nodes", "doomed", lambda node: not is_ready(node))
     found = admin.wait_for("pods", "one", lambda p: "deletionTimestamp" in p["metadata"], namespace)
     assert found["status"]["phase"] == "Running"  # nobody is there to say otherwise
+
+
+def test_a_node_that_comes_back_has_lost_its_pods(admin, namespace, kubelet, tmp_path):
+    first = kubelet()
+    env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
+    admin.create(pod(namespace, PYTHON, "-c", TRAP, env=env))
+    admin.wait_for("pods", "one", is_ready, namespace)
+    first.kill()
+    kubelet()
+    found = admin.wait_for("pods", "one", lambda p: p["status"]["phase"] == "Failed", namespace)
+    assert (terminated(found)["exitCode"], terminated(found)["reason"]) == (137, "ContainerStatusUnknown")
+
+
+def test_a_cut_off_node_keeps_its_processes(admin, namespace, kubelet, tmp_path):
+    kubelet("spare")
+    cut = kubelet("far")
+    env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
+    admin.create(pod(namespace, PYTHON, "-c", TRAP, env=env, nodeSelector={"kubernetes.io/hostname": "far"}))
+    wait(lambda: written(tmp_path / "mark"), "the process")
+    cut.freeze()
+    admin.wait_for("nodes", "far", lambda node: not is_ready(node))
+    assert running(tmp_path / "mark")
+    cut.thaw()
+    admin.wait_for("nodes", "far", is_ready)
+    admin.wait_for("pods", "one", is_ready, namespace)
 
 
 def test_the_pods_of_a_job_train_together(admin, namespace, kubelet):
@@ -154,9 +180,10 @@ def test_scripted_pods_live_and_end_as_told(admin, namespace, kubelet):
     admin.wait_gone("pods", "p1", namespace)
 
 
+def written(mark: Path) -> bool:
+    return mark.exists() and bool(mark.read_text())
+
+
 def running(mark: Path) -> bool:
-    """Whether the process that wrote its id there lives; a zombie does not."""
-    try:
-        return Path("/proc", mark.read_text(), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    """Whether the process that wrote its id there lives."""
+    return alive(int(mark.read_text()))
