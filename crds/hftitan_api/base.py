@@ -5,18 +5,38 @@ The patterns mean the same to pydantic's, Python's and Go's engines: no look-aro
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 INT32_MAX = 2**31 - 1
 
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"),
+]
 """A Kubernetes object name (DNS subdomain)."""
-Count = Annotated[int, Field(ge=1, le=100_000)]
+Nodes = Annotated[int, Field(ge=1, le=5000)]
+"""Of a job: as many as Kubernetes supports in a cluster."""
 Degree = Annotated[int, Field(ge=1, le=100_000)]
 Seconds = Annotated[int, Field(ge=0, le=INT32_MAX)]
+Number = Annotated[int, Field(ge=0, le=INT32_MAX)]
+"""A count or a step in a status or a report."""
+
+
+def _readable(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Time = Annotated[
+    str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"), AfterValidator(_readable)
+]
+"""RFC 3339 in UTC, whole seconds."""
+UnixTime = Annotated[float, Field(ge=0, lt=253_402_300_800)]
+"""Seconds since 1970, up to the year 9999."""
 
 
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
@@ -33,6 +53,10 @@ Quantity = Annotated[
     WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": _QUANTITY}),
 ]
 """A Kubernetes quantity, for example `500m`, `16Gi`; in YAML a whole number may stand without quotes, as in a pod."""
+Override = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | Annotated[str, Field(max_length=4096)]
+"""A value of config.json that may be overridden: no list and no mapping, which pretrained weights would not follow."""
+ImageName = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[!-~]+$")]
+"""A container image; whether it is well formed the node says."""
 EnvName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 AbsolutePath = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^/[^\x00-\x1f\x7f]*$")]
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=64)]
@@ -60,7 +84,10 @@ class ApiModel(BaseModel):
     """Base of every API object: camelCase outside, immutable, unknown fields refused."""
 
     # Not use_attribute_docstrings: it parses this room's sources at every start (50 ms); crd.py does so when asked.
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    # No infinity and no NaN: JSON has neither.
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """The camelCase JSON form, without unset (None) fields."""

@@ -165,8 +165,9 @@ class _Converter:
             return dict(node)
         if "anyOf" in node:
             members = [member for member in node["anyOf"] if member.get("type") != "null"]
-            if len(members) > 1:  # free-form scalars: model.overrides
-                return {"x-kubernetes-preserve-unknown-fields": True}
+            if len(members) > 1:  # a scalar of any kind has no type; this much keeps mappings and lists out of it
+                bounds = {"maxProperties": 0, "maxItems": 0, "maxLength": max(m.get("maxLength", 0) for m in members)}
+                return {"x-kubernetes-preserve-unknown-fields": True, **bounds}
             return self._value(members[0], name)
         result = {key: node[key] for key in _KEPT if key in node}
         if "const" in node:

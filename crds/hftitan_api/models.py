@@ -16,14 +16,17 @@ from hftitan_api.base import (
     INT32_MAX,
     AbsolutePath,
     ApiModel,
-    Count,
     Degree,
     HubId,
     ModelName,
     Name,
+    Nodes,
+    Number,
+    Override,
     Seconds,
     SecretKey,
     Subpath,
+    Time,
 )
 from hftitan_api.pod import EnvVar, PodSpec, Resources, Toleration, Volume, VolumeMount
 
@@ -84,7 +87,7 @@ class ModelSpec(ApiModel):
     """Branch, tag or commit on the hub. The commit it resolves to is recorded in status.modelRevision."""
     initialize: Literal["pretrained", "random"] = "pretrained"
     """`pretrained` loads the safetensors weights; `random` takes only config and tokenizer."""
-    overrides: Annotated[dict[str, bool | int | float | str], Field(max_length=64)] = Field(default_factory=dict)
+    overrides: Annotated[dict[str, Override], Field(max_length=64)] = Field(default_factory=dict)
     """Keys of the model's config.json to override, for example `num_hidden_layers: 2`. Needs `initialize: random`
     when a key changes the shape of a weight."""
     trust_remote_code: bool = False
@@ -114,7 +117,7 @@ class DatasetSpec(ApiModel):
 class MeshSpec(ApiModel):
     """The device mesh: nodes x gpusPerNode = dpReplicate x dpShard x cp x tp x pp; ep divides dpShard x cp x tp."""
 
-    nodes: Count = 1
+    nodes: Nodes = 1
     """Pods; one for each node."""
     gpus_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs, and so ranks, for each pod; with `device: cpu` the number of processes."""
@@ -281,6 +284,8 @@ class JobSpec(ApiModel):
 # --- status -------------------------------------------------------------------------------------------------
 
 Phase = Literal["Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed"]
+Attempt = Annotated[int, Field(ge=0, le=999_999)]
+"""Its digits are part of every pod's name."""
 TERMINAL: frozenset[str] = frozenset({"Succeeded", "Failed"})
 
 
@@ -290,22 +295,21 @@ class Condition(ApiModel):
     type: Annotated[str, Field(min_length=1, max_length=63)]
     status: Literal["True", "False", "Unknown"]
     observed_generation: int = 0
-    last_transition_time: str
-    """RFC 3339, UTC."""
+    last_transition_time: Time
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
     message: Annotated[str, Field(max_length=32_768)] = ""
 
 
 class PodCounts(ApiModel):
-    active: int = 0
-    ready: int = 0
-    succeeded: int = 0
-    failed: int = 0
+    active: Number = 0
+    ready: Number = 0
+    succeeded: Number = 0
+    failed: Number = 0
 
 
 class ProgressStatus(ApiModel):
-    step: int = 0
-    steps: int = 0
+    step: Number = 0
+    steps: Number = 0
     loss: float | None = None
     tokens_per_second: float | None = None
     """Over all ranks."""
@@ -314,23 +318,23 @@ class ProgressStatus(ApiModel):
     grad_norm: float | None = None
     eta: str | None = None
     """Time left, for example `1h12m`."""
-    updated: str | None = None
-    """When the step last moved; RFC 3339, UTC."""
+    updated: Time | None = None
+    """When the step last moved."""
 
 
 class CheckpointStatus(ApiModel):
-    step: int
-    time: str | None = None
+    step: Number
+    time: Time | None = None
 
 
 class RestartRecord(ApiModel):
     """One counted restart."""
 
-    time: str
-    attempt: int
+    time: Time
+    attempt: Attempt
     """The attempt that ended."""
     reason: str
-    step: int = 0
+    step: Number = 0
     """The newest step it had finished; three attempts that do not move it end the job."""
     free: bool = False
     """Preemptions and evictions do not count against maxRestarts."""
@@ -342,27 +346,27 @@ class JobStatus(ApiModel):
     phase: Phase | None = None
     conditions: list[Condition] = Field(default_factory=list)
     observed_generation: int = 0
-    attempt: int = 0
+    attempt: Attempt = 0
     """Number of the newest gang of pods; the first is 1."""
-    restarts: int = 0
+    restarts: Number = 0
     """New attempts so far, free ones included."""
     restart_history: Annotated[list[RestartRecord], Field(max_length=64)] = Field(default_factory=list)
     mesh: str | None = None
     """For example `2x8: dp4 tp4`."""
-    world_size: int | None = None
+    world_size: Number | None = None
     pods: PodCounts | None = None
     progress: ProgressStatus | None = None
     checkpoint: CheckpointStatus | None = None
     export_path: str | None = None
     model_revision: str | None = None
-    start_time: str | None = None
-    attempt_start_time: str | None = None
+    start_time: Time | None = None
+    attempt_start_time: Time | None = None
     """When the pods of the newest attempt were first all running."""
-    active_seconds: float = 0.0
+    active_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Time spent not suspended before `activeSince`."""
-    active_since: str | None = None
+    active_since: Time | None = None
     """Start of the current stretch of activity; unset while suspended or finished."""
-    completion_time: str | None = None
+    completion_time: Time | None = None
     goodput: float | None = None
     """Share of the active time spent on steps that were kept, 0 to 1."""
     message: str | None = None

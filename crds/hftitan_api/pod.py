@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hftitan_api.affinity import Affinity
 from hftitan_api.base import (
     INT32_MAX,
     AbsolutePath,
     ApiModel,
     EnvName,
+    ImageName,
     LabelMap,
     Name,
     Quantity,
@@ -88,7 +90,7 @@ class Resources(ApiModel):
 class PodSpec(ApiModel):
     """What may be said about the pods. An allowlist: no hostPath, hostNetwork, privileged mode or service account."""
 
-    image: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")] = "ghcr.io/hftitan/trainer:0.1.0"
+    image: ImageName = "ghcr.io/hftitan/trainer:0.1.0"
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: Annotated[list[Name], Field(max_length=16)] = Field(default_factory=list)
     gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = (
@@ -99,8 +101,7 @@ class PodSpec(ApiModel):
     """Size of /dev/shm. Unset: from the mesh."""
     node_selector: LabelMap = Field(default_factory=dict)
     tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(default_factory=list)
-    affinity: dict[str, Any] | None = None
-    """A Kubernetes affinity (nodeAffinity, podAffinity, podAntiAffinity)."""
+    affinity: Affinity | None = None
     env: Annotated[list[EnvVar], Field(max_length=128)] = Field(default_factory=list)
     volumes: Annotated[list[Volume], Field(max_length=32)] = Field(default_factory=list)
     volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] = Field(default_factory=list)

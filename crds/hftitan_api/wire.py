@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hftitan_api.base import Number, UnixTime
 from hftitan_api.models import (
     ApiModel,
     CheckpointSpec,
@@ -100,12 +101,12 @@ class ExitReport(ApiModel):
 
     reason: ExitReason
     message: Annotated[str, Field(max_length=3000)] = ""
-    step: int = 0
+    step: Number = 0
     """Newest finished step."""
     retryable: bool
-    rank: int = 0
+    rank: Number = 0
     """Global rank that reports."""
-    checkpoint_step: int | None = None
+    checkpoint_step: Number | None = None
     """Newest checkpoint known complete."""
     export_path: str | None = None
     """Where the HF folder was written, if it was."""
@@ -120,9 +121,9 @@ class Progress(ApiModel):
 
     attempt: int
     phase: TrainerPhase
-    step: int = 0
+    step: Number = 0
     """Newest finished step."""
-    steps: int
+    steps: Number
     loss: float | None = None
     """Mean over all tokens of the newest step, also under pipeline parallelism."""
     grad_norm: float | None = None
@@ -132,16 +133,15 @@ class Progress(ApiModel):
     mfu: float | None = None
     """0 to 1; null where the device's peak is not known."""
     step_seconds: float | None = None
-    eta_seconds: float | None = None
+    eta_seconds: Annotated[float, Field(ge=0, le=1e15)] | None = None
     tokens_seen: int | None = None
-    updated: float
+    updated: UnixTime
     """Unix time at which step or phase last changed."""
     worker_restarts: int = 0
     """In-place restarts by torchrun in this attempt."""
-    checkpoint_step: int | None = None
-    checkpoint_time: float | None = None
-    """Unix time."""
+    checkpoint_step: Number | None = None
+    checkpoint_time: UnixTime | None = None
     export_path: str | None = None
     model_revision: str | None = None
-    resumed_from: int | None = None
+    resumed_from: Number | None = None
     """Step of the checkpoint this attempt started from."""

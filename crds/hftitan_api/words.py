@@ -14,6 +14,8 @@ from hftitan_api.yamltext import FieldPath
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FREE_FORM = ("spec", "model", "overrides")
+PROBLEMS = 50
+"""More are not told: nobody reads them, and to look for the fields that were meant takes a millisecond each."""
 
 
 def _pattern_of(constrained: Any) -> str:
@@ -22,7 +24,10 @@ def _pattern_of(constrained: Any) -> str:
 
 
 _PATTERNS = {
-    _pattern_of(base.Name): "lower-case letters, digits, '-' and '.', with a letter or digit at both ends",
+    _pattern_of(base.Name): "lower-case letters, digits, '-' and '.', with a letter or digit at both ends and beside "
+    "each '.'",
+    _pattern_of(base.ImageName): "an image, for example ghcr.io/hftitan/trainer:0.1.0",
+    _pattern_of(base.Time): "a time in UTC, for example 2026-11-05T14:03:22Z",
     _pattern_of(base.VolumeName): "lower-case letters, digits and '-', with a letter or digit at both ends",
     _pattern_of(base.Quantity): "a Kubernetes quantity, for example 500m, 4 or 16Gi",
     _pattern_of(base.EnvName): "letters, digits and '_', and no digit first",
@@ -47,9 +52,11 @@ def path_text(path: Sequence[str | int]) -> str:
 
 
 def schema_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[FieldPath, str]]:
-    """(path, message) of every error, each place once, in the order of the fields."""
+    """(path, message) of the first PROBLEMS errors, each place once, in the order of the fields."""
     seen: set[FieldPath] = set()
     for item in error.errors(include_url=False):
+        if len(seen) == PROBLEMS:
+            return
         path: FieldPath = tuple(part for part in item["loc"] if part != "[key]")
         if path[:3] == _FREE_FORM and len(path) > 3:  # the union's members each report; say it once
             path = path[:4]

@@ -104,6 +104,19 @@ def test_defaults_are_the_models(spec_dict):
     assert {JobSpec.model_fields[name].alias for name in filled} <= set(stored)
 
 
+REQUIRED, PREFERRED = (f"{kind}DuringSchedulingIgnoredDuringExecution" for kind in ("required", "preferred"))
+NODES = {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["h100"]}, {"key": "x", "operator": "Exists"}]}
+PODS = {"topologyKey": "rack", "labelSelector": {"matchLabels": {"a": "b"}}, "namespaceSelector": {}}
+AFFINITY = {
+    "nodeAffinity": {
+        REQUIRED: {
+            "nodeSelectorTerms": [NODES, {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]}]
+        },
+        PREFERRED: [{"weight": 1, "preference": NODES}],
+    },
+    "podAffinity": {REQUIRED: [PODS]},
+    "podAntiAffinity": {PREFERRED: [{"weight": 100, "podAffinityTerm": PODS}]},
+}
 SCHEMA_TABLE = {
     "smallest": ({}, True),
     "everything": (
@@ -116,7 +129,7 @@ SCHEMA_TABLE = {
                 "resources": {"limits": {"cpu": 4, "memory": "1.5Gi"}},
                 "volumes": [{"name": "v", "emptyDir": {"medium": ""}}],
                 "volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "a/b"}],
-                "affinity": {"nodeAffinity": {"anything": [1, {"x": None}]}},
+                "affinity": AFFINITY,
                 "labels": {"a/b": "c"},
             },
         },
@@ -149,6 +162,23 @@ SCHEMA_TABLE = {
     "folder out": ({"checkpoint": {"folder": "../x"}}, False),
     "volume name": ({"pod": {"volumes": [{"name": "A_b"}]}}, False),
     "host network": ({"pod": {"hostNetwork": True}}, False),
+    "host network by way of the affinity": ({"pod": {"affinity": {"hostNetwork": True}}}, False),
+    "affinity that is none": ({"pod": {"affinity": {"nodeAffinity": []}}}, False),
+    "affinity to nothing": ({"pod": {"affinity": {"nodeAffinity": {REQUIRED: {}}}}}, False),
+    "affinity nested for ever": (
+        {"pod": {"affinity": {"nodeAffinity": {"nodeAffinity": {"nodeAffinity": {}}}}}},
+        False,
+    ),
+    "override of a mapping": ({"model": {"overrides": {"rope_scaling": {"factor": 2}}}}, False),
+    "override of a list": ({"model": {"overrides": {"layer_types": ["a"]}}}, False),
+    "override of a long text": ({"model": {"overrides": {"a": "x" * 4097}}}, False),
+    "nodes": ({"mesh": {"nodes": 5000}}, True),
+    "more nodes than a cluster has": ({"mesh": {"nodes": 5001}}, False),
+    "space in the image": ({"pod": {"image": "a b"}}, False),
+    "Unicode in the image": ({"pod": {"image": "a\u200bb"}}, False),
+    "name with an empty part": ({"checkpoint": {"volume": "a..b"}}, False),
+    "name with a part that ends badly": ({"checkpoint": {"volume": "a-.b"}}, False),
+    "name of several parts": ({"checkpoint": {"volume": "a.b-c.0"}}, True),
     "too many": ({"pod": {"imagePullSecrets": ["s"] * 17}}, False),
     "too many labels": ({"pod": {"labels": {f"k{i}": "" for i in range(65)}}}, False),
     "long text": ({"model": {"revision": "x" * 256}}, False),
@@ -195,7 +225,7 @@ RULE_TABLE = {
     "more than the world": ({"mesh": {"dpReplicate": 2}}, "nodes x gpusPerNode must equal"),
     "overflow": (
         {
-            "mesh": {"nodes": 100_000, "tp": 100_000, "cp": 100_000, "pp": 100_000, "dpReplicate": 100_000},
+            "mesh": {"nodes": 5000, "tp": 100_000, "cp": 100_000, "pp": 100_000, "dpReplicate": 100_000},
             "training": {"localBatchSize": 100_000, "seqLen": 8, "globalBatchSize": 2**31 - 1},
         },
         "nodes x gpusPerNode must equal",
