@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,17 +19,24 @@ from hftitan_api.rules import SpecError
 from hftitan_api.shape import IDENTITY_KEYS, SHAPE_KEYS, ModelShape
 from hftitan_api.support import unsupported
 from hftitan_api.words import path_text
+from hftitan_api.yamltext import FieldPath
 
 JOB_NAME_LIMIT = 50
 """Pods are named <job>-<attempt>-<index>, and a host name has 63 characters."""
-AFFINITY_LIMIT = 16 * 1024
-"""Bytes of spec.pod.affinity as JSON."""
+JSON_LIMIT = 16 * 1024
+"""Bytes as JSON of what may be nested or long: spec.pod.affinity, spec.model.overrides."""
+ENV_LIMIT = 256 * 1024
+"""Bytes of all variables together."""
 
 _JOB_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?\Z")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
-_AFFINITIES = ("nodeAffinity", "podAffinity", "podAntiAffinity")
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories: control and format characters, halves of pairs, ends of lines and paragraphs."""
+_JOINERS = "\u200c\u200d"
+"""Of letters, in Persian and Indic scripts: part of the spelling."""
+_RESOURCES = re.compile(r"(cpu|memory|ephemeral-storage|hugepages-[1-9][0-9]*[KMGT]i)\Z")
 _SECRET_ENV = {
     "HF_TOKEN": "spec.pod.hfTokenSecret",
     "HUGGING_FACE_HUB_TOKEN": "spec.pod.hfTokenSecret",
@@ -41,7 +49,7 @@ def admit(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> lis
     """Every reason, beyond its schema, not to run a job. `model_config` is the model's config.json, if at hand."""
     spec = job.spec
     found = [*_metadata(job), *_model(spec), *_dataset(spec), *mesh.check(spec, model_config)]
-    for rule in (_env, _labels, _tolerations, _resources, _affinity):
+    for rule in (_env, _labels, _tolerations, _resources, _sizes, _characters):
         found += rule(spec)
     shape = None if model_config is None else ModelShape.from_config(model_config, spec.model.overrides)
     return [*found, *unsupported(spec, shape)]
@@ -151,28 +159,70 @@ def _tolerations(spec: JobSpec) -> Iterator[SpecError]:
 
 def _resources(spec: JobSpec) -> Iterator[SpecError]:
     pod = spec.pod
+    if not _extended(pod.gpu_resource):
+        yield SpecError(
+            "spec.pod.gpuResource",
+            f"{_short(pod.gpu_resource)} is no device; write what its plugin calls it, for example nvidia.com/gpu",
+        )
     for field in ("requests", "limits"):
         for key in getattr(pod.resources, field):
             path = path_text(("spec", "pod", "resources", field, key))
             if key == pod.gpu_resource:
                 yield SpecError(path, "comes from spec.mesh.gpusPerNode; remove it")
-            elif not _qualified(key):
+            elif not (_RESOURCES.match(key) or _extended(key)):
                 yield SpecError(path, f"{_short(key)} is no resource; write for example cpu, memory or example.com/nic")
 
 
-def _affinity(spec: JobSpec) -> Iterator[SpecError]:
-    affinity = spec.pod.affinity
-    if affinity is None:
-        return
-    for key, value in affinity.items():
-        path = path_text(("spec", "pod", "affinity", key))
-        if key not in _AFFINITIES:
-            yield SpecError(path, f"unknown field; the fields here are {', '.join(_AFFINITIES)}")
-        elif not isinstance(value, dict):
-            yield SpecError(path, "must be a mapping of fields")
-    size = len(json.dumps(affinity))
-    if size > AFFINITY_LIMIT:
-        yield SpecError("spec.pod.affinity", f"{size} bytes are too many; use at most {AFFINITY_LIMIT}")
+def _extended(key: str) -> bool:
+    """A resource that a device plugin brings: `example.com/nic`."""
+    domain = key.rpartition("/")[0]
+    native = f".{domain}".endswith(".kubernetes.io") or domain.startswith("requests.")
+    return bool(domain) and _qualified(key) and not native
+
+
+def _sizes(spec: JobSpec) -> Iterator[SpecError]:
+    """Of what no single field bounds: every pod carries it, and an API object has 1.5 MiB in all."""
+    env = sum(len(f"{var.name}{var.value or ''}".encode()) for var in spec.pod.env)
+    if env > ENV_LIMIT:
+        yield SpecError(
+            "spec.pod.env", f"{env} bytes are too many; use at most {ENV_LIMIT}, and a ConfigMap for what is larger"
+        )
+    overrides = len(json.dumps(spec.model.overrides))
+    affinity = len(json.dumps(spec.pod.affinity.to_dict())) if spec.pod.affinity else 0
+    for path, size in (("spec.model.overrides", overrides), ("spec.pod.affinity", affinity)):
+        if size > JSON_LIMIT:
+            yield SpecError(path, f"{size} bytes are too many; use at most {JSON_LIMIT}")
+
+
+def _characters(spec: JobSpec) -> Iterator[SpecError]:
+    """What nobody sees in a text: it gets there by copying, and makes a name that looks right another one.
+
+    Values of variables and annotations are the user's own and may have several lines; only NUL ends them early.
+    """
+    for path, text in _texts(spec.to_dict(), ("spec",)):
+        free = path[:3] in (("spec", "pod", "env"), ("spec", "pod", "annotations"))
+        at = next((i for i, c in enumerate(text) if (c == "\0" if free else _invisible(c))), None)
+        if at is not None:
+            yield SpecError(path_text(path), f"character {at + 1} is the invisible U+{ord(text[at]):04X}; remove it")
+
+
+def _invisible(character: str) -> bool:
+    if " " <= character <= "~":
+        return False
+    return unicodedata.category(character) in _INVISIBLE and character not in _JOINERS
+
+
+def _texts(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
+    """Every text of a spec with its path; the keys of its mappings too."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield (*path, key), key
+            yield from _texts(item, (*path, key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _texts(item, (*path, i))
 
 
 def _qualified(key: str) -> bool:

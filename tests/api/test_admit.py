@@ -17,6 +17,7 @@ def _said(job, config=None):
 
 
 FOLDER = "/models/llama"
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 MISTAKES = {
     "no data": (
         {"dataset": {"path": None}},
@@ -114,12 +115,33 @@ MISTAKES = {
             "write for example cpu, memory or example.com/nic"
         ],
     ),
-    "an affinity that is none": (
-        {"pod": {"affinity": {"hostNetwork": True, "nodeAffinity": []}}},
+    "a resource of Kubernetes' own, misspelt": (
+        {"pod": {"resources": {"limits": {"memroy": "1Gi", "hugepages-2Mi": "1Gi", "batch.kubernetes.io/x": 1}}}},
         [
-            "spec.pod.affinity.hostNetwork: unknown field; the fields here are nodeAffinity, podAffinity, "
-            "podAntiAffinity",
-            "spec.pod.affinity.nodeAffinity: must be a mapping of fields",
+            "spec.pod.resources.limits.memroy: 'memroy' is no resource; "
+            "write for example cpu, memory or example.com/nic",
+            "spec.pod.resources.limits[\"batch.kubernetes.io/x\"]: 'batch.kubernetes.io/x' is no resource; "
+            "write for example cpu, memory or example.com/nic",
+        ],
+    ),
+    "a device that is none": (
+        {"pod": {"gpuResource": "requests.nvidia.com/gpu"}},
+        [
+            "spec.pod.gpuResource: 'requests.nvidia.com/gpu' is no device; write what its plugin calls it, "
+            "for example nvidia.com/gpu"
+        ],
+    ),
+    "characters that nobody sees": (
+        {
+            "model": {"revision": "ma\u200bin"},
+            "dataset": {"path": "/data/\u202etxt.exe", "textField": "te\u00adxt"},
+            "pod": {"env": [{"name": "A", "value": "two\nlines \u200b"}, {"name": "B", "value": "a\0b"}]},
+        },
+        [
+            "spec.model.revision: character 3 is the invisible U+200B; remove it",
+            "spec.dataset.path: character 7 is the invisible U+202E; remove it",
+            "spec.dataset.textField: character 3 is the invisible U+00AD; remove it",
+            "spec.pod.env[1].value: character 2 is the invisible U+0000; remove it",
         ],
     ),
     "a gang": (
@@ -173,7 +195,7 @@ def test_a_full_job_is_admitted(job_dict):
                 {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
             ],
             "resources": {"limits": {"rdma/hca": 1, "memory": "64Gi"}},
-            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}},
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": None}},
         },
     )
     assert _said(job) == []
@@ -211,10 +233,36 @@ def test_a_namespace_is_checked_too(job_dict):
     assert _said(job) == ["metadata.namespace: 'Team A' is no namespace; use lower-case letters, digits and '-'"]
 
 
-def test_an_affinity_has_a_size(job_dict):
-    job = job_dict(pod={"affinity": {"nodeAffinity": {"x": "y" * 20_000}}})
-    (line,) = _said(job)
-    assert line == "spec.pod.affinity: 20027 bytes are too many; use at most 16384"
+def test_visible_text_of_any_language_is_fine(job_dict):
+    job = job_dict(
+        model={"revision": "größe-中文-نیم\u200cفاصله"},
+        dataset={"path": "/daten/שלום/👩\u200d🔬 text", "textField": "テキスト"},
+        pod={"annotations": {"note": "two\n\tlines"}},
+    )
+    assert _said(job) == []
+
+
+TERM = {"matchExpressions": [{"key": "a", "operator": "In", "values": ["v" * 63] * 64}] * 4}
+TOO_MUCH = {
+    "affinity": (
+        {"pod": {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [TERM]}}}}},
+        "spec.pod.affinity: 17445 bytes are too many; use at most 16384",
+    ),
+    "overrides": (
+        {"model": {"overrides": {str(i): "x" * 4096 for i in range(5)}}},
+        "spec.model.overrides: 20525 bytes are too many; use at most 16384",
+    ),
+    "variables": (
+        {"pod": {"env": [{"name": f"A{i}", "value": "x" * 32_768} for i in range(9)]}},
+        "spec.pod.env: 294930 bytes are too many; use at most 262144, and a ConfigMap for what is larger",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOO_MUCH)
+def test_what_every_pod_carries_has_a_size(job_dict, case):
+    changes, said = TOO_MUCH[case]
+    assert _said(job_dict(**changes)) == [said]
 
 
 @pytest.mark.parametrize(
