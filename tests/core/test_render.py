@@ -149,6 +149,12 @@ def test_the_pod_cannot_be_killed_by_a_probe():
     assert not {"livenessProbe", "startupProbe"} & set(container)
 
 
+KUBERNETES = (
+    "belongs to Kubernetes, which would act on it; remove it (allowed are app.kubernetes.io/part-of, "
+    "app.kubernetes.io/version, cluster-autoscaler.kubernetes.io/safe-to-evict, "
+    "kubectl.kubernetes.io/default-container)"
+)
+RUNTIMES = "is read by container runtimes, which would obey it; remove it"
 COLLISIONS = [
     (
         {"env": [{"name": "HFTITAN_CONFIG", "value": "/x"}]},
@@ -217,15 +223,40 @@ COLLISIONS = [
         },
         "spec.pod.volumeMounts[1].mountPath: /a is mounted twice; keep one of them",
     ),
-    ({"labels": {"hftitan.io/job": "y"}}, "spec.pod.labels[hftitan.io/job]: is set by the operator; remove it"),
-    (
-        {"labels": {"app.kubernetes.io/name": "y"}},
-        "spec.pod.labels[app.kubernetes.io/name]: is set by the operator; remove it",
+    *(
+        (
+            {"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": path}]},
+            f"spec.pod.volumeMounts[0].mountPath: {message}; mount it elsewhere",
+        )
+        for path, message in (
+            ("/dev//shm", "/dev/shm would hide the operator's /dev/shm"),
+            ("/./dev/shm/.", "/dev/shm would hide the operator's /dev/shm"),
+            ("//tmp", "/tmp would hide the operator's /tmp"),
+            ("/dev/termination-log", "/dev/termination-log would hide the operator's /dev/termination-log"),
+            ("/proc/self", "/proc/self belongs to the kernel"),
+            ("/sys", "/sys belongs to the kernel"),
+        )
     ),
     (
-        {"annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}},
-        "spec.pod.annotations[container.apparmor.security.beta.kubernetes.io/trainer]: would change the pod's "
-        "confinement, which is RuntimeDefault; remove it",
+        {"env": [{"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "0"}]},
+        "spec.pod.env[0].name: TORCH_DISABLE_SHARE_RDZV_TCP_STORE is set by the operator; remove it",
+    ),
+    *(
+        ({field: {key: "y"}}, f'spec.pod.{field}["{key}"]: {message}')
+        for field, key, message in (
+            ("labels", "hftitan.io/job", "is set by the operator; remove it"),
+            ("labels", "app.kubernetes.io/managed-by", "is set by the operator; remove it"),
+            ("labels", "kueue.x-k8s.io/queue-name", KUBERNETES),
+            ("labels", "batch.kubernetes.io/job-name", KUBERNETES),
+            ("annotations", "hftitan.io/x", "is set by the operator; remove it"),
+            ("annotations", "container.apparmor.security.beta.kubernetes.io/trainer", KUBERNETES),
+            ("annotations", "seccomp.security.alpha.kubernetes.io/pod", KUBERNETES),
+            ("annotations", "container.seccomp.security.alpha.kubernetes.io/trainer", KUBERNETES),
+            ("annotations", "cdi.k8s.io/gpu", KUBERNETES),
+            ("annotations", "devices.nri.io/pod", RUNTIMES),
+            ("annotations", "io.kubernetes.cri-o.Devices", RUNTIMES),
+            ("annotations", "io.katacontainers.config.hypervisor.path", RUNTIMES),
+        )
     ),
 ]
 
@@ -237,6 +268,44 @@ def test_what_collides_with_ours_is_refused_by_admission_and_by_render(pod, mess
     with pytest.raises(SpecError) as error:
         rendered(of)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("field", "key"),
+    [
+        ("labels", "app.kubernetes.io/part-of"),
+        ("labels", "team"),
+        ("labels", "example.com/kubernetes.io"),
+        ("labels", "notkubernetes.io/x"),
+        ("annotations", "cluster-autoscaler.kubernetes.io/safe-to-evict"),
+        ("annotations", "k8s.v1.cni.cncf.io/networks"),
+        ("annotations", "sidecar.istio.io/inject"),
+        ("annotations", "prometheus.io/scrape"),
+    ],
+)
+def test_labels_and_annotations_of_others_are_the_users(field, key):
+    of = job(pod={field: {key: "x"}})
+    assert admission.problems(of) == []
+    assert rendered(of).pods[0]["metadata"][field][key] == "x"
+
+
+def test_a_variable_of_ours_that_is_no_default_cannot_be_set():
+    """Two of one name: the last would win."""
+    defaults = {"HF_HOME", "HOME", "OMP_NUM_THREADS", "PYTHONUNBUFFERED"}
+    for name in env_of(rendered(job()).pods[0]):
+        refused = bool(admission.problems(job(pod={"env": [{"name": name, "value": "x"}]})))
+        assert refused == (name not in defaults), name
+
+
+def test_a_priority_class_of_the_clusters_own_is_refused():
+    of = job(scheduling={"priorityClass": "system-node-critical"})
+    message = (
+        "spec.scheduling.priorityClass: system-node-critical would let the job push out what the cluster runs on; "
+        "use a PriorityClass for jobs"
+    )
+    assert [str(p) for p in admission.problems(of)] == [message]
+    with pytest.raises(SpecError, match="push out what the cluster runs on"):
+        rendered(of)
 
 
 def test_a_port_that_is_torchruns_is_refused():
@@ -251,7 +320,7 @@ def test_every_problem_is_told_at_once():
     assert [problem.path for problem in admission.problems(of)] == [
         "metadata.name",
         "spec.mesh.dpShard",
-        "spec.pod.labels[hftitan.io/x]",
+        'spec.pod.labels["hftitan.io/x"]',
     ]
     only_resources = job(pod={"resources": {"limits": {"memory": "1Mi"}}})
     assert [problem.path for problem in admission.problems(only_resources)] == ["spec.pod.resources.limits.memory"]

@@ -9,7 +9,7 @@ from hftitan_api import mesh
 from hftitan_api.admit import admit
 from hftitan_api.mesh import SpecError
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core import podcheck, quantity, sizing
+from hftitan_operator.core import podcheck, sizing
 
 
 def problems(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:
@@ -20,10 +20,9 @@ def problems(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> 
     found = admit(job, model_config) + podcheck.problems(job.spec)
     if found:
         return found
-    degrees, wanted = mesh.plan(job.spec).degrees, job.spec.pod.shm_size
-    shm = int(quantity.parse(wanted)) if wanted else sizing.shm_bytes(degrees)
+    pod, degrees = job.spec.pod, mesh.plan(job.spec).degrees
     try:
-        sizing.resources(job.spec.pod, degrees, shm)
+        sizing.resources(pod, degrees, sizing.shm(pod, degrees))
     except SpecError as problem:
         return [problem]
     return []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hftitan_api.mesh import SpecError
 from hftitan_api.models import JobSpec
+from hftitan_api.words import path_text
 from hftitan_operator.core import naming
 
 OUR_VOLUMES = ("config", "output", "shm", "cache", "tmp")
@@ -14,17 +15,32 @@ OUTPUT_DIR = "/var/hftitan/output"
 CACHE_DIR = "/var/hftitan/cache"
 SHM_DIR = "/dev/shm"
 TMP_DIR = "/tmp"
-OUR_MOUNTS = (CONFIG_DIR, OUTPUT_DIR, CACHE_DIR, SHM_DIR, TMP_DIR)
+TERMINATION_LOG = "/dev/termination-log"
+OUR_MOUNTS = (CONFIG_DIR, OUTPUT_DIR, CACHE_DIR, SHM_DIR, TMP_DIR, TERMINATION_LOG)
+KERNEL_MOUNTS = ("/proc", "/sys")
 
 RESERVED_ENV_PREFIXES = ("HFTITAN_", "PET_", "TORCHELASTIC_")
+RESERVED_ENV = frozenset({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE"})
 RESERVED_LABELS = frozenset(naming.pod_labels("job", 1, 0))
-UNCONFINED = ("container.apparmor.security.beta.kubernetes.io/", "seccomp.security.alpha.kubernetes.io/")
-"""Annotations that would take the pod out of the `restricted` Pod Security level."""
+KUBERNETES_DOMAINS = ("kubernetes.io", "k8s.io", "x-k8s.io")
+HARMLESS = frozenset(
+    {
+        "app.kubernetes.io/part-of",
+        "app.kubernetes.io/version",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict",
+        "kubectl.kubernetes.io/default-container",
+    }
+)
+"""The labels and annotations of Kubernetes' domains that a job may set: one by one, since the others switch off
+seccomp and AppArmor, hand the pod to a queue, or are read by the next controller somebody installs."""
+RUNTIME_PREFIXES = ("io.kubernetes.", "io.katacontainers.", "io.containerd.", "dev.gvisor.", "run.oci.")
+RUNTIME_DOMAINS = ("crio.io", "nri.io")
+"""Annotations that a container runtime obeys: devices, mounts and settings of the sandbox past the pod's own fields."""
 
 
 def problems(spec: JobSpec) -> list[SpecError]:
     """Every collision, in the order of the fields."""
-    return [*_env(spec), *_volumes(spec), *_mounts(spec), *_metadata(spec), *_ports(spec)]
+    return [*_env(spec), *_volumes(spec), *_mounts(spec), *_metadata(spec), *_priority(spec), *_ports(spec)]
 
 
 def _env(spec: JobSpec) -> Iterator[SpecError]:
@@ -36,7 +52,7 @@ def _env(spec: JobSpec) -> Iterator[SpecError]:
     seen: set[str] = set()
     for i, var in enumerate(spec.pod.env):
         path = f"spec.pod.env[{i}]"
-        if var.name.startswith(RESERVED_ENV_PREFIXES):
+        if var.name.startswith(RESERVED_ENV_PREFIXES) or var.name in RESERVED_ENV:
             yield SpecError(f"{path}.name", f"{var.name} is set by the operator; remove it")
         if var.name in by_field:
             yield SpecError(f"{path}.name", f"{var.name} comes from {by_field[var.name]} already; keep one of them")
@@ -80,7 +96,7 @@ def _mounts(spec: JobSpec) -> Iterator[SpecError]:
         path = f"spec.pod.volumeMounts[{i}]"
         if mount.name not in volumes:
             yield SpecError(f"{path}.name", f"no volume {mount.name!r} in spec.pod.volumes; add it there")
-        where = mount.mount_path.rstrip("/") or "/"
+        where = "/" + "/".join(part for part in mount.mount_path.split("/") if part not in ("", "."))
         if ":" in where or ".." in where.split("/"):
             yield SpecError(
                 f"{path}.mountPath", f"{mount.mount_path} has ':' or '..' in it; give a plain absolute path"
@@ -88,27 +104,52 @@ def _mounts(spec: JobSpec) -> Iterator[SpecError]:
         if where in seen:
             yield SpecError(f"{path}.mountPath", f"{where} is mounted twice; keep one of them")
         seen.add(where)
-        for ours in OUR_MOUNTS:
-            if (
-                where == ours
-                or ours.startswith(where.rstrip("/") + "/")
-                or (ours == CONFIG_DIR and where.startswith(ours + "/"))
-            ):
-                yield SpecError(f"{path}.mountPath", f"{where} would hide the operator's {ours}; mount it elsewhere")
-                break
+        hidden = next((ours for ours in OUR_MOUNTS if _below(ours, where)), None)
+        if hidden is None and _below(where, CONFIG_DIR):
+            hidden = CONFIG_DIR
+        if hidden is not None:
+            yield SpecError(f"{path}.mountPath", f"{where} would hide the operator's {hidden}; mount it elsewhere")
+        elif any(_below(where, kernel) for kernel in KERNEL_MOUNTS):
+            yield SpecError(f"{path}.mountPath", f"{where} belongs to the kernel; mount it elsewhere")
+
+
+def _below(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _metadata(spec: JobSpec) -> Iterator[SpecError]:
-    for key in spec.pod.labels:
-        if key in RESERVED_LABELS or key.startswith(naming.GROUP_LABEL_PREFIX):
-            yield SpecError(f"spec.pod.labels[{key}]", "is set by the operator; remove it")
-    for key in spec.pod.annotations:
-        if key.startswith(naming.GROUP_LABEL_PREFIX):
-            yield SpecError(f"spec.pod.annotations[{key}]", "belongs to the operator; remove it")
-        if key.startswith(UNCONFINED):
-            yield SpecError(
-                f"spec.pod.annotations[{key}]", "would change the pod's confinement, which is RuntimeDefault; remove it"
-            )
+    for field, keys in (("labels", spec.pod.labels), ("annotations", spec.pod.annotations)):
+        for key in keys:
+            wrong = _reserved_key(key)
+            if wrong:
+                yield SpecError(path_text(("spec", "pod", field, key)), wrong)
+
+
+def _reserved_key(key: str) -> str | None:
+    """Why a label or annotation of a pod is not for a job to set."""
+    domain = key.partition("/")[0]
+    if key in RESERVED_LABELS or key.startswith(naming.GROUP_LABEL_PREFIX):
+        return "is set by the operator; remove it"
+    if key in HARMLESS:
+        return None
+    if _of_domain(domain, RUNTIME_DOMAINS) or key.startswith(RUNTIME_PREFIXES):
+        return "is read by container runtimes, which would obey it; remove it"
+    if "/" in key and _of_domain(domain, KUBERNETES_DOMAINS):
+        return f"belongs to Kubernetes, which would act on it; remove it (allowed are {', '.join(sorted(HARMLESS))})"
+    return None
+
+
+def _of_domain(domain: str, known: Iterable[str]) -> bool:
+    return any(f".{domain}".endswith(f".{one}") for one in known)
+
+
+def _priority(spec: JobSpec) -> Iterator[SpecError]:
+    chosen = spec.scheduling.priority_class
+    if chosen is not None and chosen.startswith("system-"):
+        yield SpecError(
+            "spec.scheduling.priorityClass",
+            f"{chosen} would let the job push out what the cluster runs on; use a PriorityClass for jobs",
+        )
 
 
 def _ports(spec: JobSpec) -> Iterator[SpecError]:

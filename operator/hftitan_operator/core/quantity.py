@@ -6,6 +6,8 @@ from fractions import Fraction
 
 MIB = 2**20
 GIB = 2**30
+LARGEST = 2**63 - 1
+"""Of what Kubernetes counts with."""
 
 _SUFFIXES = {
     "": Fraction(1),

@@ -21,12 +21,11 @@ from hftitan_api.wire import (
     TrainerSpec,
 )
 from hftitan_operator.core import naming, podcheck, quantity, sizing
-from hftitan_operator.core.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, SHM_DIR, TMP_DIR
+from hftitan_operator.core.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, SHM_DIR, TERMINATION_LOG, TMP_DIR
 from hftitan_operator.core.state import Manifest
 
 RUN_AS = 1000
 """User and group of the trainer image."""
-TERMINATION_LOG = "/dev/termination-log"
 NODE_LOSS_SECONDS = 30
 """How long a pod stays on a node that went silent, instead of Kubernetes' five minutes."""
 RENDEZVOUS_SECONDS = 86_400
@@ -127,7 +126,7 @@ def pod(job: HFTitanJob, plan: MeshPlan, attempt: int, index: int) -> Manifest:
     for problem in podcheck.problems(job.spec):
         raise problem
     wanted, name = job.spec.pod, naming.pod_name(job.metadata.name, attempt, index)
-    shm = int(quantity.parse(wanted.shm_size)) if wanted.shm_size else sizing.shm_bytes(plan.degrees)
+    shm = sizing.shm(wanted, plan.degrees)
     resources = sizing.resources(wanted, plan.degrees, shm)
     metadata = _metadata(
         job, name, {**wanted.labels, **naming.pod_labels(job.metadata.name, attempt, index)}, wanted.annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from hftitan_api.mesh import SpecError
 from hftitan_api.models import CheckpointSpec, PodSpec
 from hftitan_api.wire import MeshDegrees
@@ -26,6 +28,23 @@ GRACE_SCRATCH_SAVE_SECONDS = 30
 SHUTDOWN_MARGIN_SECONDS = 15
 DRAIN_GRACE_SECONDS = 15
 """For the pods of a gang that is broken already: their ranks cannot agree on a step any more, so none will be saved."""
+
+
+def shm(pod: PodSpec, mesh: MeshDegrees) -> int:
+    """Size of /dev/shm in bytes: the user's, or what the mesh needs. Raises SpecError for one that holds nothing."""
+    if pod.shm_size is None:
+        return shm_bytes(mesh)
+    size = _parse("spec.pod.shmSize", pod.shm_size)
+    if size < quantity.MIB:
+        raise SpecError("spec.pod.shmSize", f"{pod.shm_size} is too small; use at least 1Mi, or leave it out")
+    return int(size)
+
+
+def _parse(path: str, text: str) -> Fraction:
+    value = quantity.parse(text)
+    if value > quantity.LARGEST:
+        raise SpecError(path, f"{text} is more than Kubernetes can count; use at most {quantity.LARGEST}")
+    return value
 
 
 def shm_bytes(mesh: MeshDegrees) -> int:
@@ -67,6 +86,9 @@ def resources(pod: PodSpec, mesh: MeshDegrees, shm: int) -> dict[str, dict[str, 
     memory = mesh.ranks_per_node * (MEMORY_PER_GPU if gpu else MEMORY_PER_CPU_RANK) + shm
     limits = dict(pod.resources.limits)
     requests = {"cpu": str(cpus), "memory": quantity.mebibytes(memory), **limits, **pod.resources.requests}
+    for field, given in (("requests", pod.resources.requests), ("limits", limits)):
+        for name, value in given.items():
+            _parse(f"spec.pod.resources.{field}.{name}", value)
     for name, limit in limits.items():
         if quantity.parse(requests[name]) > quantity.parse(limit):
             raise SpecError(
