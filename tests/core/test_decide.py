@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from core_builders import T0, edited, job, pod, progress, running, seen, settle, with_status
 
+from hftitan_operator.core import gang
 from hftitan_operator.core import status as st
 from hftitan_operator.core.clock import rfc3339
 from hftitan_operator.core.decide import decide
@@ -60,6 +61,20 @@ def test_a_new_job_is_accepted_and_its_gang_created_in_one_pass():
         "Succeeded": ("False", "NotFinished"),
         "Failed": ("False", "NotFinished"),
     }
+
+
+def test_a_large_gang_is_created_in_slices_and_judged_when_all_of_it_is_there(monkeypatch):
+    monkeypatch.setattr(gang, "PODS_AT_ONCE", 2)
+    of = job(nodes=5)
+    first = decide(of, Observed(), T0)
+    assert (acts(first)[-2:], first.recheck_after) == (["+Pod x-1-0", "+Pod x-1-1"], 0)
+    of = with_status(of, first)
+    second = decide(of, seen(pod(0, phase="Pending"), pod(1, phase="Pending")), T0)
+    assert (acts(second), second.recheck_after, second.events) == (["+Pod x-1-2", "+Pod x-1-3"], 0, ())
+    last = decide(of, seen(*(pod(i, phase="Pending") for i in range(4))), T0)
+    assert (acts(last), last.recheck_after) == (["+Pod x-1-4"], None)
+    of, _ = settle(of, seen(*(pod(i) for i in range(5))), T0)
+    assert truths(of)["PodsCreated"] == ("True", "Created")
 
 
 WAITS = [
@@ -652,7 +667,7 @@ def test_an_impossible_job_fails_without_pods_and_says_everything():
     assert truths(of)["Accepted"] == ("False", "InvalidSpec")
     assert of.status.message == (
         "spec.mesh.dpShard: dpReplicate 1 x dpShard 5 x cp 1 x tp 1 x pp 1 = 5, but the mesh has 2 ranks (2 nodes x "
-        "1 process); use 2 or -1; spec.pod.labels[hftitan.io/x]: is set by the operator; remove it"
+        '1 process); use 2 or -1; spec.pod.labels["hftitan.io/x"]: is set by the operator; remove it'
     )
     assert all(not d.actions for d in decisions)
     assert [e[1] for e in told(decisions)] == ["InvalidSpec"]
@@ -665,6 +680,18 @@ def test_the_mesh_of_a_running_job_is_fixed():
     assert (of.status.message or "").startswith(
         "spec.mesh: changed from 2x1: dp2 to 3x1: dp3 after pods were made for it; a job's mesh is fixed"
     )
+
+
+def test_a_job_that_may_not_have_pods_any_more_gets_none_and_says_why():
+    """It was accepted by an operator that was less strict, or its status is a lie."""
+    fine, _ = settle(job(), Observed(), T0)
+    of = job(pod={"annotations": {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}})
+    of = of.model_copy(update={"status": fine.status})
+    assert decide(of, seen(pod(0), pod(1)), T0).status.phase == "Starting"  # what runs is let alone
+    of, decisions = settle(of, Observed(), T0)
+    assert failed_by(of, "InvalidSpec")
+    assert 'spec.pod.annotations["seccomp.security.alpha.kubernetes.io/pod"]: belongs to' in (of.status.message or "")
+    assert [acts(d) for d in decisions] == [[]] * len(decisions)
 
 
 def test_what_was_accepted_is_not_judged_again_until_it_changes(monkeypatch):

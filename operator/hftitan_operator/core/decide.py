@@ -29,11 +29,11 @@ from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import TERMINAL, HFTitanJob, RestartRecord
 from hftitan_api.wire import Progress
 from hftitan_operator.core import admission, budget, classify, clock, describe, drain, naming, reasons, sizing, watchdog
-from hftitan_operator.core import render as rendering
+from hftitan_operator.core import gang as creation
 from hftitan_operator.core import status as st
 from hftitan_operator.core.classify import Cause, finished
 from hftitan_operator.core.draft import Draft
-from hftitan_operator.core.state import Apply, Decision, DeletePod, Observed, PodView
+from hftitan_operator.core.state import Decision, DeletePod, Observed, PodView
 
 
 def decide(job: HFTitanJob, observed: Observed, now: float, problems: Sequence[str] = ()) -> Decision:
@@ -55,7 +55,10 @@ def decide(job: HFTitanJob, observed: Observed, now: float, problems: Sequence[s
         refusal = _refusal(job, None)
     if refusal:
         return Draft(job, now, status).reject(*refusal)
-    return _Pass(job, now, status, observed=observed, plan=plan).run()
+    try:
+        return _Pass(job, now, status, observed=observed, plan=plan).run()
+    except mesh.SpecError as problem:  # accepted by an operator that was less strict about pods than this one
+        return Draft(job, now, status).reject(reasons.INVALID_SPEC, str(problem))
 
 
 def _refusal(job: HFTitanJob, plan: MeshPlan | None) -> tuple[str, str] | None:
@@ -259,7 +262,11 @@ class _Pass(Draft):
         strays = [pod for pod in self.observed.pods if pod.attempt != self.status.attempt or pod.index >= self._nodes]
         self._drain(strays, sizing.DRAIN_GRACE_SECONDS)
         alone = all(finished(pod) for pod in strays)
-        self._create(gang, pods=alone and not created)
+        pods, there = alone and not created, {pod.index for pod in gang}
+        actions, more = creation.missing(self.job, self.plan, self.status.attempt, self.observed, there, pods=pods)
+        self.actions += actions
+        if more:
+            self.decide_again()
         # The last attempt's pods stay for `kubectl logs`; those before it go.
         self.actions += [
             DeletePod(pod.name, pod.uid)
@@ -271,17 +278,6 @@ class _Pass(Draft):
                 self.condition(reasons.PODS_CREATED, "True", reasons.CREATED, f"{self._nodes} of {self._nodes} pods")
             self._describe(gang)
         return self.decision()
-
-    def _create(self, gang: list[PodView], *, pods: bool) -> None:
-        """The objects of the current attempt that are not there."""
-        if not self.observed.service:
-            self.actions.append(Apply(rendering.service(self.job)))
-        if not self.observed.config:
-            self.actions.append(Apply(rendering.config(self.job, self.plan)))
-        there = {pod.index for pod in gang}
-        for index in range(self._nodes) if pods else ():
-            if index not in there:
-                self.actions.append(Apply(rendering.pod(self.job, self.plan, self.status.attempt, index)))
 
     def _describe(self, gang: list[PodView]) -> None:
         """Phase and message of a whole gang in which nothing has gone wrong."""
