@@ -18,7 +18,7 @@ Object = dict[str, Any]
 
 GROUPS = {
     "": "namespaces nodes pods services configmaps secrets serviceaccounts events "
-    "persistentvolumes persistentvolumeclaims",
+    "persistentvolumes persistentvolumeclaims resourcequotas",
     "apps": "deployments replicasets",
     "batch": "jobs",
     "apiextensions.k8s.io": "customresourcedefinitions",
