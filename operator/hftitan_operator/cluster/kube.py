@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -43,8 +42,6 @@ log = logging.getLogger(__name__)
 WRITES_AT_ONCE = 48
 """Beyond that the API server gains nothing, and its fair queueing begins to refuse."""
 EVENTS_WAITING = 2000
-NEW_NODE_SECONDS = 30.0
-"""A pod may be bound to a node before the node itself was seen; after this a node that is unknown is gone."""
 COMPONENT = naming.MANAGED_BY
 _PLURALS = {"Pod": "pods", "Service": "services", "ConfigMap": "configmaps"}
 _NOT_NOW = frozenset({401, 408, 409, 425, 429})
@@ -73,7 +70,11 @@ class KubeCluster:
         self._wake = wake
         self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
         self._events: asyncio.Queue[Json] = asyncio.Queue(EVENTS_WAITING)
-        self._node_list = Reflector(api, "/api/v1/nodes", self._nodes, optional=True)
+        self._gone_nodes: set[str] = set()
+        """Those that were seen to go while pods were bound to them."""
+        self._nodes_as_of = 0
+        """The resource version of the newest list of nodes."""
+        self._node_list = Reflector(api, "/api/v1/nodes", self._nodes, optional=True, listed=self._nodes_listed)
         self._reflectors = [self._node_list]
         for namespace in namespaces or (None,):
             self._reflectors += self._of_namespace(namespace)
@@ -265,11 +266,15 @@ class KubeCluster:
     def _with_node(self, pod: PodView) -> PodView:
         if pod.node is None or pod.phase in ("Succeeded", "Failed") or not self.nodes_known():
             return pod
-        found = next(iter(self._nodes.group(("", pod.node))), None)
+        found = self._node(pod.node)
         if found is None:
-            gone = pod.created_at is not None and time.time() - pod.created_at > NEW_NODE_SECONDS
+            # A pod may be bound to a node that was not seen yet. One that a newer list does not hold is gone.
+            gone = pod.node in self._gone_nodes or self.pods.version(pod.uid) <= self._nodes_as_of
             return replace(pod, node_lost=True, node_gone=True) if gone else pod
         return pod if found.ready else replace(pod, node_lost=True)
+
+    def _node(self, name: str) -> NodeRecord | None:
+        return next(iter(self._nodes.group(("", name))), None)
 
     def _job_changed(self, record: JobRecord) -> None:
         uid = record.view.job.metadata.uid
@@ -278,8 +283,18 @@ class KubeCluster:
         self._wake(record.key)
 
     def _node_changed(self, record: NodeRecord) -> None:
+        name, pods = record.key[1], self.pods.all()
+        self._gone_nodes.discard(name)
+        if self._node(name) is None:
+            self._gone_nodes = {*self._gone_nodes, name} & {pod.view.node for pod in pods if pod.view.node}
+        for pod in pods:
+            if pod.view.node == name:
+                self._wake(pod.key)
+
+    def _nodes_listed(self, version: int) -> None:
+        self._nodes_as_of = version
         for pod in self.pods.all():
-            if pod.view.node == record.key[1]:
+            if pod.view.node is not None and self._node(pod.view.node) is None:
                 self._wake(pod.key)
 
 

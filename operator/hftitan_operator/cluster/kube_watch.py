@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
 from hftitan_operator.cluster.kube_api import METADATA_LIST, METADATA_ONLY, ApiError, Json, KubeApi
@@ -53,15 +53,19 @@ class Reflector:
         metadata_only: bool = False,
         watched: bool = True,
         optional: bool = False,
+        listed: Callable[[int], None] = lambda version: None,
     ) -> None:
-        """`watched` False: only listed; somebody else watches. `optional`: it stays empty without the right to."""
+        """`watched` False: only listed; somebody else watches. `optional`: it stays empty without the right to.
+
+        `listed` hears the resource version of every complete list once the store is equal to it.
+        """
         self.synced = asyncio.Event()
         """The first list is in the store."""
         self.denied = False
         self._api, self._path, self._store, self._namespace = api, path, store, namespace
         self._params = {"labelSelector": selector} if selector else {}
         self._accept = (METADATA_LIST, METADATA_ONLY) if metadata_only else ("application/json", "application/json")
-        self._watched, self._optional = watched, optional
+        self._watched, self._optional, self._listed = watched, optional, listed
         self._listing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -81,6 +85,7 @@ class Reflector:
                     uids.add(item["metadata"]["uid"])
                     self._store.put(item)
             self._store.keep(uids, number(version), self._namespace)
+            self._listed(number(version))
         self.synced.set()
         return version
 
