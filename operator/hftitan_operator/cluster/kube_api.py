@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 from kubernetes.aio import config as kube_config
@@ -100,7 +102,8 @@ class KubeApi:
         """A connection pool of its own to the same server, for a watch that another library reads."""
         configuration = self._configuration
         connector = aiohttp.TCPConnector(limit=0, ssl=RESTClientObject(configuration).ssl_context)
-        return aiohttp.ClientSession(connector=connector, headers=headers, trust_env=True, proxy=configuration.proxy)
+        proxy = configuration.proxy or _proxy(self.server)
+        return aiohttp.ClientSession(connector=connector, headers=headers, proxy=proxy)
 
     async def authorization(self) -> dict[str, str]:
         """The header that says who we are. Tokens are looked at every few seconds: they are replaced while we run."""
@@ -188,6 +191,15 @@ class KubeApi:
             raise OSError(f"watch {path}: {error or type(error).__name__}") from error
         except ValueError as error:
             raise OSError(f"watch {path}: a line is no JSON ({error})") from error
+
+
+def _proxy(server: str) -> str | None:
+    """HTTPS_PROXY, HTTP_PROXY and NO_PROXY, read once. With `trust_env` aiohttp reads them at each request, and sends a
+    thread to look for a ~/.netrc."""
+    url = urlsplit(server)
+    if urllib.request.proxy_bypass(url.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
