@@ -226,6 +226,7 @@ class ControlPlane:
                 "--node-monitor-grace-period": f"{self._grace}s",
                 "--node-startup-grace-period": f"{self._grace * 2}s",
                 "--node-eviction-rate": "50",
+                "--pvclaimbinder-sync-period": "1s",
                 "--unhealthy-zone-threshold": "1",
                 # Pods have loopback addresses, which are refused as endpoints: an event for every try.
                 "--controllers": "*,-endpoint,-endpointslice,-endpointslicemirroring",
