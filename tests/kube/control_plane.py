@@ -10,22 +10,17 @@ does not know are left out where they only tune it.
 
 from __future__ import annotations
 
-import base64
-import ctypes
-import os
 import secrets
 import shutil
-import signal
-import socket
 import ssl
 import subprocess
-import tempfile
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 from kubectl import ApiError, Kubectl, wait
+from processes import die_with_parent, free_ports, memory_folder, signing_key
 
 USERS: Mapping[str, Sequence[str]] = {
     "admin": ("system:masters",),
@@ -35,8 +30,6 @@ USERS: Mapping[str, Sequence[str]] = {
 }
 """Name -> groups. Those without a group may do what the tests' own role bindings say."""
 START_SECONDS = 60.0
-PR_SET_PDEATHSIG = 1
-SHM_PREFIX = "hftitan-etcd-"
 
 
 class ControlPlane:
@@ -280,45 +273,3 @@ class ControlPlane:
                 return answer.read() == b"ok"
         except OSError:
             return False
-
-
-def die_with_parent() -> None:
-    """In the child: SIGKILL when the thread that started it ends, so that a killed test run leaves nothing."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def alive(pid: int) -> bool:
-    """A zombie, which its parent has yet to look at, is not."""
-    try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def signing_key() -> str:
-    """A new key of the curve P-256 in PEM (RFC 5915): any number does, its public half is computed by the reader."""
-    number = secrets.token_bytes(31).rjust(32, b"\x01")
-    der = bytes.fromhex("30310201010420") + number + bytes.fromhex("a00a06082a8648ce3d030107")
-    return f"-----BEGIN EC PRIVATE KEY-----\n{base64.encodebytes(der).decode()}-----END EC PRIVATE KEY-----\n"
-
-
-def memory_folder(otherwise: Path) -> Path:
-    """For etcd's data, which is synced at every write; those of test runs that were killed are swept up."""
-    shm = Path("/dev/shm")
-    if not os.access(shm, os.W_OK):
-        return Path(tempfile.mkdtemp(prefix="etcd-", dir=otherwise))
-    for folder in shm.glob(f"{SHM_PREFIX}*"):
-        owner = folder.name.removeprefix(SHM_PREFIX).split("-")[0]
-        if not Path("/proc", owner).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{SHM_PREFIX}{os.getpid()}-", dir=shm))

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from control_plane import ControlPlane, die_with_parent
+from control_plane import ControlPlane
 from kubectl import wait
+from processes import die_with_parent
 
 PROGRAM = Path(__file__).with_name("process_kubelet.py")
 

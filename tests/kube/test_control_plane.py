@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from control_plane import alive
 from kubectl import ApiError, Kubectl, wait
+from processes import alive
 
 from hftitan_api.models import HFTitanJob
 

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from control_plane import alive
 from kubectl import wait
 from kubelets import is_ready
+from processes import alive
 
 from hftitan_api.mesh import plan
 from hftitan_api.models import HFTitanJob
