@@ -13,9 +13,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from control_plane import ControlPlane
 from kubectl import Kubectl
 from kubelets import KubeletProcess
+from operator_process import OperatorProcess
+
+from hftitan_operator.core import access
 
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "crds" / "hftitanjobs.yaml"
+ACCOUNT = access.Account()
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +62,19 @@ def kubelet(control_plane, tmp_path):
     yield start
     for process in started:
         process.close()
+
+
+@pytest.fixture(scope="module")
+def operator(control_plane, tmp_path_factory):
+    """The operator as a process that serves the whole cluster, with exactly the rights of `hftitan rbac`."""
+    admin = control_plane.admin
+    if admin.find("namespaces", ACCOUNT.namespace) is None:
+        admin.make_namespace(ACCOUNT.namespace)
+    for manifest in access.cluster_wide(ACCOUNT):
+        admin.apply(manifest)
+    user = f"system:serviceaccount:{ACCOUNT.namespace}:{ACCOUNT.name}"
+    process = OperatorProcess(control_plane.kubeconfig(user), tmp_path_factory.mktemp("operator") / "log").start()
+    process.wait_ready()
+    yield process
+    process.kill()
+    assert "Traceback" not in process.log.read_text()

@@ -70,6 +70,7 @@ class ProcessPod:
             programs=self._node.programs,
             gpus=[str(i) for i in range(self._node.gpus)],
             threads=self._node.threads,
+            volumes=self._claims(pod),
         )
         configs = await self._configs(pod, machine)
         machine.rank_script.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +148,23 @@ class ProcessPod:
                 return folder / next((m.get("subPath", "") for m in mounts if m["name"] == OUTPUT_VOLUME), "")
         return base / "pods" / self.uid
 
+    def _claims(self, pod: Object) -> dict[str, Path]:
+        """The folders behind the other claims."""
+        claims = {
+            v["name"]: v["persistentVolumeClaim"]
+            for v in pod["spec"].get("volumes", [])
+            if "persistentVolumeClaim" in v
+        }
+        base = self._node.workdir / "claims" / self.namespace
+        return {name: base / claim["claimName"] for name, claim in claims.items() if name != OUTPUT_VOLUME}
+
+    def _relocated(self, text: str, pod: Object, machine: Machine) -> str:
+        """A document with the paths of this machine: there are no mounts here, and the trainer opens what it reads."""
+        for mount in pod["spec"]["containers"][0]["volumeMounts"]:
+            if mount["name"] in machine.volumes:
+                text = text.replace(f'"{mount["mountPath"]}/', f'"{machine.volumes[mount["name"]]}/')
+        return text
+
     async def _environ(self, pod: Object) -> dict[str, str]:
         """The caller's, and the values that the pod takes from Secrets and ConfigMaps, once they exist."""
         environ = dict(os.environ)
@@ -172,7 +190,7 @@ class ProcessPod:
             folder = machine.config_folder(source["name"])
             folder.mkdir(parents=True, exist_ok=True)
             for key, text in (found or {}).get("data", {}).items():
-                (folder / key).write_text(text)
+                (folder / key).write_text(self._relocated(text, pod, machine))
             names.append(source["name"])
         return names
 

@@ -15,28 +15,11 @@ import pytest
 import yaml
 from kubectl import wait
 from kubelets import KubeletProcess
-from operator_process import OperatorProcess
 
 from hftitan_operator.core import access
 
 FAKE_TRAINER = Path(__file__).parents[1] / "local" / "fake_trainer.py"
-ACCOUNT = access.Account()
 STEP = 0.05
-
-
-@pytest.fixture(scope="module")
-def operator(control_plane, tmp_path_factory):
-    """Serving the whole cluster under its own service account."""
-    admin = control_plane.admin
-    admin.make_namespace(ACCOUNT.namespace)
-    for manifest in access.cluster_wide(ACCOUNT):
-        admin.apply(manifest)
-    user = f"system:serviceaccount:{ACCOUNT.namespace}:{ACCOUNT.name}"
-    process = OperatorProcess(control_plane.kubeconfig(user), tmp_path_factory.mktemp("operator") / "log").start()
-    process.wait_ready()
-    yield process
-    process.kill()
-    assert "Traceback" not in process.log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -437,7 +420,7 @@ def test_the_operators_own_metrics_tell_of_the_jobs(job, operator):
 def test_the_printed_rights_are_those_of_this_test():
     """What `hftitan rbac` prints is what `operator` was given here."""
     done = subprocess.run([Path(sys.executable).with_name("hftitan"), "rbac"], stdout=subprocess.PIPE, check=True)
-    assert list(yaml.safe_load_all(done.stdout)) == list(access.cluster_wide(ACCOUNT))
+    assert list(yaml.safe_load_all(done.stdout)) == list(access.cluster_wide(access.Account()))
 
 
 def test_an_operator_that_is_stopped_leaves_the_jobs_alone(job, operator):

@@ -5,7 +5,6 @@ A start of torch takes most of each run, so a few runs are shared by all tests h
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,29 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny import make_model, make_text
 
 from hftitan_operator.cluster import local_store
 
 STEPS, INTERVAL = 60, 10
-
-
-def make_model(folder):
-    """A two-layer llama over bytes, with its tokenizer; made in a child, so that the tests hold no torch."""
-    code = """
-import sys, torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-vocab = {"<eos>": 0} | {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}
-tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-tokenizer.decoder = decoders.ByteLevel()
-PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(sys.argv[1])
-torch.manual_seed(0)
-config = LlamaConfig(vocab_size=len(vocab), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=0)
-LlamaForCausalLM(config).save_pretrained(sys.argv[1])
-"""
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, timeout=120)
 
 
 class Runs:
@@ -45,10 +26,7 @@ class Runs:
     def __init__(self, folder):
         self.folder = folder
         make_model(folder / "model")
-        words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "rain", "falls"]
-        rng = random.Random(0)
-        lines = (json.dumps({"text": " ".join(rng.choices(words, k=40))}) + "\n" for _ in range(300))
-        (folder / "text.jsonl").write_text("".join(lines))
+        make_text(folder / "text.jsonl")
         job = {
             "apiVersion": "hftitan.io/v1alpha1",
             "kind": "HFTitanJob",
