@@ -1,0 +1,130 @@
+"""The operator as a real process: killed at any moment, frozen, started again; it dies with the test.
+
+`OperatorProcess` is the command as users have it. `QuickOperator` runs the same code, forked off a process that has the
+imports done: they are a second of each start, and a test that kills the operator at every write starts it hundreds of
+times.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from control_plane import die_with_parent, free_ports
+from kubectl import wait
+
+READY_SECONDS = 30.0
+
+
+class OperatorProcess:
+    def __init__(self, kubeconfig: Path, log: Path, *options: str) -> None:
+        """`options` as on the command line, say `--namespace team`."""
+        self.kubeconfig, self.log, self.options = kubeconfig, log, options
+        self.port = free_ports(1)[0]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> OperatorProcess:
+        """Does not wait."""
+        assert not self.alive
+        words = ["--kubeconfig", str(self.kubeconfig), "--host", "127.0.0.1", "--port", str(self.port), *self.options]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "hftitan_operator.cli", "operator", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "NO_PROXY": "127.0.0.1"},
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def wait_ready(self) -> None:
+        wait(self._is_ready, f"the operator to be ready (see {self.log})", READY_SECONDS)
+
+    def _is_ready(self) -> bool:
+        assert self.alive, f"the operator ended:\n{self.log.read_text()[-3000:]}"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def terminate(self) -> None:
+        """SIGTERM; does not wait."""
+        assert self._process is not None
+        self._process.terminate()
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def ended(self, timeout: float) -> int:
+        """The exit code, within so many seconds."""
+        assert self._process is not None
+        return self._process.wait(timeout)
+
+
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["hftitan_operator.operate"])
+
+
+class QuickOperator:
+    """Without /metrics and /readyz."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *namespaces: str) -> None:
+        self._arguments = (str(kubeconfig), str(log), namespaces)
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._lock = threading.RLock()
+        """Who kills is a thread of a proxy, and may come before the start is done."""
+
+    def start(self) -> QuickOperator:
+        with self._lock:
+            assert not self.alive
+            self._process = _FORKSERVER.Process(target=_operate, args=self._arguments, daemon=True)
+            self._process.start()
+            return self
+
+    @property
+    def alive(self) -> bool:
+        with self._lock:
+            return self._process is not None and self._process.is_alive()
+
+    def kill(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.join()
+
+
+def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...]) -> None:
+    from hftitan_operator import operate
+
+    die_with_parent()
+    os.environ["NO_PROXY"] = "127.0.0.1"
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    logging.root.handlers.clear()
+    operate.main(operate.Options(namespaces=namespaces, kubeconfig=kubeconfig, port=0))
