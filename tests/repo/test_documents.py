@@ -44,7 +44,7 @@ ELSEWHERE = ("make ", "git clone", "cd ", "kubectl ", "helm ")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_work(document: Path) -> None:
     commands = [
-        line.split(" #")[0].strip()
+        line.split(" #")[0].split(" | kubectl ")[0].strip()
         for block in blocks(document, "(?:bash|sh|console)")
         for line in block.splitlines()
         if line.strip() and not line.startswith(("#", *ELSEWHERE))
