@@ -1,10 +1,15 @@
 """`hftitan operator --namespace NS` with the rights of `hftitan rbac --namespace NS`: a tenant's own operator."""
 
+from pathlib import Path
+
 import pytest
+from control_plane import ControlPlane
 from kubectl import ApiError, Kubectl, wait
 from operator_process import OperatorProcess
 
 from hftitan_operator.core import access
+
+CRD = Path(__file__).parents[2] / "crds" / "hftitanjobs.yaml"
 
 
 def document(namespace):
@@ -75,3 +80,17 @@ def test_a_lease_that_may_not_be_written_is_said(control_plane, admin, namespace
         assert process.alive
     finally:
         process.kill()
+
+
+def test_without_the_resource_it_waits_and_says_what_to_do(control_plane_assets, tmp_path):
+    """A cluster without the CRD; once that is installed the operator serves, without a restart."""
+    with ControlPlane(tmp_path / "plane", control_plane_assets, controller_manager=False, scheduler=False) as plane:
+        process = OperatorProcess(plane.kubeconfig("admin"), tmp_path / "log").start()
+        try:
+            wait(lambda: "hftitan crd | kubectl apply -f -" in process.log.read_text(), "the hint")
+            plane.install_crd(CRD)
+            process.wait_ready()
+            plane.admin.create(document("default"))
+            plane.admin.wait_for("hftitanjobs", "x", lambda job: job.get("status", {}).get("phase"))
+        finally:
+            process.kill()

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 WRITES_AT_ONCE = 48
 """Beyond that the API server gains nothing, and its fair queueing begins to refuse."""
 EVENTS_WAITING = 2000
+NO_CRD = f"the resource {PLURAL}.{GROUP} is not installed: hftitan crd | kubectl apply -f -"
 COMPONENT = naming.MANAGED_BY
 _PLURALS = {"Pod": "pods", "Service": "services", "ConfigMap": "configmaps"}
 _NOT_NOW = frozenset({401, 408, 409, 425, 429})
@@ -96,7 +97,12 @@ class KubeCluster:
 
         return [
             Reflector(
-                self.api, path(f"/apis/{GROUP}/{VERSION}", PLURAL), self.jobs, namespace=namespace, watched=False
+                self.api,
+                path(f"/apis/{GROUP}/{VERSION}", PLURAL),
+                self.jobs,
+                namespace=namespace,
+                watched=False,
+                absent=NO_CRD,
             ),
             ours("pods", self.pods, metadata_only=False),
             ours("services", self._services, metadata_only=True),

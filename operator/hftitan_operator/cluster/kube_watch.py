@@ -54,10 +54,12 @@ class Reflector:
         watched: bool = True,
         optional: bool = False,
         listed: Callable[[int], None] = lambda version: None,
+        absent: str = "",
     ) -> None:
         """`watched` False: only listed; somebody else watches. `optional`: it stays empty without the right to.
 
-        `listed` hears the resource version of every complete list once the store is equal to it.
+        `listed` hears the resource version of every complete list once the store is equal to it. `absent` is what to
+        do when the server knows no such kind.
         """
         self.synced = asyncio.Event()
         """The first list is in the store."""
@@ -65,7 +67,7 @@ class Reflector:
         self._api, self._path, self._store, self._namespace = api, path, store, namespace
         self._params = {"labelSelector": selector} if selector else {}
         self._accept = (METADATA_LIST, METADATA_ONLY) if metadata_only else ("application/json", "application/json")
-        self._watched, self._optional, self._listed = watched, optional, listed
+        self._watched, self._optional, self._listed, self._absent = watched, optional, listed, absent
         self._listing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -114,7 +116,7 @@ class Reflector:
                 failures += 1
                 if self._gives_up(error):
                     return
-                _tell(f"list {self._path}", error, failures)
+                self._tell("list", error, failures)
                 await asyncio.sleep(backoff(failures))
                 continue
             failures = 0
@@ -143,7 +145,7 @@ class Reflector:
                     return
                 if isinstance(error, ApiError):
                     version = None  # most of all 410 Gone, but a list mends whatever it was
-                _tell(f"watch {self._path}", error, failures)
+                self._tell("watch", error, failures)
                 await asyncio.sleep(backoff(failures))
 
     def _watch_params(self, version: str) -> dict[str, str]:
@@ -155,6 +157,13 @@ class Reflector:
             "timeoutSeconds": seconds,
         }
 
+    def _tell(self, doing: str, error: OSError, failures: int) -> None:
+        """One failure is the network's everyday; of many in a row the second is said, the fourth, the eighth, ..."""
+        worth_saying = failures > 1 and failures & (failures - 1) == 0
+        unknown = self._absent and isinstance(error, ApiError) and error.status == 404
+        what = self._absent if unknown else f"{error}; trying again"
+        log.log(logging.WARNING if worth_saying else logging.DEBUG, "%s %s: %s", doing, self._path, what)
+
     def _gives_up(self, error: OSError) -> bool:
         if not (self._optional and isinstance(error, ApiError) and error.status == 403):
             return False
@@ -163,12 +172,6 @@ class Reflector:
         self.denied = True
         self.synced.set()
         return True
-
-
-def _tell(what: str, error: OSError, failures: int) -> None:
-    """One failure is the network's everyday; of many in a row the second is said, the fourth, the eighth, ..."""
-    worth_saying = failures > 1 and failures & (failures - 1) == 0
-    log.log(logging.WARNING if worth_saying else logging.DEBUG, "%s: %s; trying again", what, error)
 
 
 def backoff(failures: int) -> float:
