@@ -200,6 +200,8 @@ def _characters(spec: JobSpec) -> Iterator[SpecError]:
     Values of variables and annotations are the user's own and may have several lines; only NUL ends them early.
     """
     for path, text in _texts(spec.to_dict(), ("spec",)):
+        if text.isprintable():
+            continue
         free = path[:3] in (("spec", "pod", "env"), ("spec", "pod", "annotations"))
         at = next((i for i, c in enumerate(text) if (c == "\0" if free else _invisible(c))), None)
         if at is not None:
@@ -207,8 +209,6 @@ def _characters(spec: JobSpec) -> Iterator[SpecError]:
 
 
 def _invisible(character: str) -> bool:
-    if " " <= character <= "~":
-        return False
     return unicodedata.category(character) in _INVISIBLE and character not in _JOINERS
 
 

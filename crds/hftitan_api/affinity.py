@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hftitan_api.base import ApiModel, Name
+from hftitan_api.base import ApiModel, LabelKey, Name
 
-LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63)]
 Weight = Annotated[int, Field(ge=1, le=100)]
 _Values = Annotated[list[LabelValue], Field(max_length=64)]
@@ -37,7 +36,7 @@ class NodeExpression(ApiModel):
 class LabelSelector(ApiModel):
     """All conditions must hold; an empty one selects everything."""
 
-    match_labels: Annotated[dict[str, LabelValue], Field(max_length=16)] | None = None
+    match_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = None
     match_expressions: Annotated[list[LabelExpression], Field(max_length=16)] | None = None
 
 

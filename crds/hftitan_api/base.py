@@ -59,7 +59,10 @@ ImageName = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[!-~]+
 """A container image; whether it is well formed the node says."""
 EnvName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 AbsolutePath = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^/[^\x00-\x1f\x7f]*$")]
-LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=64)]
+ShortText = Annotated[str, Field(min_length=1, max_length=255)]
+LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
+"""`name` or `example.com/name`: 253 characters, a slash, 63."""
+LabelMap = Annotated[dict[LabelKey, Annotated[str, Field(max_length=1024)]], Field(max_length=64)]
 HubId = Annotated[
     str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$")
 ]

@@ -25,6 +25,7 @@ from hftitan_api.base import (
     Override,
     Seconds,
     SecretKey,
+    ShortText,
     Subpath,
     Time,
 )
@@ -83,11 +84,11 @@ class ModelSpec(ApiModel):
 
     name: ModelName
     """Hub id (`Qwen/Qwen2.5-7B`) or the absolute path of a model folder that the pods can read."""
-    revision: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    revision: ShortText | None = None
     """Branch, tag or commit on the hub. The commit it resolves to is recorded in status.modelRevision."""
     initialize: Literal["pretrained", "random"] = "pretrained"
     """`pretrained` loads the safetensors weights; `random` takes only config and tokenizer."""
-    overrides: Annotated[dict[str, Override], Field(max_length=64)] = Field(default_factory=dict)
+    overrides: Annotated[dict[ShortText, Override], Field(max_length=64)] = Field(default_factory=dict)
     """Keys of the model's config.json to override, for example `num_hidden_layers: 2`. Needs `initialize: random`
     when a key changes the shape of a weight."""
     trust_remote_code: bool = False
@@ -101,15 +102,15 @@ class DatasetSpec(ApiModel):
     """Hub id of a dataset."""
     path: AbsolutePath | None = None
     """Absolute path of a file or folder that the pods can read: .jsonl, .json, .parquet, or text (anything else)."""
-    config: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    config: ShortText | None = None
     """Configuration (subset) of a hub dataset."""
-    split: Annotated[str, Field(min_length=1, max_length=255)] = "train"
+    split: ShortText = "train"
     """Split of a hub dataset."""
     streaming: bool = False
     """Read the dataset as a stream instead of downloading it first."""
-    text_field: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    text_field: ShortText | None = None
     """Field that holds a document's text (default `text`)."""
-    messages_field: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    messages_field: ShortText | None = None
     """Field that holds a chat (a list of {role, content}): supervised fine-tuning with the model's chat template,
     loss on assistant turns only. Excludes textField."""
 

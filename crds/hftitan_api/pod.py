@@ -13,6 +13,7 @@ from hftitan_api.base import (
     ApiModel,
     EnvName,
     ImageName,
+    LabelKey,
     LabelMap,
     Name,
     Quantity,
@@ -83,8 +84,8 @@ class VolumeMount(ApiModel):
 class Resources(ApiModel):
     """Requests and limits of the trainer container beside the GPUs, which come from the mesh."""
 
-    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
-    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
+    requests: Annotated[dict[LabelKey, Quantity], Field(max_length=16)] = Field(default_factory=dict)
+    limits: Annotated[dict[LabelKey, Quantity], Field(max_length=16)] = Field(default_factory=dict)
 
 
 class PodSpec(ApiModel):

@@ -45,7 +45,7 @@ def path_text(path: Sequence[str | int]) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         elif _PLAIN_KEY.match(part):
-            text += f".{part}" if text else part
+            text += f".{_shown(part)}" if text else _shown(part)
         else:
             text += f'["{_shown(part)}"]'
     return text
@@ -58,7 +58,8 @@ def schema_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[
         if len(seen) == PROBLEMS:
             return
         path: FieldPath = tuple(part for part in item["loc"] if part != "[key]")
-        if path[:3] == _FREE_FORM and len(path) > 3:  # the union's members each report; say it once
+        if path[:3] == _FREE_FORM and len(path) > 3 and "[key]" not in item["loc"]:
+            # The union's members each report; say it once.
             path = path[:4]
             message = "must be true, false, a number or text"
         else:
