@@ -1,99 +1,24 @@
-"""The CRD and the models are of one mind: what an API server stores is what `hftitan validate` accepts.
-
-What the server would do with a job (fill in defaults, check the schema, evaluate the CEL rules) is done here by
-jsonschema and cel-python on the committed file's own text, over one table of jobs.
-"""
+"""The CRD and the models are of one mind: what an API server stores is what `hftitan validate` accepts."""
 
 # ruff: noqa: E501
 
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import celpy
 import jsonschema
 import pytest
-import yaml
+from api_server import SCHEMA, SPEC, broken_rules, defaulted, draft4, says, without_nulls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hftitan_api.load import review
 from hftitan_api.models import HFTitanJob, JobSpec
 
-CRD = yaml.safe_load((Path(__file__).parents[2] / "crds" / "hftitanjobs.yaml").read_text())
-SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-SPEC = SCHEMA["properties"]["spec"]
-
-
-def _defaulted(value: Any, node: dict[str, Any]) -> Any:
-    """Defaults as apiextensions fills them in: on every level that is there, a parent's own default first."""
-    if isinstance(value, dict):
-        for name, child in node.get("properties", {}).items():
-            if name not in value and "default" in child:
-                value[name] = copy.deepcopy(child["default"])
-            if name in value:
-                value[name] = _defaulted(value[name], child)
-    elif isinstance(value, list):
-        return [_defaulted(item, node.get("items", {})) for item in value]
-    return value
-
-
-def _draft4(node: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI v3.0 -> the JSON Schema draft that has its boolean exclusive bounds; unknown fields refused (strict)."""
-    result = {k: v for k, v in node.items() if not k.startswith("x-") and k != "description"}
-    if "pattern" in node:  # Go's $ is the end of the text, Python's also the place before a last newline
-        result["pattern"] = node["pattern"].removesuffix("$") + r"\Z"
-    if node.get("x-kubernetes-int-or-string"):
-        result["type"] = ["integer", "string"]
-    if "properties" in node:
-        result["properties"] = {name: _draft4(child) for name, child in node["properties"].items()}
-        result["additionalProperties"] = False
-    for key in ("items", "additionalProperties"):
-        if key in node:
-            result[key] = _draft4(node[key])
-    return result
-
-
-VALIDATOR = jsonschema.Draft4Validator(_draft4(SPEC))
-
-
-@functools.cache
-def _program(rule: str) -> celpy.Runner:
-    environment = celpy.Environment()
-    return environment.program(environment.compile(rule))
-
-
-def _cel(value: Any) -> Any:
-    return celpy.json_to_cel(value)
-
-
-def _broken_rules(value: Any, node: dict[str, Any], old: Any = None) -> Iterator[str]:
-    """Messages of the CEL rules that do not hold, wherever they stand; with `old` the transition rules too."""
-    for rule in node.get("x-kubernetes-validations", ()):
-        transition = "oldSelf" in rule["rule"]
-        if transition and old is None:
-            continue
-        variables = {"self": _cel(value)} | ({"oldSelf": _cel(old)} if transition else {})
-        if not _program(rule["rule"]).evaluate(variables):
-            yield rule["message"]
-    for name, child in node.get("properties", {}).items():
-        if isinstance(value, dict) and name in value:
-            yield from _broken_rules(value[name], child, old.get(name) if isinstance(old, dict) else None)
-
-
-def _server_says(spec: dict[str, Any]) -> list[str]:
-    """Schema errors, or else the broken rules; empty when the object would be stored."""
-    stored = _defaulted(copy.deepcopy(spec), SPEC)
-    schema = [error.message for error in VALIDATOR.iter_errors(stored)]
-    return schema or list(_broken_rules(stored, SPEC))
-
 
 def test_defaults_are_the_models(spec_dict):
-    stored = _defaulted(spec_dict(validation={"dataset": {"name": "a/b"}}, pod={"env": [{"name": "A"}]}), SPEC)
+    stored = defaulted(spec_dict(validation={"dataset": {"name": "a/b"}}, pod={"env": [{"name": "A"}]}), SPEC)
     model = JobSpec.model_validate(spec_dict(validation={"dataset": {"name": "a/b"}}, pod={"env": [{"name": "A"}]}))
     assert JobSpec.model_validate(stored) == model
     assert stored["mesh"] == {
@@ -194,7 +119,7 @@ SCHEMA_TABLE = {
 @pytest.mark.parametrize("case", SCHEMA_TABLE)
 def test_schema_and_models_accept_the_same(spec_dict, job_dict, case):
     changes, good = SCHEMA_TABLE[case]
-    assert (_server_says(spec_dict(**changes)) == []) == good
+    assert (says(spec_dict(**changes)) == []) == good
     assert (review(job_dict(**changes)).job is not None) == good
 
 
@@ -202,7 +127,7 @@ def test_schema_and_models_accept_the_same(spec_dict, job_dict, case):
 def test_required_fields(spec_dict, job_dict, field, required):
     spec, job = spec_dict(), job_dict()
     del spec[field][required], job["spec"][field][required]
-    assert _server_says(spec) == [f"'{required}' is a required property"]
+    assert says(spec) == [f"'{required}' is a required property"]
     (problem,) = review(job).problems
     assert str(problem) == f"spec.{field}.{required}: is required"
 
@@ -267,16 +192,10 @@ RULE_TABLE = {
 }  # fmt: skip
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return value
-
-
 @pytest.mark.parametrize("case", RULE_TABLE)
 def test_cel_and_python_refuse_the_same(spec_dict, job_dict, case):
     changes, message = RULE_TABLE[case]
-    said = _server_says(_without_nulls(spec_dict(**changes)))
+    said = says(without_nulls(spec_dict(**changes)))
     assert any(line.startswith(message) for line in said) if message else said == []
     assert review(job_dict(**changes)).ok == (message is None)
 
@@ -313,7 +232,7 @@ def _jobs(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=100, deadline=None)
 @given(changes=_jobs())
 def test_cel_and_python_agree_on_any_mesh(spec_dict, job_dict, changes):
-    assert (_server_says(spec_dict(**changes)) == []) == review(job_dict(**changes)).ok
+    assert (says(spec_dict(**changes)) == []) == review(job_dict(**changes)).ok
 
 
 CHANGES = {
@@ -332,8 +251,8 @@ CHANGES = {
 
 
 def _update_says(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    before, after = (_defaulted(copy.deepcopy(spec), SPEC) for spec in (old, new))
-    return list(_broken_rules(after, SPEC, before))
+    before, after = (defaulted(copy.deepcopy(spec), SPEC) for spec in (old, new))
+    return list(broken_rules(after, SPEC, before))
 
 
 def test_every_field_but_run_policy_has_a_row():
@@ -377,4 +296,4 @@ def test_a_status_as_the_operator_writes_it_fits():
             },
         }
     ).status.to_dict()
-    jsonschema.Draft4Validator(_draft4(SCHEMA["properties"]["status"])).validate(status)
+    jsonschema.Draft4Validator(draft4(SCHEMA["properties"]["status"])).validate(status)
