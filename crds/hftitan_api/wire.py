@@ -8,9 +8,10 @@ is the same for every attempt.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from hftitan_api.base import Number, UnixTime
 from hftitan_api.models import (
@@ -40,6 +41,17 @@ ENV_POD_IP = "HFTITAN_POD_IP"
 """Address to serve /metrics and /progress on."""
 
 TERMINATION_LOG_LIMIT = 4096
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# The image is the user's: whatever it says must fit into a status, or it is taken as not said.
+Measure = Annotated[float | None, BeforeValidator(_finite)]
+"""Not known where it is not finite (a loss may be), since JSON has no word for that."""
+Seconds = Annotated[float | None, Field(ge=0, le=1e15), BeforeValidator(_finite)]
+Text = Annotated[str, Field(max_length=1024)]
 
 
 class MeshDegrees(ApiModel):
@@ -108,9 +120,9 @@ class ExitReport(ApiModel):
     """Global rank that reports."""
     checkpoint_step: Number | None = None
     """Newest checkpoint known complete."""
-    export_path: str | None = None
+    export_path: Text | None = None
     """Where the HF folder was written, if it was."""
-    model_revision: str | None = None
+    model_revision: Text | None = None
 
 
 TrainerPhase = Literal["starting", "loading", "training", "checkpointing", "validating", "exporting", "done"]
@@ -119,29 +131,29 @@ TrainerPhase = Literal["starting", "loading", "training", "checkpointing", "vali
 class Progress(ApiModel):
     """The document at /progress on node 0."""
 
-    attempt: int
+    attempt: Number
     phase: TrainerPhase
     step: Number = 0
     """Newest finished step."""
     steps: Number
-    loss: float | None = None
+    loss: Measure = None
     """Mean over all tokens of the newest step, also under pipeline parallelism."""
-    grad_norm: float | None = None
-    lr: float | None = None
-    tokens_per_second: float | None = None
+    grad_norm: Measure = None
+    lr: Measure = None
+    tokens_per_second: Measure = None
     """Over all ranks."""
-    mfu: float | None = None
+    mfu: Measure = None
     """0 to 1; null where the device's peak is not known."""
-    step_seconds: float | None = None
-    eta_seconds: Annotated[float, Field(ge=0, le=1e15)] | None = None
-    tokens_seen: int | None = None
+    step_seconds: Seconds = None
+    eta_seconds: Seconds = None
+    tokens_seen: Annotated[int, Field(ge=0, le=2**53)] | None = None
     updated: UnixTime
     """Unix time at which step or phase last changed."""
-    worker_restarts: int = 0
+    worker_restarts: Number = 0
     """In-place restarts by torchrun in this attempt."""
     checkpoint_step: Number | None = None
     checkpoint_time: UnixTime | None = None
-    export_path: str | None = None
-    model_revision: str | None = None
+    export_path: Text | None = None
+    model_revision: Text | None = None
     resumed_from: Number | None = None
     """Step of the checkpoint this attempt started from."""

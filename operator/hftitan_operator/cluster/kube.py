@@ -61,6 +61,8 @@ class KubeCluster:
         self.api = api
         self.progress: dict[str, Progress] = {}
         """The newest /progress of node 0, by the uid of the job."""
+        self.unreachable: set[str] = set()
+        """Uids of jobs whose node 0 has not answered us several times in a row."""
         self.told: Callable[[HFTitanJob, Event], None] = lambda job, event: None
         """Hears every event as well."""
         self.jobs = Store[JobRecord](job_record, self._job_changed)
@@ -143,6 +145,7 @@ class KubeCluster:
             service=there(self._services, naming.service_name(name)),
             config=there(self._configs, naming.config_name(name)),
             progress=self.progress.get(uid),
+            unreachable=uid in self.unreachable and any(pod.index == 0 and pod.ready for pod in pods),
         )
         return Seen(job, observed, record.view.problems)
 
@@ -286,6 +289,7 @@ class KubeCluster:
         uid = record.view.job.metadata.uid
         if not self.jobs.version(uid):
             self.progress.pop(uid, None)
+            self.unreachable.discard(uid)
         self._wake(record.key)
 
     def _node_changed(self, record: NodeRecord) -> None:

@@ -20,6 +20,8 @@ WRITE_SECONDS = 5.0
 """A step that moved is worth a status write this often, for one job."""
 WRITES_PER_SECOND = 20
 """And over all jobs at most so many: a thousand jobs show a new step every fifty seconds."""
+UNREACHABLE_AFTER = 5
+"""Times in a row without an answer."""
 
 
 class ProgressPoller:
@@ -29,12 +31,16 @@ class ProgressPoller:
         self._cluster, self._wake = cluster, wake
         self._told: dict[str, float] = {}
         """When each job, by uid, was last woken for a mere step."""
+        self._failures: dict[str, int] = {}
+        """Times in a row that a job did not answer."""
 
     async def run(self) -> None:
         while True:
             began = time.monotonic()
             targets = self._targets()
-            self._told = {uid: at for uid, at in self._told.items() if uid in {t[0] for t in targets}}
+            asked = {uid for uid, *_ in targets}
+            self._told = {uid: at for uid, at in self._told.items() if uid in asked}
+            self._failures = {uid: count for uid, count in self._failures.items() if uid in asked}
             gate = asyncio.Semaphore(AT_ONCE)
             pause = max(WRITE_SECONDS, len(targets) / WRITES_PER_SECOND)
             await asyncio.gather(*(self._ask(gate, pause, *target) for target in targets))
@@ -65,7 +71,11 @@ class ProgressPoller:
         async with gate:
             new = await fetch_progress(address, port)
         if new is None:
+            self._unanswered(uid, key)
             return
+        if self._failures.pop(uid, 0) >= UNREACHABLE_AFTER:
+            self._cluster.unreachable.discard(uid)
+            self._wake(key)
         old = self._cluster.progress.get(uid)
         if old == new:
             return
@@ -73,6 +83,12 @@ class ProgressPoller:
         now = time.monotonic()
         if old is None or matters(old, new) or now - self._told.get(uid, -pause) >= pause:
             self._told[uid] = now
+            self._wake(key)
+
+    def _unanswered(self, uid: str, key: Key) -> None:
+        self._failures[uid] = self._failures.get(uid, 0) + 1
+        if self._failures[uid] == UNREACHABLE_AFTER:
+            self._cluster.unreachable.add(uid)
             self._wake(key)
 
 

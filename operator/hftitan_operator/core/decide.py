@@ -168,7 +168,8 @@ class _Pass(Draft):
         if causes:
             return min(causes)
         policy = self.job.spec.run_policy
-        for timer in watchdog.timers(policy, self.status, gang, self._progress(), self.plan):
+        progress, blind = self._progress(), self.observed.unreachable
+        for timer in watchdog.timers(policy, self.status, gang, progress, self.plan, blind=blind):
             if self.now >= timer.due:
                 return timer.cause
             self.wakes.append(timer.due)
@@ -299,11 +300,7 @@ class _Pass(Draft):
             since = f"from step {resumed}" if resumed else "from the beginning"
             self.event(reasons.TRAINING, f"{attempt}: training {since}")
             self.phase("Running", "")
-        leaving = next((pod.name for pod in gang if pod.deleting and not finished(pod)), None)
-        if leaving:
-            doing = f"pod {leaving} is being deleted; waiting for its end"
-        else:
-            doing = "training" if self.status.phase == "Running" else "starting the trainer"
+        doing = describe.doing(self.status, gang, blind=self.observed.unreachable)
         self.phase("Running" if self.status.phase == "Running" else "Starting", f"{attempt}: {doing}")
 
     def _suspend(self) -> Decision:

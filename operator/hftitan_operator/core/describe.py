@@ -53,6 +53,19 @@ def waiting(gang: Sequence[PodView]) -> str | None:
     return f"pod {troubled.name} waits ({troubled.reason}){said}"
 
 
+def doing(status: JobStatus, gang: Sequence[PodView], *, blind: bool) -> str:
+    """Of a gang whose pods all run. `blind`: its first pod is ready and does not answer us."""
+    leaving = next((pod.name for pod in gang if pod.deleting and not finished(pod)), None)
+    if leaving:
+        return f"pod {leaving} is being deleted; waiting for its end"
+    if blind:
+        return (
+            f"pod {gang[0].name} is ready, but the operator cannot reach its /progress: steps are not shown and hangs "
+            "not seen; does a NetworkPolicy forbid it?"
+        )
+    return "training" if status.phase == "Running" else "starting the trainer"
+
+
 def suspended(status: JobStatus, live: int) -> str:
     if live:
         return f"suspended; waiting for {pods(live)} to save and end"

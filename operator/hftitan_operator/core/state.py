@@ -61,6 +61,8 @@ class Observed:
     """The ConfigMap with the TrainerSpec exists."""
     progress: Progress | None = None
     """Newest /progress of node 0, of whatever attempt it names."""
+    unreachable: bool = False
+    """Node 0 is ready, so that its kubelet can reach it, and we cannot: nothing is known of its steps."""
 
 
 # --- actions ------------------------------------------------------------------------------------------------

@@ -37,9 +37,19 @@ def stepping(progress: Progress | None) -> bool:
 
 
 def timers(
-    policy: RunPolicySpec, status: JobStatus, pods: Sequence[PodView], progress: Progress | None, plan: MeshPlan
+    policy: RunPolicySpec,
+    status: JobStatus,
+    pods: Sequence[PodView],
+    progress: Progress | None,
+    plan: MeshPlan,
+    *,
+    blind: bool = False,
 ) -> Iterator[Timer]:
-    """All timers of an attempt. `progress` must be of this attempt or None."""
+    """All timers of an attempt. `progress` must be of this attempt or None.
+
+    `blind`: node 0 is ready but we cannot reach it, so its steps are not judged: a NetworkPolicy must not end a healthy
+    job. A trainer that hangs so badly that it answers nobody is not ready either.
+    """
     for pod in pods:
         if pod.deletion_deadline is not None and not classify.finished(pod):
             yield Timer(pod.deletion_deadline + STUCK_DELETION_SECONDS, classify.missing(pod.name, pod.index))
@@ -52,7 +62,7 @@ def timers(
             cause = Cause(0, pod.index, reasons.POD_CANNOT_START, message, fatal=True)
             yield Timer(pod.created_at + policy.startup_timeout_seconds, cause)
     started = clock.maybe_unix(status.attempt_start_time)
-    if started is not None:
+    if started is not None and not blind:
         yield _steps(policy, status, started, pods, progress, plan)
 
 

@@ -1,0 +1,132 @@
+"""Who is asked for its progress, and what is worth a status write."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from hftitan_api.models import HFTitanJob
+from hftitan_api.wire import Progress
+from hftitan_operator.cluster import kube_progress
+from hftitan_operator.cluster.kube_progress import UNREACHABLE_AFTER, ProgressPoller, matters
+from hftitan_operator.cluster.kube_store import JobRecord, PodRecord
+from hftitan_operator.cluster.kube_views import JobView
+from hftitan_operator.core.state import PodView
+
+KEY = ("ns", "x")
+
+
+def progress(step=1, **values):
+    return Progress.model_validate(
+        {"attempt": 1, "phase": "training", "step": step, "steps": 9, "updated": 1.0, **values}
+    )
+
+
+class Cluster:
+    """As much of KubeCluster as the poller looks at: one job with two pods."""
+
+    def __init__(self, phase="Running", **pod):
+        spec = {"model": {"name": "o/m"}, "dataset": {"name": "o/d"}, "training": {"steps": 9}}
+        status = {"phase": phase, "attempt": 1}
+        metadata = {"name": "x", "namespace": "ns", "uid": "job"}
+        job = HFTitanJob.model_validate({"metadata": metadata, "spec": spec, "status": status})
+        first = {
+            "name": "x-1-0",
+            "uid": "p0",
+            "attempt": 1,
+            "index": 0,
+            "phase": "Running",
+            "address": "10.0.0.1",
+            **pod,
+        }
+        owner = first.pop("owner", "job")
+        second = PodView("x-1-1", "p1", 1, 1, phase="Running", address="10.0.0.2")
+        pods = [PodRecord(KEY, "job", second), PodRecord(KEY, owner, PodView(**first))]
+        self.jobs = SimpleNamespace(all=lambda: [JobRecord(KEY, JobView(job))])
+        self.pods = SimpleNamespace(group=lambda key: pods)
+        self.progress, self.unreachable = {}, set()
+
+
+@pytest.fixture
+def poll(monkeypatch):
+    """Function: so many rounds against these answers; who was asked, and which keys were woken in each round."""
+
+    def run(cluster, answers):
+        asked, woken, rounds = [], [], []
+
+        async def fetch(address, port):
+            asked.append((address, port))
+            return answers[len(rounds)]
+
+        async def sleep(_):
+            rounds.append(len(woken))
+            if len(rounds) == len(answers):
+                raise asyncio.CancelledError
+
+        monkeypatch.setattr(kube_progress, "fetch_progress", fetch)
+        monkeypatch.setattr(kube_progress.asyncio, "sleep", sleep)
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(ProgressPoller(cluster, woken.append).run())
+        return asked, rounds
+
+    return run
+
+
+def test_the_first_pod_is_asked_on_the_jobs_port(poll):
+    cluster = Cluster()
+    asked, _ = poll(cluster, [progress()])
+    assert asked == [("10.0.0.1", 9400)]
+    assert cluster.progress["job"].step == 1
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        Cluster(phase="Succeeded"),
+        Cluster(phase="Running", attempt=2),
+        Cluster(phase="Running", owner="an earlier job of this name"),
+    ],
+    ids=["finished", "of another attempt", "of another owner"],
+)
+def test_nobody_else_is(poll, cluster):
+    asked, _ = poll(cluster, [progress()])
+    assert asked == []
+
+
+def test_a_pod_that_does_not_run_is_not_asked(poll):
+    asked, _ = poll(Cluster(address=None), [progress()])
+    assert asked == []
+
+
+def test_a_step_wakes_the_job_now_and_then_and_a_checkpoint_at_once(poll):
+    answers = [progress(1), progress(2), progress(2), progress(3), progress(4, checkpointStep=4)]
+    _, woken = poll(Cluster(), answers)
+    assert woken == [1, 1, 1, 1, 2]
+
+
+def test_silence_is_told_once_and_its_end_as_well(poll):
+    cluster = Cluster()
+    answers = [progress(1)] + [None] * (UNREACHABLE_AFTER + 2) + [progress(1)]
+    _, woken = poll(cluster, answers)
+    assert woken[UNREACHABLE_AFTER - 1] == 1
+    assert woken[UNREACHABLE_AFTER] == 2
+    assert woken[-2] == 2
+    assert woken[-1] == 3
+    assert cluster.unreachable == set()
+    assert cluster.progress["job"].step == 1, "what was seen is kept"
+
+
+@pytest.mark.parametrize(
+    ("change", "worth"),
+    [
+        ({"step": 2}, False),
+        ({"loss": 2.0, "tokensPerSecond": 5.0}, False),
+        ({"attempt": 2}, True),
+        ({"phase": "checkpointing"}, True),
+        ({"checkpointStep": 1}, True),
+        ({"exportPath": "/e"}, True),
+        ({"workerRestarts": 1}, True),
+    ],
+)
+def test_what_matters(change, worth):
+    assert matters(progress(), progress(**change)) is worth
