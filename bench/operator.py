@@ -1,0 +1,408 @@
+"""What the operator costs and how fast it is, on a real API server, beside what the machine can do at most.
+
+    python bench/operator.py [--quick] [--only NAME...] [--controller-manager]
+
+One run, all on loopback: etcd without fsync, kube-apiserver, `hftitan operator` as a process with the rights that
+`hftitan rbac` grants, and one client that creates jobs and watches pods. No scheduler, and no controller manager unless
+asked for: two cores are few, and what others do with the objects is not the operator's speed. Each part has a fresh
+operator, which has seen one job, and its own namespace.
+
+ceiling: pods/s of one client that only creates, 64 at once, the same pods; before and after all else.
+latency: from just before the POST of a job to the fourth of its pods seen by a watch; the operator idle before each.
+burst:   jobs posted as fast as the server takes them; pods/s from the first POST to the last pod seen.
+wide:    one job of many pods; seconds to the last one.
+steady:  many jobs that wait for a scheduler: memory and writes of an idle operator, then its restart.
+gang:    from the DELETE of one pod of a running job to a whole new gang; its kubelet ends pods at once when asked to.
+"""
+
+import sys
+
+sys.path.append(sys.path.pop(0))  # this file's name is also a module's of the standard library
+
+import argparse
+import asyncio
+import contextlib
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kube"))
+
+from control_plane import ControlPlane
+from kubelets import KubeletProcess
+from operator_client import Client, Object, Operator, PodWatch, cpu_seconds, grant, jobs_path, pods_path
+
+from hftitan_api import mesh
+from hftitan_api.models import API_VERSION, KIND, HFTitanJob
+from hftitan_operator.core.render import render
+
+ROOT = Path(__file__).resolve().parents[1]
+PODS = 4
+"""Of each job in latency, burst and steady."""
+GANG = 8
+PAUSE_SECONDS = 0.15
+"""Before a trial: the last one's status and events are written."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    ceiling: int = 1000
+    latency: int = 200
+    burst: int = 200
+    wide: int = 500
+    steady: int = 1000
+    idle_seconds: int = 120
+    gang: int = 30
+
+
+QUICK = Sizes(ceiling=200, latency=10, burst=20, wide=50, steady=50, idle_seconds=5, gang=3)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`at_most`: the target is an upper bound; else a lower one; without one it is told only."""
+
+    figure: str
+    value: float
+    unit: str
+    target: float | None = None
+    at_most: bool = True
+    others: str = ""
+
+    @property
+    def met(self) -> str:
+        if self.target is None:
+            return ""
+        return "yes" if (self.value <= self.target if self.at_most else self.value >= self.target) else "NO"
+
+    def cells(self) -> tuple[str, ...]:
+        bound = "" if self.target is None else f"{'<=' if self.at_most else '>='} {shown(self.target)} {self.unit}"
+        return self.figure, f"{shown(self.value)} {self.unit}", bound, self.met, self.others
+
+
+def shown(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def say(text: str) -> None:
+    print(f"bench/operator: {text}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Bench:
+    plane: ControlPlane
+    client: Client
+    kubeconfig: Path
+    sizes: Sizes
+    ceilings: list[float] = field(default_factory=list)
+
+    def operator(self) -> Operator:
+        return Operator(self.kubeconfig, self.plane.folder / "operator.log")
+
+    @contextlib.asynccontextmanager
+    async def namespace(self, name: str) -> AsyncIterator[PodWatch]:
+        """A new one and a watch on its pods; emptied at the end."""
+        self.plane.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        async with PodWatch(self.client, self.plane.url, name) as watch:
+            yield watch
+        await self.client.empty(name)
+
+    @contextlib.asynccontextmanager
+    async def part(self, name: str) -> AsyncIterator[tuple[Operator, PodWatch]]:
+        """A fresh operator that has seen one job."""
+        async with self.namespace(name) as watch, self.operator() as process:
+            await self.client.create(jobs_path(name), [job("warm-up")])
+            await watch.until(lambda: watch.count("warm-up") == PODS)
+            await process.quiet()
+            yield process, watch
+
+
+class Cpu:
+    """Processor time since it was made: of the operator, of the cluster's programs, of this client."""
+
+    def __init__(self, bench: Bench, process: Operator) -> None:
+        self._pids = {"operator": [process.pid], "cluster": list(bench.plane.pids().values()), "client": [os.getpid()]}
+        self._began = {name: cpu_seconds(*pids) for name, pids in self._pids.items()}
+
+    def rows(self, part: str, count: int, what: str) -> list[Row]:
+        """For each of `count` of what was made meanwhile."""
+        took = {name: 1000 * (cpu_seconds(*pids) - self._began[name]) / count for name, pids in self._pids.items()}
+        return [Row(f"{part}: processor time of a {what}, {name}", value, "ms") for name, value in took.items()]
+
+
+def job(name: str, nodes: int = PODS) -> Object:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"name": "meta-llama/Llama-3.1-8B"},
+            "dataset": {"name": "allenai/c4", "config": "en", "streaming": True},
+            "mesh": {"nodes": nodes, "gpusPerNode": 8, "tp": 2},
+            "training": {"steps": 1000, "seqLen": 4096},
+            "checkpoint": {"volume": "checkpoints", "interval": 100},
+        },
+    }
+
+
+def rendered_pods(namespace: str, count: int) -> list[Object]:
+    document = job("ceiling", count)
+    document["metadata"] |= {"namespace": namespace, "uid": "00000000-0000-4000-8000-000000000000"}
+    read = HFTitanJob.model_validate(document)
+    return list(render(read, mesh.plan(read.spec), 1).pods)
+
+
+# --- the parts ----------------------------------------------------------------------------------------------
+
+
+async def ceiling(bench: Bench) -> list[Row]:
+    name = f"ceiling-{len(bench.ceilings) + 1}"
+    pods = rendered_pods(name, bench.sizes.ceiling)
+    async with bench.namespace(name) as watch:
+        await bench.client.warm_up()
+        began = time.perf_counter()
+        await bench.client.create(pods_path(name), pods)
+        rate = len(pods) / (time.perf_counter() - began)
+        await watch.until(lambda: watch.total == len(pods))
+    bench.ceilings.append(rate)
+    return [Row(f"{name}: {len(pods)} raw pod creates, 64 at once", rate, "pods/s")]
+
+
+async def latency(bench: Bench) -> list[Row]:
+    async with bench.part("latency") as (process, watch):
+        took = []
+        cpu = Cpu(bench, process)
+        for trial in range(bench.sizes.latency):
+            name = f"trial-{trial}"
+            await asyncio.sleep(PAUSE_SECONDS)
+            began = time.perf_counter()
+            await bench.client.create(jobs_path("latency"), [job(name)])
+            await watch.until(lambda name=name: watch.count(name) == PODS)
+            took.append((watch.last(name) - began) * 1000)
+        used = cpu.rows("latency", len(took), "job")
+    what = f"latency: idle job -> {PODS} pods, {len(took)} trials"
+    return [
+        Row(f"{what}, p50", percentile(took, 50), "ms", 25, others="39 lifted, 398 default"),
+        Row(f"{what}, p99", percentile(took, 99), "ms", 70, others="71 lifted"),
+        Row(f"{what}, max", max(took), "ms"),
+        *used,
+    ]
+
+
+async def burst(bench: Bench) -> list[Row]:
+    count = bench.sizes.burst
+    async with bench.part("burst") as (process, watch):
+        await bench.client.warm_up()
+        before = watch.total
+        cpu, began = Cpu(bench, process), time.perf_counter()
+        await bench.client.create(jobs_path("burst"), [job(f"job-{i}") for i in range(count)])
+        posted = time.perf_counter() - began
+        await watch.until(lambda: watch.total == before + PODS * count)
+        took = max(watch.last(f"job-{i}") for i in range(count)) - began
+        used = cpu.rows("burst", PODS * count, "pod")
+        await process.quiet()
+        settled = await settled_count(bench, "burst", watch)
+    rate = PODS * count / took
+    rows = [
+        Row(f"burst: {count} jobs x {PODS} pods", rate, "pods/s", 300, False, "141 lifted, 14 default"),
+        Row("burst: of that the jobs were posted in", posted, "s"),
+        *used,
+        Row("burst: pods too many", settled - before - PODS * count, "pods", 0),
+    ]
+    if bench.ceilings:
+        rows.insert(1, Row("burst: share of the ceiling", 100 * rate / statistics.fmean(bench.ceilings), "%"))
+    return rows
+
+
+async def wide(bench: Bench) -> list[Row]:
+    count = bench.sizes.wide
+    async with bench.part("wide") as (process, watch):
+        cpu, before, began = Cpu(bench, process), watch.total, time.perf_counter()
+        await bench.client.create(jobs_path("wide"), [job("wide", count)])
+        await watch.until(lambda: watch.count("wide") == count)
+        took = watch.last("wide") - began
+        used = cpu.rows("wide", count, "pod")
+        await process.quiet()
+        settled = await settled_count(bench, "wide", watch)
+    return [
+        Row(f"wide: one job of {count} pods", took, "s", 0.9, others="1.10 lifted, 30 default"),
+        *used,
+        Row("wide: pods too many", settled - before - count, "pods", 0),
+    ]
+
+
+async def settled_count(bench: Bench, namespace: str, watch: PodWatch) -> int:
+    """Pods that were ever added: those there now, if none went."""
+    there = len((await bench.client.call("GET", pods_path(namespace)))["items"])
+    return max(there, watch.total)
+
+
+async def steady(bench: Bench) -> list[Row]:
+    count, seconds = bench.sizes.steady, bench.sizes.idle_seconds
+    async with bench.namespace("steady") as watch:
+        async with bench.operator() as process:
+            began = time.perf_counter()
+            await bench.client.create(jobs_path("steady"), [job(f"job-{i}") for i in range(count)])
+            await watch.until(lambda: watch.total >= PODS * count)
+            created = time.perf_counter() - began
+            await process.quiet()
+            settled, peak = process.memory()
+            say(f"steady: created after {created:.1f} s; {seconds} idle seconds")
+            before, cpu = await process.metrics(), cpu_seconds(process.pid)
+            await asyncio.sleep(seconds)
+            after, cpu = await process.metrics(), cpu_seconds(process.pid) - cpu
+            resident, idle_peak = process.memory()
+        async with bench.operator() as process:
+            ready = time.perf_counter() - process.started
+            while (found := await process.metrics())["passes"] < count or found["depth"]:
+                await asyncio.sleep(0.05)
+            done = time.perf_counter() - process.started
+            await process.quiet()
+            restarted = await process.metrics()
+            fresh, fresh_peak = process.memory()
+    what = f"steady: {count} jobs, {PODS * count} pods"
+    return [
+        Row(f"{what}: all created after", created, "s"),
+        Row(f"{what}: operator RSS just after", settled, "MiB"),
+        Row(f"{what}: operator RSS after {seconds} idle s", resident, "MiB", 200, others="peers in Python ~300"),
+        Row(f"{what}: its peak until then", max(peak, idle_peak), "MiB"),
+        Row(f"{what}: writes in {seconds} idle s", after["writes"] - before["writes"], "requests", 0),
+        Row(f"{what}: reads in {seconds} idle s", after["reads"] - before["reads"], "requests"),
+        Row(f"{what}: CPU in {seconds} idle s", cpu, "s"),
+        Row("steady: restart -> ready", ready, "s"),
+        Row("steady: restart -> every job looked at", done, "s", 10),
+        Row("steady: writes of the restart", restarted["writes"], "requests", 0),
+        Row("steady: RSS after the restart", fresh, "MiB", 200),
+        Row("steady: peak of the restart", fresh_peak, "MiB"),
+    ]
+
+
+class Kubelets(KubeletProcess):
+    def _takes_pods(self, name: str) -> bool:
+        """There is no controller manager to take the taint of a new node away, and no scheduler to mind it."""
+        return self._admin.find("nodes", name) is not None
+
+
+async def gang(bench: Bench) -> list[Row]:
+    took = []
+    nodes = ",".join(f"node-{i}" for i in range(GANG))
+    kubelets = Kubelets(bench.plane, nodes, bench.plane.folder / "kubelet", fake={}, renew=5.0)
+    try:
+        async with bench.part("gang") as (process, watch):
+            watch.on_added = lambda pod: bind(bench.client, pod)
+            for trial in range(bench.sizes.gang):
+                name = f"trial-{trial}"
+                await bench.client.create(jobs_path("gang"), [job(name, GANG)])
+                await watch.until(lambda name=name: watch.count(name) == GANG)
+                await runs(bench.client, jobs_path("gang", name))
+                await process.quiet()
+                began = time.perf_counter()
+                await bench.client.call("DELETE", pods_path("gang", f"{name}-1-{trial % GANG}"))
+                await watch.until(lambda name=name: watch.count(name, 2) == GANG)
+                took.append(watch.last(name, 2) - began)
+    finally:
+        kubelets.close()
+    what = f"gang: a pod deleted -> {GANG} new pods, {len(took)} trials"
+    return [
+        Row(f"{what}, p50", percentile(took, 50), "s", others="about a minute"),
+        Row(f"{what}, p99", percentile(took, 99), "s", 1.0),
+    ]
+
+
+async def bind(client: Client, pod: Object) -> None:
+    """As a scheduler would: each index has a node."""
+    if pod["labels"]["hftitan.io/job"] == "warm-up":
+        return
+    target = {"apiVersion": "v1", "kind": "Node", "name": f"node-{pod['labels']['hftitan.io/node-index']}"}
+    binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod["name"]}, "target": target}
+    await client.call("POST", f"{pods_path(pod['namespace'], pod['name'])}/binding", binding)
+
+
+async def runs(client: Client, path: str) -> None:
+    """Returns when the status of the job says that all its pods run."""
+    async with asyncio.timeout(30):
+        while True:
+            status = (await client.call("GET", path)).get("status", {})
+            if any(c["type"] == "Running" and c["status"] == "True" for c in status.get("conditions", ())):
+                return
+            await asyncio.sleep(0.02)
+
+
+def percentile(values: Sequence[float], share: int) -> float:
+    """The smallest value that so many percent of all are not above."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
+
+
+PARTS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
+    part.__name__: part for part in (ceiling, latency, burst, wide, steady, gang)
+}
+
+# --- one run --------------------------------------------------------------------------------------------------
+
+
+async def run(plane: ControlPlane, sizes: Sizes, names: Sequence[str]) -> list[Row]:
+    client = Client(plane.url, plane.ca, plane.admin_token)
+    bench = Bench(plane, client, grant(plane), sizes)
+    rows = []
+    again = ["ceiling"] if "ceiling" in names and len(names) > 1 else []
+    try:
+        for name in [*names, *again]:
+            say(f"{name} ... (load {os.getloadavg()[0]:.1f})")
+            found = await PARTS[name](bench)
+            rows += found
+            for row in found:
+                say("  " + "  ".join(filter(None, row.cells()[:4])))
+    finally:
+        await client.close()
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    cells = [("figure", "here", "target", "met", "JobSet 0.11, others*"), *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes: for a look, no figures")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="NAME", help=", ".join(PARTS))
+    parser.add_argument("--controller-manager", action="store_true", help="run one beside the API server")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    programs = subprocess.run([ROOT / "hack" / "control-plane"], stdout=subprocess.PIPE, text=True, check=True)
+    crd = ROOT / "crds" / "hftitanjobs.yaml"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ControlPlane(
+            Path(folder),
+            Path(programs.stdout.strip()),
+            controller_manager=args.controller_manager,
+            scheduler=False,
+            crds=[crd],
+        ) as plane,
+    ):
+        version = plane.admin.request("GET", "/version")["gitVersion"]
+        say(f"Kubernetes {version}, logs in {folder}")
+        try:
+            rows = asyncio.run(run(plane, QUICK if args.quick else Sizes(), args.only or list(PARTS)))
+        except BaseException:
+            say(f"failed; the operator's last words:\n{(Path(folder) / 'operator.log').read_text()[-3000:]}")
+            raise
+    print(table(rows))
+    manager = "with" if args.controller_manager else "without"
+    machine = f"{os.cpu_count()} cores, Kubernetes {version}, {manager} controller manager, no scheduler"
+    print(f"\n{machine}; load average before {load:.1f}")
+    print("* in another run: two cores, Kubernetes 1.36, controller manager; its client limits lifted, or as they come")
+
+
+if __name__ == "__main__":
+    main()
