@@ -18,7 +18,7 @@ from pod_security import violations
 from hftitan_api.load import load, review
 from hftitan_api.models import TERMINAL
 from hftitan_api.wire import ExitReport, Progress
-from hftitan_operator.cluster.kube_views import exit_report, job_view
+from hftitan_operator.cluster.kube_views import job_view
 from hftitan_operator.core import admission, naming
 from hftitan_operator.core import status as st
 from hftitan_operator.core.decide import decide
@@ -168,49 +168,15 @@ def test_the_largest_gang_is_created_in_passes_that_hold_nobody_up():
     assert slowest < LIMIT_SECONDS
 
 
-# --- what a container may answer: any program can stand behind /progress and the termination log --------------------
-
-SAID = [
-    b"", b"null", b"[]", b'"x"', b"{", b'{"attempt": 1}', b"\xff\xfe", b"[" * 100_000,
-    *(
-        json.dumps({"attempt": 1, "phase": "training", "steps": 10, "updated": NOW, **lie}).encode()
-        for lie in (
-            {"step": 10**30}, {"step": -1}, {"step": 1.5}, {"updated": 1e300}, {"updated": -1}, {"pwned": True},
-            {"updated": float("nan")}, {"eta_seconds": 1e300}, {"checkpoint_time": float("inf")},
-            {"loss": float("nan")}, {"checkpoint_step": -1}, {"resumed_from": 2**31}, {"phase": "winning"},
-        )
-    ),
-]  # fmt: skip
-ENDS = [
-    "", "null", "Killed", "{" * 4096, '{"reason": "Completed"}',
-    *(
-        json.dumps({"reason": "InternalError", "retryable": True, **lie})
-        for lie in (
-            {"step": 10**30}, {"step": -1}, {"rank": -1}, {"checkpoint_step": 2**31}, {"reason": "Won"}, {"x": 1},
-            {"message": "x" * 3001},
-        )
-    ),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("said", SAID, ids=range(len(SAID)))
-def test_a_progress_that_cannot_be_is_none(said):
-    with pytest.raises(ValueError):
-        Progress.model_validate_json(said)
-
-
-@pytest.mark.parametrize("said", ENDS, ids=range(len(ENDS)))
-def test_a_report_that_cannot_be_is_none(said):
-    assert exit_report(said) is None
-
+# --- what a container may answer: what is refused is in tests/api/test_wire.py, here is what is odd but can be read --
 
 LIMITS = {"step": 2**31 - 1, "steps": 0, "loss": -1e308, "tokens_per_second": -1.0, "grad_norm": 1e308, "mfu": 7.0}
 ODD = [
     {},
-    {"attempt": 10**30},
+    {"attempt": 2**31 - 1},
     {"step": 2**31 - 1, "checkpoint_step": 2**31 - 1, "checkpoint_time": 0.0, "resumed_from": 5},
-    {**LIMITS, "eta_seconds": 1e15, "step_seconds": -1.0, "updated": 0.0},
-    {**LIMITS, "updated": 253_402_300_799.0, "export_path": "\x1b[2J" * 100, "model_revision": "\u202e" * 10_000},
+    {**LIMITS, "eta_seconds": 1e15, "step_seconds": 0.0, "updated": 0.0},
+    {**LIMITS, "updated": 253_402_300_799.0, "export_path": "\x1b[2J" * 100, "model_revision": "\u202e" * 1024},
 ]
 
 
