@@ -34,6 +34,7 @@ from hftitan_operator.cluster.kube_store import (
 )
 from hftitan_operator.cluster.kube_watch import Reflector
 from hftitan_operator.cluster.port import Conflict, Denied
+from hftitan_operator.cluster.turns import Turns
 from hftitan_operator.core import naming
 from hftitan_operator.core.state import Action, Apply, DeleteJob, DeletePod, Event, Manifest, Observed, PodView, Seen
 
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 WRITES_AT_ONCE = 48
 """Beyond that the API server gains nothing, and its fair queueing begins to refuse."""
+STATUS_PATIENCE_SECONDS, EVENT_PATIENCE_SECONDS = 2.0, 5.0
+"""When more is to be written than that, pods come first: GPUs wait for them. What is told of them has so much time."""
 EVENTS_WAITING = 2000
 NO_CRD = f"the resource {PLURAL}.{GROUP} is not installed: hftitan crd | kubectl apply -f -"
 COMPONENT = naming.MANAGED_BY
@@ -71,7 +74,7 @@ class KubeCluster:
         self._configs = Store[ObjectRecord](object_record, lambda record: wake(record.key))
         self._nodes = Store[NodeRecord](node_record, self._node_changed)
         self._wake = wake
-        self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._writes = Turns(WRITES_AT_ONCE)
         self._events: asyncio.Queue[Json] = asyncio.Queue(EVENTS_WAITING)
         self._gone_nodes: set[str] = set()
         """Those that were seen to go while pods were bound to them."""
@@ -150,7 +153,7 @@ class KubeCluster:
         return Seen(job, observed, record.view.problems)
 
     async def apply(self, job: HFTitanJob, action: Action) -> None:
-        async with self._writes:
+        async with self._writes.take():
             match action:
                 case Apply(manifest):
                     await self._create(job, manifest)
@@ -174,7 +177,7 @@ class KubeCluster:
             "status": changes,
         }
         try:
-            async with self._writes:
+            async with self._writes.take(STATUS_PATIENCE_SECONDS):
                 written = await self.api.request("PATCH", f"{_job_path(job)}/status", patch, content_type=MERGE_PATCH)
         except ApiError as error:
             if error.status == 404:
@@ -260,7 +263,8 @@ class KubeCluster:
         while True:
             event = await self._events.get()
             try:
-                await self.api.request("POST", f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
+                async with self._writes.take(EVENT_PATIENCE_SECONDS):
+                    await self.api.request("POST", f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
             except OSError as error:
                 log.debug("event %s: %s", event["metadata"]["name"], error)
             finally:

@@ -1,0 +1,50 @@
+"""Who goes next when more want to than may at once: whoever is due first. So nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+from collections.abc import AsyncIterator
+
+
+class Turns:
+    """`async with turns.take(patience)`: at most `at_once` at the same time. From one event loop only."""
+
+    def __init__(self, at_once: int) -> None:
+        self._free = at_once
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+        """A heap by the time each is due; while somebody waits, nothing is free."""
+        self._tickets = itertools.count()
+
+    @contextlib.asynccontextmanager
+    async def take(self, patience: float = 0.0) -> AsyncIterator[None]:
+        """`patience`: seconds for which others, who came later but are due earlier, may go first."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(patience)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, patience: float) -> None:
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        heapq.heappush(self._waiting, (loop.time() + patience, next(self._tickets), turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it was given in the same moment
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            turn = heapq.heappop(self._waiting)[2]
+            if not turn.done():  # else cancelled
+                turn.set_result(None)
+                return
+        self._free += 1

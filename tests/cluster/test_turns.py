@@ -1,0 +1,113 @@
+"""Turns: at most so many at once, in the order in which they are due, whoever gives up meanwhile."""
+
+import asyncio
+
+import pytest
+
+from hftitan_operator.cluster.turns import Turns
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Crowd:
+    """Holds one of `at_once` turns; the others queue behind it."""
+
+    def __init__(self, at_once=1):
+        self.turns, self.went = Turns(at_once), []
+
+    def come(self, name, patience=0.0, leave=None):
+        async def go():
+            async with self.turns.take(patience):
+                self.went.append(name)
+                if leave:
+                    await leave.wait()
+
+        return asyncio.create_task(go())
+
+
+def test_no_more_than_so_many_at_once():
+    async def main():
+        crowd, leave = Crowd(at_once=2), asyncio.Event()
+        tasks = [crowd.come(name, leave=leave) for name in "abc"]
+        await settle()
+        assert crowd.went == ["a", "b"]
+        leave.set()
+        await asyncio.gather(*tasks)
+        assert crowd.went == ["a", "b", "c"]
+
+    asyncio.run(main())
+
+
+def test_who_is_due_first_goes_first():
+    async def main():
+        crowd, leave = Crowd(), asyncio.Event()
+        tasks = [crowd.come("holder", leave=leave)]
+        await settle()
+        for name, patience in {"event": 5.0, "status": 2.0, "pod 1": 0.0, "pod 2": 0.0, "late status": 2.0}.items():
+            tasks.append(crowd.come(name, patience))
+            await settle()
+        leave.set()
+        await asyncio.gather(*tasks)
+        assert crowd.went == ["holder", "pod 1", "pod 2", "status", "late status", "event"]
+
+    asyncio.run(main())
+
+
+def test_the_patient_are_not_passed_over_for_ever():
+    async def main():
+        crowd, leave = Crowd(), asyncio.Event()
+        tasks = [crowd.come("holder", leave=leave)]
+        await settle()
+        tasks.append(crowd.come("status", 0.05))
+        await asyncio.sleep(0.06)
+        tasks.append(crowd.come("pod"))
+        await settle()
+        leave.set()
+        await asyncio.gather(*tasks)
+        assert crowd.went == ["holder", "status", "pod"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_turn_of_one_who_gave_up_is_not_lost(given):
+    """Before its turn, or in the moment that it was given and not yet taken."""
+
+    async def main():
+        crowd, leave = Crowd(), asyncio.Event()
+        quitter = None
+
+        async def hold():
+            async with crowd.turns.take():
+                await leave.wait()
+                if not given:
+                    quitter.cancel()
+                    await settle()
+            quitter.cancel()
+
+        holder = asyncio.create_task(hold())
+        await settle()
+        quitter, other = crowd.come("quitter"), crowd.come("other")
+        await settle()
+        leave.set()
+        async with asyncio.timeout(1):
+            await asyncio.gather(holder, other, crowd.come("last"))
+        assert quitter.cancelled()
+        assert crowd.went == ["other", "last"]
+
+    asyncio.run(main())
+
+
+def test_a_failure_gives_the_turn_back():
+    async def main():
+        turns = Turns(1)
+        with pytest.raises(ValueError):
+            async with turns.take():
+                raise ValueError
+        async with asyncio.timeout(1), turns.take():
+            pass
+
+    asyncio.run(main())
