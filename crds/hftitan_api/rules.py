@@ -239,6 +239,13 @@ def _experts(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
         yield SpecError(
             "spec.mesh.ep", f"{mesh.ep} does not divide the {shape.experts} experts of {name}; use {_any(fits)}"
         )
+    elif (ranks := (resolved_dp_shard(spec) or 1) * mesh.cp * mesh.tp) > shape.experts:
+        # parallelize.py apply_fsdp would cut inside an expert, where files know only whole ones.
+        yield SpecError(
+            "spec.mesh.dpShard",
+            f"{ranks} ranks (dpShard x cp x tp) share the {shape.experts} experts of {name}, and with ep each holds at "
+            "least one; use a smaller dpShard with dpReplicate, or ep: 1",
+        )
 
 
 def _positions(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:

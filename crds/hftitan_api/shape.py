@@ -55,7 +55,7 @@ _MULTI_HEAD_BY_DEFAULT = frozenset(
 _OTHER_LAYOUT = frozenset(
     {
         "apertus", "bloom", "codegen", "falcon", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj",
-        "granitemoe", "jamba", "lfm2", "llama4_text", "mamba", "mamba2", "minimax", "mpt", "opt", "persimmon", "phi3",
+        "granitemoe", "jamba", "lfm2", "llama4_text", "mamba", "mamba2", "minimax", "mpt", "opt", "persimmon",
         "qwen3_next", "starcoder2",
     }
 )  # fmt: skip
@@ -71,6 +71,8 @@ TENSOR_PARALLEL = frozenset(
         "qwen2", "qwen3", "smollm3",
     }
 )  # fmt: skip
+# Families with experts whose losses, gradients and exported weights were compared with transformers' and found equal.
+MIXTURES = frozenset({"mixtral", "olmoe", "qwen3_moe"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ def _refused_axes(config: Mapping[str, Any], model_type: str, experts: int | Non
     found: dict[str, str] = {}
     if experts:
         found["pp"] = "the backend has no pipeline for mixture-of-experts models"
+        found["tp"] = "tensor parallelism cuts no experts; split by dpShard and ep"
     elif model_type and model_type not in PIPELINED:
         found["pp"] = f"models of type {model_type} cannot be cut into pipeline stages"
     biased = next((key for key in ("attention_bias", "mlp_bias") if config.get(key) is True), None)
@@ -222,4 +225,14 @@ def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) ->
         )
     if model_type.startswith("gemma4") and experts:
         found.append("the backend's numbers for Gemma 4 with experts are wrong; use a dense Gemma 4")
+    elif experts and model_type not in MIXTURES:
+        found.append(
+            f"mixture-of-experts models of type {model_type} were not compared with transformers' numbers; "
+            f"use one of type {', '.join(sorted(MIXTURES))}"
+        )
+    if experts and config.get("output_router_logits") is True:
+        found.append(
+            "its config asks for output_router_logits, and the load-balancing loss that this adds in transformers is "
+            "not computed; set output_router_logits: false in model.overrides"
+        )
     return found

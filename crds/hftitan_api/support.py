@@ -29,7 +29,6 @@ _NOT_YET: tuple[tuple[str, Callable[[JobSpec], object], str], ...] = (
 
 
 _NO_SUCH_MODEL_YET: tuple[tuple[Callable[[ModelShape], object], str], ...] = (
-    (lambda shape: shape.experts, "mixture-of-experts models are not supported yet; use a dense model"),
     (
         lambda shape: shape.composite,
         "models of text and more are not supported yet; use the text-only checkpoint of the family",

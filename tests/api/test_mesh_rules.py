@@ -200,6 +200,39 @@ WITH_A_MODEL = {
         MIXTRAL,
         [f"spec.mesh.ep: 4 does not divide the 6 experts of {NAME}; use 1 or 2"],
     ),
+    "more ranks than experts": (
+        {"mesh": {"gpusPerNode": 8, "ep": 2}},
+        MIXTRAL,
+        [
+            f"spec.mesh.dpShard: 8 ranks (dpShard x cp x tp) share the 6 experts of {NAME}, and with ep each holds at "
+            "least one; use a smaller dpShard with dpReplicate, or ep: 1"
+        ],
+    ),
+    "tensor parallelism of experts": (
+        {"mesh": {"gpusPerNode": 2, "tp": 2}},
+        MIXTRAL,
+        [
+            f"spec.mesh.tp: 2 does not work for {NAME}: tensor parallelism cuts no experts; split by dpShard and ep; "
+            "use 1"
+        ],
+    ),
+    "a mixture that was not compared": (
+        {},
+        {"model_type": "deepseek_v3", "n_routed_experts": 64},
+        [
+            f"spec.model.name: {NAME} cannot be trained: mixture-of-experts models of type deepseek_v3 were not "
+            "compared with transformers' numbers; use one of type mixtral, olmoe, qwen3_moe"
+        ],
+    ),
+    "a load-balancing loss": (
+        {},
+        {**MIXTRAL, "output_router_logits": True},
+        [
+            f"spec.model.name: {NAME} cannot be trained: its config asks for output_router_logits, and the "
+            "load-balancing loss that this adds in transformers is not computed; set output_router_logits: false in "
+            "model.overrides"
+        ],
+    ),
     "a pipeline of experts": (
         {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2}},
         MIXTRAL,
@@ -238,8 +271,10 @@ WITH_A_MODEL = {
         {"mesh": {"gpusPerNode": 2, "tp": 2}},
         {"model_type": "glm_moe_dsa", "index_topk": 2048, "n_routed_experts": 256},
         [
+            f"spec.model.name: {NAME} cannot be trained: mixture-of-experts models of type glm_moe_dsa were not "
+            "compared with transformers' numbers; use one of type mixtral, olmoe, qwen3_moe",
             f"spec.mesh.tp: 2 does not work for {NAME}: the backend trains models with a sparse-attention indexer "
-            "by dp and ep only; use 1"
+            "by dp and ep only; use 1",
         ],
     ),
     "Gemma 4": (
@@ -305,7 +340,8 @@ FINE = {
         {"model": {"overrides": {"max_position_embeddings": 16384}}, "training": {"seqLen": 16384}},
         SMOLLM2,
     ),
-    "experts over ranks": ({"mesh": {"gpusPerNode": 8, "ep": 2}}, MIXTRAL),
+    "experts over ranks": ({"mesh": {"gpusPerNode": 4, "ep": 2}}, MIXTRAL),
+    "experts over replicas": ({"mesh": {"gpusPerNode": 8, "dpReplicate": 2, "ep": 2}}, MIXTRAL),
     "cp on CPUs needs no blocks": (
         {"mesh": {"gpusPerNode": 2, "cp": 2, "device": "cpu"}, "training": {"seqLen": 132}},
         {},

@@ -44,18 +44,47 @@ ROPES = {
     },
     "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16},
     "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+}
+
+_HEADS = {"head_dim": 8, "pad_token_id": 0}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+_GEMMA = {"tied": True, **_HEADS, "query_pre_attn_scalar": 8}
+# What each family's tiny model is made of, besides TINY; the rows of docs/architectures.md.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", "tied": True},
+    "qwen3": {"model_type": "qwen3", **_HEADS},
+    "gemma2": {"model_type": "gemma2", **_GEMMA},
+    "gemma3_text": {"model_type": "gemma3_text", **_GEMMA, "sliding_window_pattern": 2, "rope": None},
+    "phi3": {"model_type": "phi3", "pad_token_id": 0},
+    "olmo2": {"model_type": "olmo2"},
+    "smollm3": {"model_type": "smollm3", "pad_token_id": 0, "no_rope_layer_interval": 2},
+    "granite": {"model_type": "granite", "logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        **_HEADS,
+        **_EXPERTS,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {"model_type": "olmoe", **_EXPERTS},
 }
 
 
 def make_model(
-    folder: Path, *, tied: bool = False, rope: str = "default", dtype: str = "float32", **changes: Any
+    folder: Path, *, tied: bool = False, rope: str | None = "default", dtype: str = "float32", **changes: Any
 ) -> Path:
     """Write a tiny random model as transformers does; its weights are large enough that every part shows in the
     logits."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = {**TINY, "tie_word_embeddings": tied, "rope_parameters": ROPES[rope], **changes}
+    ropes = {"rope_parameters": ROPES[rope]} if rope else {}
+    values = {**TINY, "tie_word_embeddings": tied, **ropes, **changes}
     config = AutoConfig.for_model(**values)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
@@ -124,6 +153,16 @@ def mesh(**degrees: int) -> dict[str, Any]:
         "mesh": {**full, "ranksPerNode": world},
         "training": {"steps": 5, "seqLen": SEQ, "localBatchSize": 4 // dp, "globalBatchSize": 4},
     }
+
+
+def make_text_model(folder: Path, tokenizer: Any, **changes: Any) -> Path:
+    """A tiny model with its tokenizer, and beside it <folder>.jsonl, 40 documents that are told apart."""
+    make_model(folder, vocab_size=260, **changes)
+    tokenizer.save_pretrained(folder)
+    rng = random.Random(3)
+    lines = [{"text": f"{i} " + "".join(rng.choices("abc de", k=rng.randrange(5, 60)))} for i in range(40)]
+    folder.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
 
 
 def run_worker(

@@ -90,11 +90,6 @@ REFUSED = {
         {},
         "spec.model.name: {0} (model_type bart) is not a text-only decoder; use the text-only checkpoint of the family",
     ),
-    "experts": (
-        {"model_type": "mixtral", "architectures": None},
-        {},
-        "spec.model.name: {0} (model_type mixtral): mixture-of-experts models are not supported yet",
-    ),
 }
 
 

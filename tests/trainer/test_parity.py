@@ -14,20 +14,12 @@ sys.path.insert(0, str(HERE))
 
 import harness  # noqa: E402
 
-SMALL = {"head_dim": 8, "pad_token_id": 0}
 FAMILIES = {
-    "llama": {},
+    **harness.FAMILIES,
     "llama-tied": {"tied": True},
     "llama-bfloat16-file": {"dtype": "bfloat16"},
-    "llama3-rope": {"rope": "llama3"},
-    "yarn-rope": {"rope": "yarn"},
-    "linear-rope": {"rope": "linear"},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},
-    "qwen2": {"model_type": "qwen2", "tied": True},
-    "qwen3": {"model_type": "qwen3", **SMALL},
-    "mistral": {"model_type": "mistral", "sliding_window": None},
-    "gemma2": {"model_type": "gemma2", "tied": True, **SMALL, "query_pre_attn_scalar": 8},
-    "granite": {"model_type": "granite", "logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    **{f"llama-{rope}-rope": {"rope": rope} for rope in harness.ROPES if rope != "default"},
 }
 
 

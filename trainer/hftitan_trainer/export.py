@@ -25,6 +25,7 @@ from hftitan_trainer.hf_model import TOKENIZER_FILES, ModelFolder
 
 if TYPE_CHECKING:
     from hftitan_trainer.engine import HFTitanTrainer
+    from hftitan_trainer.experts import FileNames
 
 FILE_BYTES = 5 * 10**9
 _COPIED = (*TOKENIZER_FILES, "generation_config.json", "LICENSE*")
@@ -54,7 +55,7 @@ def export_model(trainer: HFTitanTrainer, folder: Path, dtype: str, file_bytes: 
     """
     tensors = _tensors(trainer)
     weights = _all_weights(trainer, tensors, getattr(torch, dtype))
-    writer = _Writer(folder, weights, file_bytes) if dist.get_rank() == 0 else None
+    writer = _Writer(folder, weights, file_bytes, _adapter(trainer).names) if dist.get_rank() == 0 else None
     for weight in weights:
         value = _gathered(trainer, weight, tensors.get(weight.name))
         if writer is not None:
@@ -70,8 +71,11 @@ def export_model(trainer: HFTitanTrainer, folder: Path, dtype: str, file_bytes: 
 def _tensors(trainer: HFTitanTrainer) -> dict[str, torch.Tensor]:
     """What this rank holds, whole or a shard of it, by its name in transformers."""
     state = {name: value for part in trainer.model_parts for name, value in part.state_dict().items()}
-    adapter = trainer.config.model_spec.state_dict_adapter(trainer.model_config, None)
-    return adapter.to_hf(state)
+    return _adapter(trainer).whole(state)
+
+
+def _adapter(trainer: HFTitanTrainer) -> Any:
+    return trainer.config.model_spec.state_dict_adapter(trainer.model_config, None)
 
 
 def _all_weights(trainer: HFTitanTrainer, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> list[Weight]:
@@ -122,8 +126,10 @@ class _Writer:
     An OSError is kept, not raised: the other ranks are in the middle of collectives, and hear of it at the end.
     """
 
-    def __init__(self, folder: Path, weights: list[Weight], file_bytes: int) -> None:
+    def __init__(self, folder: Path, weights: list[Weight], file_bytes: int, names: FileNames) -> None:
         self.folder = folder
+        self.names = names
+        self.index: dict[str, str] = {}
         self.partial = folder.with_name(f".{folder.name}.partial")
         self.error: str | None = None
         self.files = list(_files(weights, file_bytes))
@@ -144,7 +150,9 @@ class _Writer:
         if self.error is not None:
             return
         file = self.file_of[weight.name]
-        self.held.setdefault(file, {})[weight.name] = value.cpu().contiguous().clone()
+        for name, piece in self.names.pieces(weight.name, value.cpu()).items():
+            self.index[name] = file
+            self.held.setdefault(file, {})[name] = piece.clone(memory_format=torch.contiguous_format)
         self.left[file].discard(weight.name)
         if not self.left[file]:
             self._write(file, self.held.pop(file))
@@ -164,7 +172,7 @@ class _Writer:
             return
         try:
             if len(self.files) > 1:
-                index = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(self.file_of.items()))}
+                index = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(self.index.items()))}
                 (self.partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
             _write_config(self.partial, model, dtype)
             _copy_small_files(self.partial, model)

@@ -35,8 +35,6 @@ TOKENIZER_FILES = (
 SMALL_FILES = (*TOKENIZER_FILES, "*.json", "LICENSE*")
 IGNORED_FILES = ("original/*", "consolidated*", "onnx/*", "*.onnx", "*.gguf", "runs/*")
 
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -234,8 +232,4 @@ def _check_trainable(config: PretrainedConfig, spec: ModelSpec) -> None:
         raise UserError(
             "spec.model.name",
             f"{spec.name} (model_type {kind}) is not a text-only decoder; use the text-only checkpoint of the family",
-        )
-    if any((getattr(config, key, None) or 0) > 1 for key in _EXPERT_KEYS):
-        raise UserError(
-            "spec.model.name", f"{spec.name} (model_type {kind}): mixture-of-experts models are not supported yet"
         )

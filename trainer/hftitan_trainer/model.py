@@ -24,7 +24,8 @@ from torchtitan.experiments.transformers_modeling_backend.parallelize import par
 from torchtitan.experiments.transformers_modeling_backend.state_dict_adapter import HFTransformerStateDictAdapter
 from torchtitan.tools.utils import device_type
 
-from hftitan_trainer import attention, initialise, replicas
+from hftitan_api.shape import ModelShape
+from hftitan_trainer import attention, experts, initialise, replicas, whole
 from hftitan_trainer.errors import UserError
 from hftitan_trainer.hf_model import ModelFolder
 
@@ -48,6 +49,8 @@ class HFTitanModel(HFTransformerModel):
         def update_from_config(self, *, config: Any = None, **kwargs: Any) -> Any:
             """Take over the folder's config; never the hub's, and never with remote code (upstream: both)."""
             hf_config = self._folder.config
+            # Upstream adds the model's aliases to this dict, which is the class's: any config of the process has them.
+            self.attribute_map = dict(hf_config.attribute_map)
             with _auto_config_is(hf_config):
                 HFTransformerModel.Config.update_from_config(self, config=config, **kwargs)
             for key in _KEPT_KEYS:
@@ -58,6 +61,11 @@ class HFTitanModel(HFTransformerModel):
             if self._folder.trust_remote_code:
                 _use_remote_class(self._folder)
             return self
+
+        def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
+            """All parameters, and a token's operations; upstream counts every expert for every token."""
+            parameters, flops = HFTransformerModel.Config.get_nparams_and_flops(self, model, seq_len)
+            return parameters, flops - 6 * experts.idle_parameters(model.layers)
 
         def to_dict(self) -> dict[str, Any]:
             """For loggers that record the job's configuration."""
@@ -91,6 +99,9 @@ class HFTitanModel(HFTransformerModel):
         self._name_embedding_argument()
         super().parallelize(parallel_dims)
         self._tie()
+        if parallel_dims.ep_enabled:
+            for block in experts.mixtures(self.layers):
+                experts.spread(block, parallel_dims.get_mesh("ep"))
 
     def _name_embedding_argument(self) -> None:
         """Upstream (hf_sharding.py) calls the embedding's argument "input"; Gemma's scaled embedding names it
@@ -98,7 +109,7 @@ class HFTitanModel(HFTransformerModel):
         embedding = self.tok_embeddings
         name = [*inspect.signature(type(embedding).forward).parameters, "self", "input"][1]
         config = getattr(embedding, "_sharding_config", None)
-        if config is not None and name not in config.in_src_shardings:
+        if config is not None and config.in_src_shardings and name not in config.in_src_shardings:
             source, target = config.in_src_shardings["input"], config.in_dst_shardings["input"]
             embedding._sharding_config = dataclasses.replace(
                 config, in_src_shardings={name: source}, in_dst_shardings={name: target}
@@ -144,22 +155,35 @@ class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
     """Names of torchtitan's state to names in safetensors files and back, tied embeddings included.
 
     Upstream keeps lm_head.weight where the embedding is not on the same rank (the last pipeline stage), and the file of
-    a tied model has no such tensor.
+    a tied model has no such tensor. Experts are separate tensors in files: `to_hf` gives views of those on this rank,
+    so that whoever fills them has filled the model.
     """
 
     def __init__(self, model_config: Any, _hf_assets_path: str | None) -> None:
         # The folder is only asked for the shards of an HF checkpoint, which export.py writes by itself.
         super().__init__(model_config, None)
+        config = model_config._folder.config
+        self.names = experts.FileNames(
+            config.model_type, mixture=bool(ModelShape.from_config(config.to_dict()).experts)
+        )
+        self._stacked: dict[str, Any] = {}
+
+    def whole(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Transformers' own names, of its classes: experts stacked, a tied head left out."""
+        state = {key.removeprefix("model."): value for key, value in state_dict.items()}
+        if self._tie_word_embeddings and "lm_head.weight" in state:
+            head = state.pop("lm_head.weight")
+            state.setdefault("model.embed_tokens.weight", head)
+        return state
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        hf = {key.removeprefix("model."): value for key, value in state_dict.items()}
-        if self._tie_word_embeddings and "lm_head.weight" in hf:
-            head = hf.pop("lm_head.weight")
-            hf.setdefault("model.embed_tokens.weight", head)
-        return hf
+        state = self.whole(state_dict)
+        self._stacked = {name: value for name, value in state.items() if self.names.is_stacked(name)}
+        return {name: piece for key, value in state.items() for name, piece in self.names.pieces(key, value).items()}
 
     def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
-        state = dict(hf_state_dict)
+        single = {name: value for name, value in hf_state_dict.items() if not self.names.is_one_expert(name)}
+        state = {self.names.back(name): value for name, value in single.items()} | self._stacked
         if self._tie_word_embeddings:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
         return {f"model.{key}": value for key, value in state.items()}
@@ -168,15 +192,18 @@ class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
 def parallelize(model: nn.Module, *, parallel_dims: Any, training: Any, **kwargs: Any) -> nn.Module:
     """torchtitan's parallelize_hf_transformers, and gradient reductions that gloo can do.
 
-    Raises UserError for a model whose modules torchtitan has no sharding rules for (fused qkv projections, for
-    example).
+    Raises UserError for a model whose modules torchtitan has no sharding rules for.
     """
     if replicas.holds_whole_model(parallel_dims, training):
         return replicas.prepare(
             model, parallel_dims, kwargs["compile_config"], kwargs["ac_config"], kwargs["dump_folder"]
         )
+    layout = (
+        contextlib.nullcontext() if parallel_dims.tp_enabled else whole.modules_stay_whole(ep=parallel_dims.ep_enabled)
+    )
     try:
-        model = parallelize_hf_transformers(model, parallel_dims=parallel_dims, training=training, **kwargs)
+        with layout:
+            model = parallelize_hf_transformers(model, parallel_dims=parallel_dims, training=training, **kwargs)
     except (ValueError, NotImplementedError, AttributeError, AssertionError) as error:
         kind = model._folder.config.model_type  # type: ignore[union-attr]
         raise UserError("spec.model.name", f"torchtitan cannot shard models of type {kind}: {error}") from error
