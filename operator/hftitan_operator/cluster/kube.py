@@ -48,7 +48,7 @@ EVENTS_WAITING = 2000
 NO_CRD = f"the resource {PLURAL}.{GROUP} is not installed: hftitan crd | kubectl apply -f -"
 COMPONENT = naming.MANAGED_BY
 _PLURALS = {"Pod": "pods", "Service": "services", "ConfigMap": "configmaps"}
-_NOT_NOW = frozenset({401, 408, 409, 425, 429})
+_NOT_NOW = frozenset({401, 408, 409, 410, 425, 429})
 """Answers that say nothing against the object: the same request may pass a moment later."""
 
 
@@ -160,11 +160,7 @@ class KubeCluster:
                 case DeletePod(name, uid, grace):
                     await self._delete_pod(job.metadata.namespace, name, uid, grace)
                 case DeleteJob():
-                    options: Json = {
-                        "preconditions": {"uid": job.metadata.uid},
-                        "propagationPolicy": "Background",
-                    }
-                    await self._delete(_job_path(job), options)
+                    await self._delete(_job_path(job), job.metadata.uid, {"propagationPolicy": "Background"})
 
     async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
         record = self.job((job.metadata.namespace, job.metadata.name))
@@ -233,23 +229,36 @@ class KubeCluster:
         raise Denied(f"a {kind} named {name} is there already and is not this job's; delete it, or rename the job")
 
     async def _delete_pod(self, namespace: str, name: str, uid: str, grace: int | None) -> None:
-        options: Json = {"preconditions": {"uid": uid}}
-        if grace is not None:
-            options["gracePeriodSeconds"] = grace
-        left = await self._delete(f"/api/v1/namespaces/{namespace}/pods/{name}", options)
+        options: Json = {} if grace is None else {"gracePeriodSeconds": grace}
+        left = await self._delete(f"/api/v1/namespaces/{namespace}/pods/{name}", uid, options)
         if left is not None and left.get("metadata", {}).get("uid") == uid and grace != 0:
             self.pods.put(left)
         else:
             self.pods.forget(uid)
 
-    async def _delete(self, path: str, options: Json) -> Json | None:
+    async def _delete(self, path: str, uid: str, options: Json) -> Json | None:
         """What is left of it, or None when it was gone (or replaced by another of the same name) already."""
         try:
-            return await self.api.request("DELETE", path, options)
+            return await self.api.request("DELETE", path, {**options, "preconditions": {"uid": uid}})
         except ApiError as error:
-            if error.status in (404, 409):
+            if error.status == 404:
                 return None
+            if error.status != 409:
+                raise
+            await self._replaced(path, uid, error)
+            return None
+
+    async def _replaced(self, path: str, uid: str, error: ApiError) -> None:
+        """A deletion conflicts when the uid is another one, or when the object changed at that very moment; then
+        `Conflict`. A pod that is wrongly taken for gone would have the next attempt beside it."""
+        try:
+            found = await self.api.request("GET", path)
+        except ApiError as answer:
+            if answer.status == 404:
+                return
             raise
+        if found["metadata"]["uid"] == uid:
+            raise Conflict(f"not deleted: {error}") from error
 
     async def _refresh(self, job: HFTitanJob) -> None:
         try:

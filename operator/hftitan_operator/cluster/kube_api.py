@@ -33,7 +33,7 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,ap
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
 REQUEST_SECONDS = 10.0
-"""Of one request. Whether a write that timed out was done shows the next pass."""
+"""Of one request, or of a silence in a longer one. Whether a write that timed out was done shows the next pass."""
 SILENCE_SECONDS = 75.0
 """A watch that says nothing for longer, not even one of the bookmarks that come every minute, is dead."""
 CONNECTIONS = 64
@@ -149,7 +149,7 @@ class KubeApi:
                 params=params,
                 data=data,
                 headers=headers,
-                timeout=aiohttp.ClientTimeout(total=seconds),
+                timeout=aiohttp.ClientTimeout(total=seconds, sock_read=min(seconds, REQUEST_SECONDS)),
             ) as response:
                 text = await response.read()
                 status = response.status

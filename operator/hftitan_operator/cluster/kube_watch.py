@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 
 PAGE = 250
 """Objects in a page: 250 pods are about 2 MB of text, and as Python values ten times that, for a moment."""
-RELIST_SHARE = 50
-"""Listing takes at most one part in so many of the time."""
 RELIST_SECONDS = 3.0
 """The shortest pause between two lists: what a watch lost is mended within this and a moment."""
+RELIST_SECONDS_PER_OBJECT = 0.01
+"""Reading one takes about a fiftieth of it. Not the time that a list took is the measure: one that a busy machine or a
+network held up for seconds would put the next one off for minutes."""
 WATCH_SECONDS = (240, 300)
 BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 0.1, 2.0
 
@@ -76,8 +77,8 @@ class Reflector:
             if self._watched:
                 tasks.create_task(self._watch())
 
-    async def list_once(self) -> str:
-        """Bring the store up to date; the resource version of the list."""
+    async def list_once(self) -> tuple[str, int]:
+        """Bring the store up to date; the resource version of the list, and how many objects it holds."""
         uids: set[str] = set()
         version = ""
         async with self._listing:
@@ -89,7 +90,7 @@ class Reflector:
             self._store.keep(uids, number(version), self._namespace)
             self._listed(number(version))
         self.synced.set()
-        return version
+        return version, len(uids)
 
     async def _pages(self) -> AsyncIterator[tuple[Iterable[Json], str]]:
         params = {**self._params, "limit": str(PAGE)}
@@ -111,7 +112,7 @@ class Reflector:
         while not self.denied:
             started = time.monotonic()
             try:
-                await self.list_once()
+                _, count = await self.list_once()
             except OSError as error:
                 failures += 1
                 if self._gives_up(error):
@@ -121,7 +122,8 @@ class Reflector:
                 continue
             failures = 0
             took = time.monotonic() - started
-            await asyncio.sleep(max(RELIST_SECONDS, RELIST_SHARE * took) * random.uniform(0.9, 1.1))
+            pause = max(RELIST_SECONDS, RELIST_SECONDS_PER_OBJECT * count, took)
+            await asyncio.sleep(pause * random.uniform(0.9, 1.1))
 
     async def _watch(self) -> None:
         failures = 0
@@ -129,7 +131,7 @@ class Reflector:
         while not self.denied:
             try:
                 if version is None:
-                    version = await self.list_once()
+                    version, _ = await self.list_once()
                 async for event in self._api.watch(self._path, self._watch_params(version), self._accept[1]):
                     failures = 0
                     obj = event["object"]
