@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from hftitan_operator.cluster.port import ClusterPort, Denied
 from hftitan_operator.core.decide import decide
 from hftitan_operator.core.denied import denied
-from hftitan_operator.core.state import Action, Apply
+from hftitan_operator.core.state import Action, Apply, Decision, Seen
 
 
 async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> float | None:
@@ -32,11 +33,27 @@ async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> f
             await _all(cluster.apply(seen.job, action) for action in together)
     except Denied as error:
         decision = denied(seen.job, decision, str(error), now)
+    else:
+        decision = await _seen_through(cluster, seen, decision, now)
     if decision.status != seen.job.status:
         await cluster.write_status(seen.job, decision.status)
     for event in decision.events:
         await cluster.emit(seen.job, event)
     return decision.recheck_after
+
+
+async def _seen_through(cluster: ClusterPort, seen: Seen, decision: Decision, now: float) -> Decision:
+    """The decision once its creations are seen, if that only says more of the same phase: one status write for both."""
+    if not any(isinstance(action, Apply) for action in decision.actions):
+        return decision
+    after = await cluster.observe(seen.job.metadata.namespace, seen.job.metadata.name)
+    if after is None or after.job.metadata != seen.job.metadata:
+        return decision
+    told = seen.job.model_copy(update={"status": decision.status})
+    following = decide(told, after.observed, now, after.problems)
+    if following.actions or following.status.phase != decision.status.phase:
+        return decision
+    return replace(following, events=decision.events + following.events)
 
 
 def batches(actions: Sequence[Action]) -> list[list[Action]]:
