@@ -134,10 +134,38 @@ def test_resume_false_refuses_another_runs_checkpoints_but_not_its_own(tmp_path:
     assert Run(tmp_path, job_uid="other").manager.load()
 
 
-def test_another_data_parallel_degree_is_refused(tmp_path: Path) -> None:
-    Run(tmp_path).save(10)
-    with pytest.raises(UserError, match=r"spec\.mesh: .* with 1 data-parallel ranks, now there are 4"):
-        Run(tmp_path, mesh={"nodes": 1, "dpReplicate": 2, "dpShard": 2}).manager.load()
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        (
+            {"sequences": 8},
+            {"sequences": 4},
+            "spec.training.globalBatchSize: the checkpoint {} was written with 8 sequences in a step, now there are 4, "
+            "and the place in the data is kept for each; set 8 (mesh and localBatchSize may change), or start afresh",
+        ),
+        (
+            {"ranks": 2},
+            {"ranks": 1},
+            "spec.mesh: the checkpoint {} was written with 2 data-parallel ranks, now there are 1, and a stream of the "
+            "hub cannot be dealt out anew; keep dpReplicate x dpShard, or start afresh",
+        ),
+        ({"ranks": 2}, {"sequences": 2}, "spec.dataset.streaming: the checkpoint {} was written streaming; keep it so"),
+        ({"sequences": 2}, {"ranks": 2}, "spec.dataset.streaming: the checkpoint {} was written not streaming; keep"),
+        (None, {"sequences": 2}, "spec.checkpoint.folder: the checkpoint {} is of an earlier version, which kept the"),
+    ],
+)
+def test_data_dealt_out_in_another_way_is_refused(
+    tmp_path: Path, before: dict[str, int] | None, now: dict[str, int], words: str
+) -> None:
+    Run(tmp_path, data=before).save(10)
+    with pytest.raises(UserError) as caught:
+        Run(tmp_path, data=now).manager.load()
+    assert str(caught.value).startswith(words.format(tmp_path / "checkpoint/step-10"))
+
+
+def test_another_mesh_with_the_same_global_batch_is_welcome(tmp_path: Path) -> None:
+    Run(tmp_path, data={"sequences": 8}).save(10)
+    assert Run(tmp_path, data={"sequences": 8}, mesh={"nodes": 1, "dpReplicate": 2, "dpShard": 2}).manager.load()
 
 
 @pytest.fixture

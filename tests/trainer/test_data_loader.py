@@ -1,4 +1,4 @@
-"""The loader as torchtitan drives it: batches, state by data-parallel rank, errors in the training thread."""
+"""The loader as torchtitan drives it: batches, one order of rows on any mesh, errors in the training thread."""
 
 from __future__ import annotations
 
@@ -28,20 +28,24 @@ def wrapped(tokenizer_folder: Path) -> HFTokenizer:
 @pytest.fixture
 def lines(tmp_path: Path) -> Path:
     path = tmp_path / "d.jsonl"
-    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "answer"}]
-    path.write_text("".join(json.dumps({"text": chr(97 + i) * (5 + 3 * i), "chat": chat}) + "\n" for i in range(11)))
+    for i in range(11):
+        chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"answer {i}"}]
+        with path.open("a") as file:
+            file.write(json.dumps({"text": chr(97 + i) * (5 + 3 * i), "chat": chat}) + "\n")
     return path
 
 
-def loader(wrapped: HFTokenizer, path: Path, *, rank: int = 0, world: int = 1, **spec: Any) -> PackedDataLoader:
-    config = dataloader_config(DatasetSpec(path=str(path), **spec), seed=5)
+def loader(
+    wrapped: HFTokenizer, path: Path, *, rank: int = 0, world: int = 1, rows: int = 4, batch: int = 2, **spec: Any
+) -> PackedDataLoader:
+    config = dataloader_config(DatasetSpec(path=str(path), **spec), rows=rows, seed=5)
     seq_len = 48 if "messages_field" in spec else 16
     return config.build(
         dp_world_size=world,
         dp_rank=rank,
         tokenizer=wrapped,
         seq_len=seq_len,
-        local_batch_size=2,
+        local_batch_size=batch,
         snapshot_every_n_steps=1,
     )
 
@@ -87,19 +91,64 @@ def test_the_state_is_exact_although_batches_are_made_ahead(
     batches.close()  # type: ignore[attr-defined]
 
 
-def test_ranks_read_different_documents_and_keep_their_own_state(wrapped: HFTokenizer, lines: Path) -> None:
-    first, second = (loader(wrapped, lines, rank=rank, world=2) for rank in range(2))
-    assert not same(next(iter(first)), next(iter(second)))
-    assert set(first.state_dict()) == {"dp_rank_0", "world_size"}
-    assert set(second.state_dict()) == {"dp_rank_1", "world_size"}
+MESHES = ((1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1))
+"""(data-parallel ranks, local batch size) for 8 rows in a step."""
 
 
-def test_another_data_parallel_degree_is_refused(wrapped: HFTokenizer, lines: Path) -> None:
-    state = loader(wrapped, lines, world=2).state_dict()
-    with pytest.raises(
-        UserError, match=r"spec\.mesh: the checkpoint was written by 2 data-parallel ranks, now there are 1"
-    ):
-        loader(wrapped, lines).load_state_dict(state)
+def steps(loaders: list[PackedDataLoader], count: int, batch: int) -> list[list[list[int]]]:
+    """The rows of `count` steps over all ranks, each as its tokens and labels in the order of the global batch."""
+    streams = [iter(one) for one in loaders]
+    found = []
+    for _ in range(count):
+        rows: list[list[int]] = []
+        for stream in streams:
+            for _ in range(8 // len(loaders) // batch):
+                inputs, labels = next(stream)
+                rows += torch.cat([inputs["input"], inputs["positions"], labels], dim=1).tolist()
+        found.append(rows)
+    for stream in streams:
+        stream.close()  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize("spec", [{}, {"messages_field": "chat"}])
+def test_every_step_has_the_same_rows_on_any_mesh_and_after_a_change_of_mesh(
+    wrapped: HFTokenizer, lines: Path, spec: dict[str, Any]
+) -> None:
+    def mesh(world: int, batch: int) -> list[PackedDataLoader]:
+        return [loader(wrapped, lines, rank=rank, world=world, rows=8, batch=batch, **spec) for rank in range(world)]
+
+    unbroken = steps(mesh(1, 8), 9, 8)
+    assert len({tuple(row) for step in unbroken[:2] for row in step}) > 4
+    for world, batch in MESHES:
+        first = mesh(world, batch)
+        assert steps(first, 3, batch) == unbroken[:3]
+        saved: dict[str, Any] = {}
+        for one in first:
+            saved.update(one.state_dict())
+        assert set(saved) == {*(f"lane_{lane}" for lane in range(8)), "documents"}
+        for again, small in MESHES:
+            second = mesh(again, small)
+            for one in second:
+                one.load_state_dict({key: saved[key] for key in one.state_dict()})
+            assert steps(second, 6, small) == unbroken[3:], (world, again)
+
+
+def test_a_state_does_not_grow_with_its_documents(wrapped: HFTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("words and " * 5000)
+    made = loader(wrapped, tmp_path / "long.txt", rows=2)
+    steps([made], 1, 8)
+    assert made.state_dict()["lane_0"] == b'{"stream": 0, "start": 16}'
+
+
+def test_another_number_of_documents_is_told(
+    wrapped: HFTokenizer, lines: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = loader(wrapped, lines).state_dict()
+    with lines.open("a") as file:
+        file.write(json.dumps({"text": "one more"}) + "\n")
+    loader(wrapped, lines).load_state_dict(state)
+    assert "spec.dataset: the checkpoint was written with 11 documents, now there are 12" in caplog.text
 
 
 def test_a_broken_line_met_in_training_is_raised_in_the_training_thread(
@@ -121,12 +170,12 @@ def test_bos_only_where_the_tokenizer_itself_puts_one(
 
     from hftitan_trainer.data import text_encoder
 
-    assert text_encoder(wrapped)("a", "").ids == [*wrapped.encode("a"), wrapped.eos_id]
+    assert list(text_encoder(wrapped)("a", "").ids) == [*wrapped.encode("a"), wrapped.eos_id]
     with_bos = byte_tokenizer()
     with_bos.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     with_bos.save_pretrained(tmp_path / "bos")
     tokenizer = tokenizer_config().build(tokenizer_path=str(tmp_path / "bos"))
-    assert text_encoder(tokenizer)("a", "").ids == [1, *wrapped.encode("a"), 2]
+    assert list(text_encoder(tokenizer)("a", "").ids) == [1, *wrapped.encode("a"), 2]
     assert text_encoder(tokenizer)(" \n", "").ids == []
 
 
@@ -139,14 +188,14 @@ def test_hub_streams_resume_exactly_and_start_over(wrapped: HFTokenizer) -> None
     from datasets import Dataset
 
     from hftitan_trainer.documents import Fields
-    from hftitan_trainer.packing import HubStream
+    from hftitan_trainer.streams import HubStream
 
     records = [{"text": str(i)} for i in range(7)]
     fields = Fields(DatasetSpec(name="a/b", streaming=True), "spec.dataset")
 
-    def stream(rank: int = 0, world: int = 1) -> HubStream:
+    def stream(lane: int = 0, lanes: int = 1) -> HubStream:
         dataset = Dataset.from_list(records).to_iterable_dataset(num_shards=1)
-        return HubStream(dataset, "a/b", fields, rank=rank, world=world)
+        return HubStream(dataset, "a/b", fields, lane=lane, lanes=lanes)
 
     unbroken = stream(1, 2)
     assert [unbroken.take()[0] for _ in range(3)] == ["1", "3", "5"]
@@ -154,6 +203,7 @@ def test_hub_streams_resume_exactly_and_start_over(wrapped: HFTokenizer) -> None
         state = json.loads(json.dumps(unbroken.state()))
         resumed = stream(1, 2)
         resumed.restore(state)
+        assert resumed.state() == state
         assert resumed.take()[0] == unbroken.take()[0]
     assert unbroken.epoch >= 2
 

@@ -11,7 +11,8 @@ import pytest
 
 from hftitan_trainer.chat import Tokens
 from hftitan_trainer.errors import UserError
-from hftitan_trainer.packing import IGNORE_INDEX, Deck, Packer, Permutation, Row
+from hftitan_trainer.packing import IGNORE_INDEX, Packer, Row
+from hftitan_trainer.streams import Deck, Permutation
 
 
 class Words:
@@ -31,12 +32,12 @@ class Words:
 
 
 def packer(
-    lengths: Sequence[int], seq: int, *, rank: int = 0, world: int = 1, whole: bool = False, infinite: bool = True
+    lengths: Sequence[int], seq: int, *, lane: int = 0, lanes: int = 1, whole: bool = False, infinite: bool = True
 ) -> Packer:
     def encode(document: list[int], _where: str) -> Tokens:
         return Tokens(document, [place % 2 == 1 for place in range(len(document))] if whole else None)
 
-    deck = Deck(Words(lengths), seed=3, rank=rank, world=world, infinite=infinite)
+    deck = Deck(Words(lengths), seed=3, lane=lane, lanes=lanes, infinite=infinite)
     return Packer(deck, encode, seq, whole=whole, pad=-1, field="spec.dataset.path")
 
 
@@ -66,9 +67,9 @@ def test_epochs_seeds_and_chance_differ() -> None:
     assert max(first.values()) < 45
 
 
-@pytest.mark.parametrize(("documents", "world"), [(7, 1), (7, 2), (7, 3), (2, 5), (1, 4)])
-def test_ranks_deal_each_epoch_out_once_however_few_documents(documents: int, world: int) -> None:
-    decks = [Deck(Words([1] * documents), seed=0, rank=rank, world=world) for rank in range(world)]
+@pytest.mark.parametrize(("documents", "lanes"), [(7, 1), (7, 2), (7, 3), (2, 5), (1, 4)])
+def test_lanes_deal_each_epoch_out_once_however_few_documents(documents: int, lanes: int) -> None:
+    decks = [Deck(Words([1] * documents), seed=0, lane=lane, lanes=lanes) for lane in range(lanes)]
     dealt = [deck.take()[1] for _ in range(documents * 3) for deck in decks]
     for epoch in range(3):
         part = dealt[epoch * documents : (epoch + 1) * documents]
@@ -95,13 +96,13 @@ def test_every_token_is_learnt_once_in_an_epoch() -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 3)])
-def test_a_resumed_packer_gives_the_very_next_row(whole: bool, rank: int, world: int) -> None:
+@pytest.mark.parametrize(("lane", "lanes"), [(0, 1), (1, 3)])
+def test_a_resumed_packer_gives_the_very_next_row(whole: bool, lane: int, lanes: int) -> None:
     lengths = [5, 11, 3, 30, 2, 1, 7, 7, 40, 6]
-    unbroken = packer(lengths, 8, rank=rank, world=world, whole=whole)
+    unbroken = packer(lengths, 8, lane=lane, lanes=lanes, whole=whole)
     for _ in range(40):
         state = json.loads(json.dumps(unbroken.state()))
-        resumed = packer(lengths, 8, rank=rank, world=world, whole=whole)
+        resumed = packer(lengths, 8, lane=lane, lanes=lanes, whole=whole)
         resumed.restore(state)
         expected = unbroken.row()
         assert resumed.row() == expected
@@ -156,7 +157,7 @@ def test_a_long_document_does_not_slow_down_with_its_length() -> None:
                 return Ids(super().__getitem__(index))
             return super().__getitem__(index)
 
-    deck = Deck(Words([1]), seed=0, rank=0, world=1)
+    deck = Deck(Words([1]), seed=0, lane=0, lanes=1)
     made = Packer(deck, lambda _d, _w: Tokens(Ids(range(20_001))), 10, whole=False, pad=0, field="f")
     rows(made, 2000)
     assert next(ticks) < 20 * 20_001

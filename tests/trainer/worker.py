@@ -1,12 +1,16 @@
 """One rank of a test's process group: runs the cases of a folder with the engine and writes what rank 0 saw.
 
-A case: {"spec": TrainerSpec document, "rows": [...], "export": folder?, "logits": true?, ...}.
+A case: {"spec": TrainerSpec document, "rows": [...], "export": folder?, "logits": true?, ...}. Without "rows" it has
+the trainer's own data loader, tokenizer and checkpoints, and tells which rows each step took; "from": [folder, step]
+gives it that checkpoint of another case to resume from.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -26,11 +30,15 @@ from torchtitan.components.dataloader import BaseDataLoader  # noqa: E402
 from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 from hftitan_trainer import bridge  # noqa: E402
+from hftitan_trainer.checkpoints import checkpoint_config  # noqa: E402
 from hftitan_trainer.checks import check_model_on_mesh  # noqa: E402
+from hftitan_trainer.data import dataloader_config  # noqa: E402
 from hftitan_trainer.engine import HFTitanTrainer  # noqa: E402
 from hftitan_trainer.export import FILE_BYTES, export_model  # noqa: E402
 from hftitan_trainer.hf_model import fetch_model  # noqa: E402
+from hftitan_trainer.layout import rows_of_a_step  # noqa: E402
 from hftitan_trainer.observer import Observer, StepReport  # noqa: E402
+from hftitan_trainer.tokenizer import tokenizer_config  # noqa: E402
 
 
 class Rows(BaseDataLoader):
@@ -78,7 +86,8 @@ class NoTokenizer(BaseTokenizer):
 
 
 class Recorder(Observer):
-    def __init__(self, stop_at: int | None = None) -> None:
+    def __init__(self, stop_at: int | None = None, small_disk_after: int | None = None) -> None:
+        self.small_disk_after = small_disk_after
         self.reports: list[StepReport] = []
         self.phases: list[str] = []
         self.stop_at = stop_at
@@ -100,6 +109,10 @@ class Recorder(Observer):
 
         trainer.metrics_processor.on_step = then
 
+    def saved(self, step, seconds):
+        if step == self.small_disk_after and dist.get_rank() == dist.get_world_size() - 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
+
     def stop_requested(self):
         # The wish of the last rank alone must stop all of them.
         return dist.get_rank() == dist.get_world_size() - 1 and self.reports[-1].step == self.stop_at
@@ -108,30 +121,33 @@ class Recorder(Observer):
 def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
     spec = TrainerSpec.model_validate(case["spec"])
     model = fetch_model(spec.model)
-    checkpoint = CheckpointManager.Config(
-        enable=True,
-        interval=spec.checkpoint.interval or bridge.NEVER,
-        initial_load_path=str(model.path) if model.pretrained else None,
-        initial_load_in_hf=model.pretrained,
-        last_save_model_only=False,
-        load_only=not spec.checkpoint.interval,
-        keep_latest_k=0,
-    )
+    initial = str(model.path) if model.pretrained else None
+    if "rows" in case:
+        dataloader, tokenizer = Rows.Config(rows=case["rows"]), NoTokenizer.Config()
+        checkpoint = CheckpointManager.Config(
+            enable=True,
+            interval=spec.checkpoint.interval or bridge.NEVER,
+            initial_load_path=initial,
+            initial_load_in_hf=model.pretrained,
+            last_save_model_only=False,
+            load_only=not spec.checkpoint.interval,
+            keep_latest_k=0,
+        )
+    else:
+        dataloader = dataloader_config(spec.dataset, rows=rows_of_a_step(spec), seed=spec.training.seed)
+        tokenizer, checkpoint = tokenizer_config(), checkpoint_config(spec, initial_load_path=initial)
     bridge.check_model_on_mesh = (lambda *_args: None) if case.get("unchecked") else check_model_on_mesh
-    config = bridge.build_config(
-        spec,
-        model,
-        output,
-        dataloader=Rows.Config(rows=case["rows"]),
-        tokenizer=NoTokenizer.Config(),
-        checkpoint=checkpoint,
-    )
+    config = bridge.build_config(spec, model, output, dataloader=dataloader, tokenizer=tokenizer, checkpoint=checkpoint)
     return HFTitanTrainer(config, recorder)
 
 
 def run(case: dict, output: Path) -> dict:
-    recorder = Recorder(case.get("stopAt"))
+    recorder = Recorder(case.get("stopAt"), case.get("smallDiskAfter"))
+    if "from" in case and dist.get_rank() == 0:
+        source, step = case["from"]
+        shutil.copytree(Path(source) / f"checkpoint/step-{step}", output / f"checkpoint/step-{step}")
     trainer = build(case, output, recorder)
+    consumed = watch_rows(trainer)
     if case.get("forwards"):
         result = {"losses": [first_loss(trainer, case["rows"][:1]) for _ in range(case["forwards"])]}
         trainer.close()
@@ -148,8 +164,37 @@ def run(case: dict, output: Path) -> dict:
     }
     if case.get("logits"):
         result["logits"] = logits(trainer, case["rows"][0])
+    if "rows" not in case:
+        result["consumed"] = over_all_ranks(trainer, consumed)
     trainer.close()
     return result
+
+
+def watch_rows(trainer: HFTitanTrainer) -> dict[int, list[str]]:
+    """Fills up, while training, with the rows this rank takes in each step."""
+    consumed: dict[int, list[str]] = {}
+    batches = trainer.batch_generator
+
+    def watched(data):
+        for inputs, labels in batches(data):
+            rows = torch.cat([inputs["input"], inputs["positions"], labels], dim=1)
+            consumed.setdefault(trainer.step, []).extend(" ".join(map(str, row)) for row in rows.tolist())
+            yield inputs, labels
+
+    trainer.batch_generator = watched
+    return consumed
+
+
+def over_all_ranks(trainer: HFTitanTrainer, consumed: dict[int, list[str]]) -> dict[int, list[str]]:
+    """By step, the rows of all data-parallel ranks in their order; ranks of one must have read the same."""
+    dims = trainer.parallel_dims
+    mine = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
+    everybody: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, (mine, consumed))
+    shares = {}
+    for rank, rows in everybody:
+        assert shares.setdefault(rank, rows) == rows, "ranks of one batch read different rows"
+    return {step: [row for rank in sorted(shares) for row in shares[rank][step]] for step in consumed}
 
 
 @torch.no_grad()
@@ -198,6 +243,8 @@ def main() -> None:
             if not case.get("fails"):
                 raise
             results.append({"error": type(error).__name__, "message": str(error)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         dist.barrier()
         dist.destroy_process_group()
         _clear_sharding_prop_cache()  # holds the meshes of this group

@@ -93,6 +93,7 @@ class Life:
         from hftitan_trainer.checkpoints import checkpoint_config
         from hftitan_trainer.data import dataloader_config
         from hftitan_trainer.engine import HFTitanTrainer
+        from hftitan_trainer.layout import rows_of_a_step
         from hftitan_trainer.tokenizer import tokenizer_config
 
         observer.stage("import")
@@ -100,7 +101,7 @@ class Life:
             spec,
             model,
             env.output,
-            dataloader=dataloader_config(spec.dataset, seed=spec.training.seed),
+            dataloader=dataloader_config(spec.dataset, rows=rows_of_a_step(spec), seed=spec.training.seed),
             tokenizer=tokenizer_config(spec.model.trust_remote_code),
             checkpoint=checkpoint_config(spec, initial_load_path=str(model.path) if model.pretrained else None),
         )

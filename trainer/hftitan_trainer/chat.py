@@ -8,7 +8,7 @@ rewrite earlier turns (dropping their reasoning, for example) are refused, not m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ Span = tuple[int, int]
 class Tokens:
     """A document: ids, and for each whether it is to be learnt (None: all)."""
 
-    ids: list[int]
+    ids: Sequence[int]
     learn: list[bool] | None = None
 
 

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.checkpointer import CheckpointManager
+from torchtitan.components.checkpointer.base import MODEL
 
 from hftitan_api.wire import TrainerSpec
 from hftitan_trainer import manifest
 from hftitan_trainer.errors import StorageError, TrainerError, UserError
+from hftitan_trainer.layout import check_layout, layout
+from hftitan_trainer.load_plan import HeadFromEmbedding
 from hftitan_trainer.report import classify, describe
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,8 @@ class CompleteCheckpoints(CheckpointManager):
         attempt: int = 1
         mesh: dict[str, Any] = field(default_factory=dict)
         """MeshDegrees, as recorded in the manifest."""
+        data: dict[str, int] = field(default_factory=dict)
+        """How the data is dealt out (layout.py), recorded too: the place in it fits no other."""
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -62,8 +68,8 @@ class CompleteCheckpoints(CheckpointManager):
     def _load(self, step: int = -1) -> bool:
         """Load the newest complete checkpoint (or the one of `step`), else the initial weights, else nothing.
 
-        Raises UserError when checkpoints are there that may not be resumed, or were written by another data-parallel
-        degree, or the folder is not shared by all nodes; StorageError when reading fails.
+        Raises UserError when checkpoints are there that may not be resumed, or were written with the data
+        dealt out in another way, or the folder is not shared by all nodes; StorageError when reading fails.
         """
         self._check_shared()
         chosen = self._from_rank_zero(lambda: self._choose(step))
@@ -80,6 +86,14 @@ class CompleteCheckpoints(CheckpointManager):
             self._saved_step = chosen
             self.on_complete(chosen)
         return loaded
+
+    def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
+        """Upstream's, which takes no planner, with ours for checkpoints."""
+        if from_hf:
+            super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+            return
+        dcp.load(state_dict, checkpoint_id=checkpoint_id, planner=HeadFromEmbedding())
+        self.states[MODEL].load_state_dict(state_dict)
 
     def _find_load_step(self, folder: str = "") -> int:
         """Upstream asks for the newest step on every rank; it is decided already."""
@@ -103,15 +117,7 @@ class CompleteCheckpoints(CheckpointManager):
                 f"is false, but {self._path} holds a checkpoint of step {newest.step} of another run; set true to "
                 "continue it, or another spec.checkpoint.folder",
             )
-        written, now = newest.info.get("mesh") or {}, self._config.mesh
-        before, after = _data_parallel(written), _data_parallel(now)
-        if before != after:
-            raise UserError(
-                "spec.mesh",
-                f"the checkpoint {newest.path} was written with {before} data-parallel ranks, now there are {after}, "
-                "and the place in the data is kept for each; keep dpReplicate x dpShard, or start afresh in another "
-                "spec.checkpoint.folder",
-            )
+        check_layout(newest, self._config.data)
         return newest.step
 
     def _check_shared(self) -> None:
@@ -190,6 +196,7 @@ class CompleteCheckpoints(CheckpointManager):
                     jobUid=config.job_uid,
                     attempt=config.attempt,
                     mesh=config.mesh,
+                    data=config.data,
                 )
                 break
             except FileNotFoundError:
@@ -251,16 +258,13 @@ def checkpoint_config(spec: TrainerSpec, *, initial_load_path: str | None = None
         job_uid=spec.job_uid,
         attempt=int(os.environ.get("HFTITAN_ATTEMPT") or 1),
         mesh=spec.mesh.to_dict(),
+        data=layout(spec),
         initial_load_path=initial_load_path,
         initial_load_in_hf=initial_load_path is not None,
         initial_load_model_only=initial_load_path is not None,
         last_save_model_only=False,
         last_save_in_hf=False,
     )
-
-
-def _data_parallel(mesh: dict[str, Any]) -> int:
-    return int(mesh.get("dpReplicate", 1)) * int(mesh.get("dpShard", 1))
 
 
 def _extents(path: Path) -> dict[str, int]:

@@ -141,6 +141,21 @@ class HFTitanTrainer(HFTransformerTrainer):
         dist.all_reduce(wish, op=dist.ReduceOp.MAX)
         return bool(wish.item())
 
+    # --- the state of the loop --------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Upstream saves this rank's count of tokens, which means another number on another mesh: here all ranks'."""
+        return {"step": self.step, "ntokens_seen": self.ntokens_seen * self._ranks_that_count()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step = state_dict["step"]
+        self.ntokens_seen = state_dict["ntokens_seen"] // self._ranks_that_count()
+
+    def _ranks_that_count(self) -> int:
+        """Ranks whose tokens differ: those that the loss is summed over."""
+        mesh = self.parallel_dims.get_optional_mesh("loss")
+        return 1 if mesh is None else mesh.size()
+
     # --- one pass ---------------------------------------------------------------------------------------------------
 
     def post_dataloading_process(
