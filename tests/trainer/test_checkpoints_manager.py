@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hftitan_trainer import slim
+from hftitan_trainer import manifest, slim
 from hftitan_trainer.errors import StorageError, UserError
 
 slim.install()
@@ -91,6 +93,75 @@ def test_the_newest_complete_checkpoint_is_loaded_and_the_torn_one_named(
     assert second.seen() == (20, 20, 20.0)
     assert second.completed == [20]
     assert f"skipping the checkpoint {tmp_path}/checkpoint/step-30: it has no complete.json" in caplog.text
+
+
+def shard(path: Path) -> Path:
+    return next(path.glob("*.distcp"))
+
+
+def cut(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def flip_size(path: Path) -> None:
+    manifest = json.loads((path / "complete.json").read_text())
+    manifest["files"][shard(path).name] ^= 1
+    (path / "complete.json").write_text(json.dumps(manifest))
+
+
+HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a missing shard": (lambda p: shard(p).unlink(), "its file __0_0.distcp is missing"),
+    "a truncated shard": (lambda p: cut(shard(p)), "its file __0_0.distcp has "),
+    "a flipped size": (flip_size, "its file __0_0.distcp has "),
+    "no metadata": (lambda p: (p / ".metadata").unlink(), "its file .metadata is missing"),
+    "a garbage manifest": (lambda p: (p / "complete.json").write_bytes(b"\0\xff"), "its complete.json cannot be read"),
+    "a manifest cut short": (lambda p: cut(p / "complete.json"), "its complete.json cannot be read"),
+    "an empty folder": (lambda p: (shutil.rmtree(p), p.mkdir()), "it has no complete.json: the save did not finish"),
+    "a folder half deleted": (lambda p: (p / "complete.json").unlink(), "it has no complete.json: the save did not"),
+    "a manifest that is a folder": (
+        lambda p: ((p / "complete.json").unlink(), (p / "complete.json").mkdir()), "its complete.json cannot be read",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_a_harmed_checkpoint_is_skipped_with_a_word_for_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    first = Run(tmp_path, keep=9)
+    for step in (10, 20):
+        first.save(step)
+    newest = tmp_path / "checkpoint/step-20"
+    harm, words = HARMS[name]
+    harm(newest)
+    again = Run(tmp_path, keep=9)
+    with caplog.at_level(logging.WARNING):
+        assert again.manager.load()
+    assert again.seen() == (10, 10, 10.0)
+    assert f"skipping the checkpoint {newest}: {words}" in caplog.text
+    # The step is trained again, and its checkpoint is whole this time.
+    assert again.save(20)
+    assert manifest.examine(newest)[0] is None
+
+
+def test_a_folder_that_is_deleted_while_it_is_looked_at_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, keep=9)
+    for step in (10, 20):
+        run.save(step)
+    examine = manifest.examine
+
+    def deleted(path: Path) -> Any:
+        if path.name == "step-20":
+            manifest.remove(path)
+        return examine(path)
+
+    monkeypatch.setattr(manifest, "examine", deleted)
+    again = Run(tmp_path)
+    assert again.manager.load()
+    assert again.seen() == (10, 10, 10.0)
 
 
 def test_a_torn_checkpoint_is_written_over_without_its_leftovers(tmp_path: Path) -> None:

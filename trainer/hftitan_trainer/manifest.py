@@ -6,6 +6,7 @@ files missing. complete.json is written after the save, atomically, and deleted 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -98,7 +99,8 @@ def seal(path: Path, extents: Mapping[str, int], **info: Any) -> None:
 
 def remove(path: Path) -> None:
     """Delete a checkpoint; from the first moment on it is no longer complete. Missing files are no error."""
-    (path / FILE_NAME).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # a folder of that name completes nothing
+        (path / FILE_NAME).unlink()
     shutil.rmtree(path, ignore_errors=True)
 
 
