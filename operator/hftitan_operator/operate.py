@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from hftitan_operator.cluster.kube_api import KubeApi, NotLeading, load_configur
 from hftitan_operator.cluster.kube_progress import ProgressPoller
 from hftitan_operator.cluster.kube_store import Key
 from hftitan_operator.cluster.lease import Lease
+from hftitan_operator.cluster.port import Conflict
 from hftitan_operator.core.state import Event
 from hftitan_operator.operator_metrics import JobsCollector, OperatorMetrics
 from hftitan_operator.step import step
@@ -30,7 +32,7 @@ from hftitan_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
-WORKERS = 64
+WORKERS = 256
 """Jobs in work at once; what bounds the load on the API server is KubeCluster's own limit on writes."""
 LAST_PASSES_SECONDS = 1.0
 """On SIGTERM, for the passes that are under way. A pass cut short costs nothing but its repetition."""
@@ -145,7 +147,7 @@ class Operator:
         self._metrics.failed(error)
         if isinstance(error, NotLeading):
             return
-        unexpected = not isinstance(error, OSError)
+        unexpected = not isinstance(error, OSError | Conflict)
         log.log(logging.ERROR if unexpected else logging.WARNING, "%s/%s: %s", *key, error, exc_info=unexpected)
 
     def _told(self, job: HFTitanJob, event: Event) -> None:
@@ -217,7 +219,13 @@ async def operate(options: Options) -> None:
         await Operator(api, options).run()
 
 
+NESTING = 25_000
+"""An API server takes objects nested 10,000 deep where a schema lets it, and one of them must not end the reading of
+all: Python's JSON reader counts its levels against the interpreter's recursion limit, 1,000."""
+
+
 def main(options: Options, level: str = "info") -> None:
+    sys.setrecursionlimit(NESTING)
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     for noisy in ("kopf", "aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
