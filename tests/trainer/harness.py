@@ -140,18 +140,18 @@ def trainer_spec(model: Path | str, /, **changes: Any) -> dict[str, Any]:
         "monitoring": {},
     }
     for section, values in changes.items():
-        spec[section] = {**spec[section], **values}
+        spec[section] = {**spec.get(section, {}), **values}
     return spec
 
 
-def mesh(**degrees: int) -> dict[str, Any]:
+def mesh(steps: int = 5, **degrees: int) -> dict[str, Any]:
     """The mesh section and the batch per rank for a global batch of 4 rows."""
     full = {"dpReplicate": 1, "dpShard": 1, "cp": 1, "tp": 1, "pp": 1, "ep": 1, **degrees}
     world = full["dpReplicate"] * full["dpShard"] * full["cp"] * full["tp"] * full["pp"]
     dp = full["dpReplicate"] * full["dpShard"]
     return {
         "mesh": {**full, "ranksPerNode": world},
-        "training": {"steps": 5, "seqLen": SEQ, "localBatchSize": 4 // dp, "globalBatchSize": 4},
+        "training": {"steps": steps, "seqLen": SEQ, "localBatchSize": 4 // dp, "globalBatchSize": 4},
     }
 
 
