@@ -230,6 +230,8 @@ def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) ->
             f"mixture-of-experts models of type {model_type} were not compared with transformers' numbers; "
             f"use one of type {', '.join(sorted(MIXTURES))}"
         )
+    if config.get("use_bidirectional_attention") is True:
+        found.append("it attends to later words (use_bidirectional_attention), and training masks them")
     if experts and config.get("output_router_logits") is True:
         found.append(
             "its config asks for output_router_logits, and the load-balancing loss that this adds in transformers is "

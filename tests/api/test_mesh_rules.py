@@ -224,6 +224,14 @@ WITH_A_MODEL = {
             "compared with transformers' numbers; use one of type mixtral, olmoe, qwen3_moe"
         ],
     ),
+    "attention to later words": (
+        {},
+        {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+        [
+            f"spec.model.name: {NAME} cannot be trained: it attends to later words (use_bidirectional_attention), "
+            "and training masks them"
+        ],
+    ),
     "a load-balancing loss": (
         {},
         {**MIXTRAL, "output_router_logits": True},

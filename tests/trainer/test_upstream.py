@@ -32,6 +32,8 @@ def facts(tmp_path_factory):
     harness.make_model(folder / "tied", tied=True)
     harness.make_model(folder / "biased", attention_bias=True)
     harness.make_model(folder / "scaled", model_type="granite", logits_scaling=3.0)
+    harness.make_model(folder / "fused", **harness.FAMILIES["phi3"])
+    harness.make_model(folder / "aliased", **harness.FAMILIES["mixtral"])
     return look("cpu", folder) | look("bare", folder)
 
 
@@ -99,3 +101,18 @@ def test_flex_attention_has_no_backward_on_cpus(facts):
 def test_gloo_has_no_premul_sum(facts):
     """model.py: parallelize (set_force_sum_reduction_for_comms)."""
     assert facts["gloo premul sum"]
+
+
+def test_its_experts_compute_in_bfloat16(facts):
+    """experts.py: transformers' own are used instead."""
+    assert facts["float32 experts compute in"] == "torch.bfloat16"
+
+
+def test_fused_projections_are_refused_where_nothing_is_cut(facts):
+    """whole.py: modules_stay_whole."""
+    assert "no recognized query projection" in facts["fused projections without tensor parallelism"]
+
+
+def test_a_models_aliases_become_those_of_all_configs(facts):
+    """model.py: Config.update_from_config (attribute_map)."""
+    assert facts["aliases of one model are all models'"] is True

@@ -45,7 +45,7 @@ def main_on_cpu(folder: Path) -> None:
     from torchtitan.experiments.transformers_modeling_backend import model as backend
     from torchtitan.experiments.transformers_modeling_backend.parallelize import parallelize_hf_transformers
     from torchtitan.experiments.transformers_modeling_backend.state_dict_adapter import HFTransformerStateDictAdapter
-    from transformers import AutoModelForCausalLM, PreTrainedModel
+    from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
     def built(name: str) -> torch.nn.Module:
         config = flavors["full"]._replace()
@@ -95,6 +95,26 @@ def main_on_cpu(folder: Path) -> None:
     adapter = HFTransformerStateDictAdapter(SimpleNamespace(tie_word_embeddings=True), None)
     facts["names on the last stage"] = list(adapter.to_hf({"model.lm_head.weight": torch.ones(1)}))
 
+    # --- experts.py: the mixture that upstream would use
+    from torchtitan.models.common.moe import GroupedExperts
+
+    computed: list[torch.dtype] = []
+
+    def product(_self, *, A, B_t, offs):
+        computed.append(A.dtype)
+        return A.new_zeros(A.shape[0], B_t.shape[-1])
+
+    with mock.patch.object(GroupedExperts, "_grouped_mm", product):
+        GroupedExperts.Config(dim=4, hidden_dim=4, num_experts=2).build()(torch.ones(2, 4), torch.ones(2))
+    facts["float32 experts compute in"] = str(computed[0])
+
+    # --- whole.py
+    from torchtitan.experiments.transformers_modeling_backend.hf_sharding import set_hf_sharding_configs
+
+    facts["fused projections without tensor parallelism"] = attempt(
+        lambda: set_hf_sharding_configs(built("fused"), enable_sp=False)
+    )
+
     # --- attention.py
     q = torch.randn(1, 2, 128, 16, requires_grad=True)
     mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device="cpu")
@@ -121,6 +141,10 @@ def main_on_cpu(folder: Path) -> None:
         dump_folder="",
     )
     facts["tied as parallelized"] = model.lm_head.weight is model.tok_embeddings.weight
+
+    # --- model.py: update_from_config; last, since every config of this process changes
+    built("aliased")
+    facts["aliases of one model are all models'"] = "num_experts" in PretrainedConfig.attribute_map
 
 
 if __name__ == "__main__":
