@@ -14,8 +14,8 @@ sys.path.insert(0, str(HERE))
 
 import harness  # noqa: E402
 
-FAMILIES = {
-    **harness.FAMILIES,
+# Families as such are in test_architectures.py.
+VARIANTS = {
     "llama-tied": {"tied": True},
     "llama-bfloat16-file": {"dtype": "bfloat16"},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},
@@ -51,10 +51,10 @@ def reference(folder: Path, rows: list[dict]) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    """One process trains one step of every family; returns folder, first step's report, and the rows."""
+    """One process trains one step of every variant; returns folder, first step's report, and the rows."""
     root = tmp_path_factory.mktemp("families")
     rows = harness.rows(4)
-    folders = {name: harness.make_model(root / name, **how) for name, how in FAMILIES.items()}
+    folders = {name: harness.make_model(root / name, **how) for name, how in VARIANTS.items()}
     one_step = {"steps": 1, "seqLen": harness.SEQ, "localBatchSize": 4}
     cases = [{"spec": harness.trainer_spec(folder, training=one_step), "rows": rows} for folder in folders.values()]
     results = harness.run_worker(cases, root / "work", world=1)
@@ -62,7 +62,7 @@ def families(tmp_path_factory):
     return dict(zip(folders, zip(folders.values(), steps, strict=True), strict=True)), rows
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_first_step_equals_transformers(families, name):
     found, rows = families
     folder, step = found[name]
@@ -73,10 +73,9 @@ def test_first_step_equals_transformers(families, name):
 
 def test_smollm2_first_loss_equals_transformers_in_ten_materialisations(tmp_path):
     """Real weights, real text: SmolLM2-135M on two documents packed into one row."""
-    env = fetch_smollm2()
     from transformers import AutoTokenizer
 
-    folder = Path(snapshot(env))
+    folder = bench("losses").model_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [path.read_text()[at:] for path, at in ((HERE.parents[1] / "LICENSE", 0), (HERE / "harness.py", 0))]
     rows = [pack([tokenizer(text).input_ids[:150] for text in texts], 256)]
@@ -98,15 +97,15 @@ def pack(documents: list[list[int]], seq: int) -> dict[str, list[int]]:
     return {"input": tokens[:seq], "labels": labels[:seq], "positions": positions[:seq]}
 
 
-def fetch_smollm2() -> dict[str, str]:
-    source = importlib.util.spec_from_file_location("fetch_smollm2", HERE.parents[1] / "hack" / "fetch_smollm2.py")
+def test_smollm2_learns_what_it_learns_in_a_plain_loop(tmp_path):
+    """bench/losses.py does the same with 30 steps."""
+    compared = bench("losses").compare(steps=4, seq_len=128, batch=1, folder=tmp_path)
+    assert [ours for ours, _ in compared] == pytest.approx([theirs for _, theirs in compared], rel=1e-3)
+    assert compared[-1][0] < compared[0][0]
+
+
+def bench(name: str):
+    source = importlib.util.spec_from_file_location(f"bench_{name}", HERE.parents[1] / "bench" / f"{name}.py")
     module = importlib.util.module_from_spec(source)
     source.loader.exec_module(module)
-    return module.fetch()
-
-
-def snapshot(env: dict[str, str]) -> str:
-    from huggingface_hub import snapshot_download
-
-    cache = str(Path(env["HF_HOME"]) / "hub") if "HF_HOME" in env else None
-    return snapshot_download("HuggingFaceTB/SmolLM2-135M-Instruct", cache_dir=cache, local_files_only=True)
+    return module
