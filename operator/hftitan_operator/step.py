@@ -44,7 +44,7 @@ async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> f
 
 async def _seen_through(cluster: ClusterPort, seen: Seen, decision: Decision, now: float) -> Decision:
     """The decision once its creations are seen, if that only says more of the same phase: one status write for both."""
-    if not any(isinstance(action, Apply) for action in decision.actions):
+    if decision.recheck_after == 0.0 or not any(isinstance(action, Apply) for action in decision.actions):
         return decision
     after = await cluster.observe(seen.job.metadata.namespace, seen.job.metadata.name)
     if after is None or after.job.metadata != seen.job.metadata:
