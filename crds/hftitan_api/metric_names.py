@@ -59,6 +59,10 @@ PROGRESS_TIME = Metric(
 )
 LOSS = Metric("hftitan_loss", "gauge", "Mean loss over all tokens of the newest step, over all ranks.")
 LOSS_MAX = Metric("hftitan_loss_max", "gauge", "Largest mean loss of one data-parallel rank in the newest step.")
+VALIDATION_LOSS = Metric(
+    "hftitan_validation_loss", "gauge", "Mean loss over all tokens of the newest validation, over all ranks."
+)
+VALIDATION_STEP = Metric("hftitan_validation_step", "gauge", "Step after which the newest validation was made.")
 GRAD_NORM = Metric("hftitan_grad_norm", "gauge", "Norm of the gradient before clipping in the newest step.")
 LEARNING_RATE = Metric("hftitan_learning_rate", "gauge", "Learning rate of the newest step.")
 TOKENS = Metric("hftitan_tokens_total", "counter", "Tokens trained on by all ranks, earlier attempts included.")
@@ -104,6 +108,8 @@ TRAINER: tuple[Metric, ...] = (
     PROGRESS_TIME,
     LOSS,
     LOSS_MAX,
+    VALIDATION_LOSS,
+    VALIDATION_STEP,
     GRAD_NORM,
     LEARNING_RATE,
     TOKENS,

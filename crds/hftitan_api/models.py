@@ -213,13 +213,13 @@ class CheckpointSpec(ApiModel):
 
 
 class ValidationSpec(ApiModel):
-    """Loss on held-out data."""
+    """Loss on held-out data, the same rows each time."""
 
     dataset: DatasetSpec
     interval: Annotated[int, Field(ge=1, le=INT32_MAX)] = 100
-    """Training steps between validations."""
+    """Training steps between validations; the last step is followed by one in any case."""
     steps: Annotated[int, Field(ge=1, le=INT32_MAX)] = 10
-    """Batches of each validation."""
+    """Batches of each validation, as large as those of a training step; fewer when the data ends before."""
 
 
 class RunPolicySpec(ApiModel):

@@ -151,6 +151,9 @@ class Progress(ApiModel):
     """Unix time at which step or phase last changed."""
     worker_restarts: Number = 0
     """In-place restarts by torchrun in this attempt."""
+    validation_step: Number | None = None
+    validation_loss: Measure = None
+    """Of the newest validation, made after `validationStep`."""
     checkpoint_step: Number | None = None
     checkpoint_time: UnixTime | None = None
     export_path: Text | None = None

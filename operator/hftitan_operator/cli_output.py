@@ -54,6 +54,12 @@ def numbers(record: dict[str, Any]) -> str:
     return "  ".join(words)
 
 
+def validation(record: dict[str, Any]) -> str:
+    """A line for a loss on held-out data."""
+    loss = record.get("loss")
+    return f"step {record.get('step')}  validation loss {'not finite' if loss is None else format(loss, '.4f')}"
+
+
 def last_words(end: End, told: str = "") -> str:
     """How it ended, in a line; a message that was told just before is not repeated."""
     took = f"in {duration(end.seconds)}"
@@ -157,6 +163,8 @@ class LineReporter:
         self._steps = job.spec.training.steps
 
     def record(self, record: dict[str, Any]) -> None:
+        if record.get("kind") == "validation":
+            self._write(validation(record))
         if record.get("kind", "step") != "step":
             return
         if time.monotonic() - self._last < STEP_LINE_SECONDS:

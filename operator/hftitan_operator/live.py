@@ -17,7 +17,7 @@ from rich.text import Text
 
 from hftitan_api.models import HFTitanJob
 from hftitan_api.wire import Progress
-from hftitan_operator.cli_output import duration, last_words
+from hftitan_operator.cli_output import duration, last_words, validation
 from hftitan_operator.core.state import Event
 from hftitan_operator.run import End
 
@@ -63,6 +63,8 @@ class LiveReporter:
         self._job = job
 
     def record(self, record: dict[str, Any]) -> None:
+        if record.get("kind") == "validation":
+            self.console.print(f"[dim]{escape(validation(record))}[/]")
         if record.get("kind", "step") != "step":
             return
         self._record = record

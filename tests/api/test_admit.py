@@ -159,13 +159,12 @@ MISTAKES = {
             "spec.monitoring.wandbSecret: this is not supported yet; remove it",
         ],
     ),
-    "validation": (
-        {"validation": {"dataset": {"name": "a/b"}}},
-        ["spec.validation: this is not supported yet; remove it"],
-    ),
     "checkpoints meanwhile": (
-        {"checkpoint": {"asyncMode": "async"}},
-        ["spec.checkpoint.asyncMode: async is not supported yet; use disabled"],
+        {"checkpoint": {"asyncMode": "async_with_pinned_mem"}},
+        [
+            "spec.checkpoint.asyncMode: async_with_pinned_mem is not supported yet; use async (pinned copies need a "
+            "GPU, and room in /dev/shm that is not reckoned with)"
+        ],
     ),
 }  # fmt: skip
 

@@ -111,6 +111,7 @@ def test_a_scrape_shows_the_table_and_nothing_else(observer: RunObserver, server
     observer.resumed(2)
     observer.phase("training")
     observer.step(replace(REPORT, mfu=0.4, memory_bytes=5))
+    observer.validated(3, 2.5, 100, 0.5)
     observer.saved(3, 1.5)
     observer.complete(3)
     table = {metric.name.removesuffix("_total"): metric for metric in names.TRAINER}
@@ -175,6 +176,17 @@ def test_the_eta_forgets_the_slow_first_step(observer: RunObserver) -> None:
     assert observer.progress().eta_seconds == pytest.approx(7.7)
     observer.phase("done")
     assert observer.progress().eta_seconds == 0.0
+
+
+def test_a_validation_is_told_everywhere(
+    observer: RunObserver, server: ThreadingHTTPServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        observer.validated(3, 2.5, 100, 0.51)
+    assert "validation at step 3: loss 2.50000 over 100 tokens, 0.5 s" in caplog.text
+    progress = Progress.model_validate_json(get(server, "/progress"))
+    assert (progress.validation_step, progress.validation_loss) == (3, 2.5)
+    assert 'hftitan_validation_loss{job_name="j",' in get(server, "/metrics")
 
 
 def test_a_loss_that_is_no_number_is_null_in_json(observer: RunObserver, server: ThreadingHTTPServer) -> None:

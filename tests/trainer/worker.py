@@ -7,6 +7,7 @@ gives it that checkpoint of another case to resume from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -39,6 +40,7 @@ from hftitan_trainer.hf_model import fetch_model  # noqa: E402
 from hftitan_trainer.layout import rows_of_a_step  # noqa: E402
 from hftitan_trainer.observer import Observer, StepReport  # noqa: E402
 from hftitan_trainer.tokenizer import tokenizer_config  # noqa: E402
+from hftitan_trainer.validation import Validation  # noqa: E402
 
 
 class Rows(BaseDataLoader):
@@ -90,6 +92,8 @@ class Recorder(Observer):
         self.small_disk_after = small_disk_after
         self.reports: list[StepReport] = []
         self.phases: list[str] = []
+        self.validations: list = []
+        self.random: list[str] = []
         self.stop_at = stop_at
 
     def phase(self, name):
@@ -97,6 +101,7 @@ class Recorder(Observer):
 
     def step(self, report):
         self.reports.append(report)
+        self.random.append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
 
     def poison(self, trainer, step):
         """Make the loss of the step after `step` a NaN."""
@@ -109,8 +114,14 @@ class Recorder(Observer):
 
         trainer.metrics_processor.on_step = then
 
+    def validated(self, step, loss, tokens, _seconds):
+        self.validations.append([step, loss, tokens])
+
     def saved(self, step, seconds):
-        if step == self.small_disk_after and dist.get_rank() == dist.get_world_size() - 1:
+        if step != self.small_disk_after:
+            return
+        self.trainer.checkpointer.maybe_wait_for_saving()
+        if dist.get_rank() == dist.get_world_size() - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
 
     def stop_requested(self):
@@ -142,12 +153,16 @@ def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
 
 
 def run(case: dict, output: Path) -> dict:
+    trainer_spec = TrainerSpec.model_validate(case["spec"])
     recorder = Recorder(case.get("stopAt"), case.get("smallDiskAfter"))
     if "from" in case and dist.get_rank() == 0:
         source, step = case["from"]
         shutil.copytree(Path(source) / f"checkpoint/step-{step}", output / f"checkpoint/step-{step}")
     trainer = build(case, output, recorder)
+    recorder.trainer = trainer
     consumed = watch_rows(trainer)
+    if trainer_spec.validation is not None:
+        trainer.validation = Validation(trainer, trainer_spec)
     if case.get("forwards"):
         result = {"losses": [first_loss(trainer, case["rows"][:1]) for _ in range(case["forwards"])]}
         trainer.close()
@@ -161,6 +176,9 @@ def run(case: dict, output: Path) -> dict:
         "steps": [asdict(report) for report in recorder.reports],
         "phases": recorder.phases,
         "outcome": asdict(outcome),
+        "validations": recorder.validations,
+        "random": recorder.random,
+        "mode": {part.training for part in trainer.model_parts} == {True},
     }
     if case.get("logits"):
         result["logits"] = logits(trainer, case["rows"][0])
@@ -250,6 +268,8 @@ def main() -> None:
         _clear_sharding_prop_cache()  # holds the meshes of this group
     if os.environ["RANK"] == "0":
         (folder / "results.json").write_text(json.dumps(results))
+    # As the trainer ends: gloo's groups for asynchronous saves abort now and then when they are destroyed at the exit.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ class Life:
         from hftitan_trainer.engine import HFTitanTrainer
         from hftitan_trainer.layout import rows_of_a_step
         from hftitan_trainer.tokenizer import tokenizer_config
+        from hftitan_trainer.validation import Validation
 
         observer.stage("import")
         config = build_config(
@@ -107,6 +108,8 @@ class Life:
         )
         trainer = HFTitanTrainer(config, observer)
         trainer.checkpointer.on_complete = observer.complete
+        if spec.validation is not None:
+            trainer.validation = Validation(trainer, spec)
         observer.stage("build")
 
         self.stop.training(True)
@@ -185,6 +188,8 @@ def check_paths(spec: TrainerSpec) -> None:
     """Mistakes that can be seen before anything heavy is imported. Raises UserError."""
     if spec.dataset.path is not None:
         list_files(Path(spec.dataset.path), "spec.dataset")
+    if spec.validation is not None and spec.validation.dataset.path is not None:
+        list_files(Path(spec.validation.dataset.path), "spec.validation.dataset")
 
 
 def _wait_for_all() -> None:

@@ -20,7 +20,6 @@ from torchtitan.protocols.model_spec import ModelSpec as TitanModelSpec
 from hftitan_api.models import TrainingSpec
 from hftitan_api.wire import MeshDegrees, TrainerSpec
 from hftitan_trainer.checks import check_model_on_mesh
-from hftitan_trainer.errors import UserError
 from hftitan_trainer.hf_model import ModelFolder
 from hftitan_trainer.metrics_engine import StepMetrics
 from hftitan_trainer.model import HFTitanModel, HFTitanStateDictAdapter, parallelize
@@ -44,8 +43,6 @@ def build_config(
     torchtitan's kind (data.py, tokenizer.py and checkpoints.py make them). Raises UserError for what cannot be
     honoured.
     """
-    if spec.validation is not None:
-        raise UserError("spec.validation", "not supported yet; leave it out")
     check_model_on_mesh(model.config, spec)
     return TransformersBackendConfig(
         hf_model=str(model.path),

@@ -48,6 +48,7 @@ class PackedDataLoader(BaseDataLoader):
         """Rows of an optimizer step over all ranks."""
         seed: int = 42
         infinite: bool = True
+        """False: one pass over the data, then rows of padding for ever, so that all ranks can end together."""
         field: str = "spec.dataset"
         """Path of `spec` in the job, for error messages."""
 
@@ -74,7 +75,15 @@ class PackedDataLoader(BaseDataLoader):
         self._field = config.field
 
         def packer(lane: int) -> Packer:
-            return Packer(open_stream(lane), encode, seq_len, whole=fields.chat, pad=pad, field=source)
+            return Packer(
+                open_stream(lane),
+                encode,
+                seq_len,
+                whole=fields.chat,
+                pad=pad,
+                field=source,
+                pad_end=not config.infinite,
+            )
 
         self._packer = packer
         self._states: dict[int, Any] = {}
@@ -130,6 +139,10 @@ class PackedDataLoader(BaseDataLoader):
                     continue
             if isinstance(item, BaseException):
                 return
+
+    def rewind(self) -> None:
+        """The next iteration begins at the start."""
+        self._states = {}
 
     def state_dict(self) -> dict[str, Any]:
         """One key for each lane, so that ranks that read the same batches save it once."""

@@ -26,6 +26,7 @@ from hftitan_trainer.model import HFTitanModel
 from hftitan_trainer.observer import Observer, Outcome
 from hftitan_trainer.replicas import Replicas, holds_whole_model
 from hftitan_trainer.tied import TiedStages
+from hftitan_trainer.validation import Validation
 
 
 class HFTitanTrainer(HFTransformerTrainer):
@@ -37,6 +38,7 @@ class HFTitanTrainer(HFTransformerTrainer):
             super().__init__(config)
         self.metrics_processor.on_step = self.observer.step
         self.metrics_processor.steps = config.training.steps
+        self.validation: Validation | None = None
         self._passes_left = 0
         self._tied = TiedStages.of(self)
         self._replicas = self._find_replicas()
@@ -63,7 +65,9 @@ class HFTitanTrainer(HFTransformerTrainer):
             self.gc_handler.run(self.step)
             self._step(batches)
             done = self.step == self.config.training.steps
-            stop = not done and self._agreed_to_stop()
+            stop = not done and self.agreed_to_stop()
+            if not stop:
+                stop = not self._validate_if_due(last=done) and not done
             self._save_if_due(last=done or stop)
             if self.step == first:
                 # Nothing is slow any more from here on.
@@ -135,7 +139,19 @@ class HFTitanTrainer(HFTransformerTrainer):
         self.observer.saved(self.step, time.perf_counter() - begin)
         self.observer.phase("training")
 
-    def _agreed_to_stop(self) -> bool:
+    def _validate_if_due(self, *, last: bool) -> bool:
+        """False when a rank wants to stop, and the validation was left for that."""
+        if self.validation is None or not self.validation.due(self.step, last=last):
+            return True
+        begin = time.perf_counter()
+        result = self.validation.run()
+        if result is not None:
+            loss, tokens = result
+            self.observer.validated(self.step, loss, tokens, time.perf_counter() - begin)
+        self.observer.phase("training")
+        return result is not None
+
+    def agreed_to_stop(self) -> bool:
         """Whether any rank wants to stop: one answer for all, so that all save the same step."""
         wish = torch.tensor(int(self.observer.stop_requested()), device=self.device)
         dist.all_reduce(wish, op=dist.ReduceOp.MAX)

@@ -78,6 +78,8 @@ def families(
         names.PROGRESS_TIME: progress.updated,
         names.LOSS: report and report.loss,
         names.LOSS_MAX: report and report.max_loss,
+        names.VALIDATION_LOSS: progress.validation_loss,
+        names.VALIDATION_STEP: progress.validation_step,
         names.GRAD_NORM: report and report.grad_norm,
         names.LEARNING_RATE: progress.lr,
         names.TOKENS: progress.tokens_seen,

@@ -55,6 +55,7 @@ class RunObserver(Observer, Collector):
         self._step = 0
         self._resumed_from: int | None = None
         self._checkpoint: tuple[int, float] | None = None
+        self._validation: tuple[int, float] | None = None
         self._export_path: str | None = None
         self._model_revision: str | None = None
         self._mean_step_seconds: float | None = None
@@ -134,6 +135,13 @@ class RunObserver(Observer, Collector):
         if first:
             self._note("startup", seconds={key: round(value, 3) for key, value in self._stages.items()})
 
+    def validated(self, step: int, loss: float, tokens: int, seconds: float) -> None:
+        with self._lock:
+            self._validation = (step, loss)
+        self._note("validation", step=step, loss=loss, tokens=tokens, seconds=round(seconds, 3))
+        if self._env.rank == 0:
+            logger.info("validation at step %d: loss %.5f over %d tokens, %.1f s", step, loss, tokens, seconds)
+
     def saved(self, step: int, seconds: float) -> None:
         with self._lock:
             self._save_durations.observe(seconds)
@@ -182,7 +190,7 @@ class RunObserver(Observer, Collector):
     def progress(self) -> Progress:
         """The document at /progress."""
         with self._lock:
-            report, checkpoint = self._report, self._checkpoint
+            report, checkpoint, validation = self._report, self._checkpoint, self._validation
             return Progress(
                 attempt=self._env.attempt,
                 phase=self._phase,
@@ -198,6 +206,8 @@ class RunObserver(Observer, Collector):
                 tokens_seen=report.tokens_seen if report else None,
                 updated=self._updated,
                 worker_restarts=self._env.worker_restarts,
+                validation_step=validation[0] if validation else None,
+                validation_loss=_finite(validation[1]) if validation else None,
                 checkpoint_step=checkpoint[0] if checkpoint else None,
                 checkpoint_time=checkpoint[1] if checkpoint else None,
                 export_path=self._export_path,

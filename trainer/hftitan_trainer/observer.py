@@ -56,6 +56,9 @@ class Observer:
     def resumed(self, step: int) -> None:
         """Training goes on from the checkpoint of `step`."""
 
+    def validated(self, step: int, loss: float, tokens: int, seconds: float) -> None:
+        """The mean loss over `tokens` tokens of held-out data, after `step`; the same on every rank."""
+
     def saved(self, step: int, seconds: float) -> None:
         """The checkpoint of `step` is written, or (async) staged; it took this rank `seconds`."""
 

@@ -40,6 +40,7 @@ class Packer:
         whole: bool,
         pad: int,
         field: str,
+        pad_end: bool = False,
     ) -> None:
         self._stream = stream
         self._encode = encode
@@ -47,6 +48,7 @@ class Packer:
         self._whole = whole
         self._pad = pad
         self._field = field
+        self._pad_end = pad_end
         self._pending: Tokens | None = None
         self._before: Any = None
         """The stream's state before the pending document."""
@@ -54,15 +56,16 @@ class Packer:
         """Where the next row goes on in the pending document."""
 
     def row(self) -> Row:
-        """The next row. Raises StopIteration at the end of a finite stream (an unfinished row of text is dropped, one
-        of chats padded), UserError when a whole epoch has nothing to learn."""
+        """The next row. Raises UserError when a whole epoch has nothing to learn, and StopIteration at the end of a
+        finite stream (an unfinished row of text is dropped, one of chats padded) unless `pad_end` asks for padding
+        instead, for ever."""
         row = Row([], [], [])
         while (room := self._seq_len - len(row.inputs)) > 0:
             if self._pending is None:
                 try:
                     self._pending = self._next_document()
                 except StopIteration:
-                    if not (self._whole and row.inputs):
+                    if not (self._pad_end or (self._whole and row.inputs)):
                         raise
                     self._fill(row, room)
                     break
