@@ -93,6 +93,14 @@ class Job:
         selector = "hftitan.io/job=x" + (f",hftitan.io/attempt={attempt}" if attempt else "")
         return self.admin.list("pods", self.namespace, labels=selector)
 
+    def wait_collected(self):
+        """Nothing that it owned is left."""
+        for resource in ("pods", "services", "configmaps"):
+            wait(
+                lambda resource=resource: not self.admin.list(resource, self.namespace, labels="hftitan.io/job=x"),
+                f"{resource} to be collected",
+            )
+
     def events(self):
         found = self.admin.list("events", self.namespace)
         mine = [event for event in found if event["involvedObject"]["kind"] == "HFTitanJob"]
@@ -236,22 +244,14 @@ def test_the_deadline_does_not_run_while_suspended(job):
 def test_a_finished_job_goes_when_its_time_is_up_with_all_it_owns(job, admin):
     job.create(training={"steps": 2}, runPolicy={"ttlSecondsAfterFinished": 1})
     admin.wait_gone("hftitanjobs", "x", job.namespace)
-    for resource in ("pods", "services", "configmaps"):
-        wait(
-            lambda resource=resource: not admin.list(resource, job.namespace, labels="hftitan.io/job=x"),
-            f"{resource} to be collected",
-        )
+    job.wait_collected()
 
 
 def test_a_deleted_job_takes_its_objects_with_it(job, admin):
     job.create(training={"steps": 100_000})
     job.phase("Running")
     admin.delete("hftitanjobs", "x", job.namespace)
-    for resource in ("pods", "services", "configmaps"):
-        wait(
-            lambda resource=resource: not admin.list(resource, job.namespace, labels="hftitan.io/job=x"),
-            f"{resource} to be collected",
-        )
+    job.wait_collected()
 
 
 def test_a_deleted_pod_is_nobodys_failure(job, admin):
