@@ -51,6 +51,11 @@ class OperatorProcess:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def wait_ready(self) -> None:
         wait(self._is_ready, f"the operator to be ready (see {self.log})", READY_SECONDS)
 

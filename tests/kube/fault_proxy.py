@@ -1,0 +1,301 @@
+"""A reverse proxy between an operator and the API server that does to their talk what a test's script says.
+
+    with FaultProxy(plane, folder) as proxy:
+        proxy.script = lambda call: answer(500) if call.is_write and call.resource == "pods" else None
+
+Plain HTTP on loopback towards the operator (`proxy.kubeconfig`), TLS towards the API server; whose token it is passes
+through. It runs in a thread of its own, and so do the scripts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+import yaml
+from aiohttp import web
+from control_plane import ControlPlane
+from yarl import URL
+
+LATE_SECONDS = 0.5
+"""After which a watch event told "late" comes a second time, between the newer ones."""
+POLL_SECONDS = 0.02
+PASSED_ON = ("Authorization", "Accept", "Accept-Encoding", "Content-Type")
+PASSED_BACK = ("Content-Type", "Content-Encoding", "Retry-After")
+REASONS = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as the operator made it. Of a cluster-wide one, `namespace` is empty."""
+
+    at: float
+    method: str
+    path: str
+    """With its query."""
+    namespace: str
+    resource: str
+    name: str
+    subresource: str
+    body: bytes
+
+    @classmethod
+    def of(cls, method: str, path: str, body: bytes) -> Call:
+        _, root, *parts = path.partition("?")[0].split("/")
+        parts = parts[1:] if root == "api" else parts[2:]
+        namespace = ""
+        if len(parts) > 2 and parts[0] == "namespaces":
+            namespace, parts = parts[1], parts[2:]
+        resource, name, subresource = [*parts, "", "", ""][:3]
+        return cls(time.monotonic(), method, path, namespace, resource, name, subresource, body)
+
+    @property
+    def is_watch(self) -> bool:
+        return self.method == "GET" and "watch=" in self.path
+
+    @property
+    def is_lease(self) -> bool:
+        return self.resource == "leases"
+
+    @property
+    def is_event(self) -> bool:
+        """A line for humans."""
+        return self.resource == "events"
+
+    @property
+    def is_write(self) -> bool:
+        """Of anything but the operator's own lease."""
+        return self.method != "GET" and not self.is_lease
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path.partition('?')[0]}{' (watch)' if self.is_watch else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    kind: Literal["kill", "answer", "hang", "reset"]
+    forward: bool = False
+    """The API server does get the request, and only the answer is lost."""
+    status: int = 0
+    retry_after: int | None = None
+    victim: Callable[[], None] | None = None
+
+    def __str__(self) -> str:
+        what = str(self.status) if self.kind == "answer" else self.kind
+        later = " with Retry-After" if self.retry_after is not None else ""
+        return f"{what}{later}{' after forwarding' if self.forward else ''}"
+
+
+def kill(victim: Callable[[], None], *, forward: bool) -> Fault:
+    """`victim()` ends the operator, at once."""
+    return Fault("kill", forward, victim=victim)
+
+
+def answer(status: int, *, forward: bool = False, retry_after: int | None = None) -> Fault:
+    return Fault("answer", forward, status, retry_after)
+
+
+def hang(*, forward: bool = False) -> Fault:
+    """Until the client gives up."""
+    return Fault("hang", forward)
+
+
+def reset(*, forward: bool = False) -> Fault:
+    return Fault("reset", forward)
+
+
+Script = Callable[[Call], Fault | None]
+StreamFault = Literal["drop", "duplicate", "late", "cut", "ERROR 410", "ERROR 500"]
+"""To one event of a watch: lost; told twice; told again later; lost with the connection; an ERROR in its place."""
+StreamScript = Callable[[Call], StreamFault | None]
+
+
+@dataclass(slots=True)
+class Injected:
+    kind: str
+    method: str
+    path: str
+    at: float
+    until: float
+    """Later than `at` where the fault lasts."""
+
+
+@dataclass
+class FaultProxy:
+    plane: ControlPlane
+    folder: Path
+    user: str = "admin"
+    script: Script = lambda call: None
+    stream_script: StreamScript = lambda call: None
+    """Asked for every event of a watch."""
+    faults: list[Injected] = field(default_factory=list)
+    writes: list[Call] = field(default_factory=list)
+    """Those that the API server got."""
+    port: int = 0
+    hanging: int = 0
+    """Requests that hang now."""
+    _open: set[asyncio.Transport] = field(default_factory=set)
+
+    def __enter__(self) -> FaultProxy:
+        started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="fault proxy", daemon=True)
+        self._thread.start()
+        assert started.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The plane's, with the proxy in the API server's place."""
+        config = yaml.safe_load(self.plane.kubeconfig(self.user).read_text())
+        config["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{self.port}"}
+        path = self.folder / f"proxy-{self.port}.kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        path.chmod(0o600)
+        return path
+
+    def quiet(self) -> None:
+        """No more faults; those that last end by themselves."""
+        self.script = self.stream_script = lambda call: None
+
+    def cut_off(self) -> None:
+        """From now on nothing comes through, on open connections either."""
+        self.script = lambda call: reset()
+        self._loop.call_soon_threadsafe(lambda: [transport.abort() for transport in list(self._open)])
+
+    # --- the thread -----------------------------------------------------------------------------------------
+
+    def _run(self, started: threading.Event) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(started))
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._ended = asyncio.Event()
+        tls = ssl.create_default_context(cafile=self.plane.ca)
+        connector = aiohttp.TCPConnector(ssl=tls, limit=0)
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as self._upstream:
+            handler = web.Server(self._handle, access_log=None)
+            server = await self._loop.create_server(handler, "127.0.0.1", self.port)
+            self.port = server.sockets[0].getsockname()[1]
+            started.set()
+            await self._ended.wait()
+            server.close()
+            await handler.shutdown(0.1)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        self._open.add(request.transport)
+        call = Call.of(request.method, request.raw_path, await request.read())
+        fault = self.script(call)
+        if fault is None:
+            return await self._forward(request, call)
+        noted = self._note(str(fault), call)
+        if fault.forward:
+            await self._forward(request, call, answer=False)
+        if fault.victim is not None:
+            fault.victim()
+        if fault.kind == "hang":
+            self.hanging += 1
+            while request.transport is not None and not request.transport.is_closing():
+                await asyncio.sleep(POLL_SECONDS)
+            self.hanging -= 1
+            noted.until = time.monotonic()
+        if fault.kind != "answer":
+            return self._gone(request)
+        said = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": fault.status}
+        said |= {"reason": REASONS[fault.status], "message": "injected by the fault proxy"}
+        headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+        return web.json_response(said, status=fault.status, headers=headers)
+
+    def _note(self, kind: str, call: Call) -> Injected:
+        now = time.monotonic()
+        self.faults.append(Injected(kind, call.method, call.path, now, now))
+        return self.faults[-1]
+
+    def _gone(self, request: web.BaseRequest) -> web.Response:
+        """Ends the connection; nobody reads what is returned."""
+        if request.transport is not None:
+            self._open.discard(request.transport)
+            request.transport.abort()
+        return web.Response()
+
+    async def _forward(self, request: web.BaseRequest, call: Call, *, answer: bool = True) -> web.StreamResponse:
+        headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+        url = URL(self.plane.url + call.path, encoded=True)
+        if call.is_write:
+            self.writes.append(call)
+        try:
+            async with self._upstream.request(call.method, url, data=call.body or None, headers=headers) as got:
+                if call.is_watch and got.status == 200 and answer:
+                    return await self._stream(request, call, got)
+                kept = {name: got.headers[name] for name in PASSED_BACK if name in got.headers}
+                return web.Response(status=got.status, body=await got.read(), headers=kept)
+        except (aiohttp.ClientError, OSError):  # either side went away: the other one sees the same
+            return self._gone(request)
+
+    # --- watches --------------------------------------------------------------------------------------------
+
+    async def _stream(self, request: web.BaseRequest, call: Call, source: aiohttp.ClientResponse) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        again: set[asyncio.Task[None]] = set()
+        try:
+            async for line in _lines(source.content):
+                fault = None if b'"BOOKMARK"' in line[:40] else self.stream_script(call)
+                if fault is not None:
+                    self._note(f"watch: {fault}", call)
+                if fault == "cut":
+                    return self._gone(request)
+                if fault in ("ERROR 410", "ERROR 500"):
+                    await response.write(_error_event(int(fault[-3:])))
+                    break
+                for _ in range({"drop": 0, "duplicate": 2}.get(fault or "", 1)):
+                    await response.write(line)
+                if fault == "late":
+                    again.add(asyncio.create_task(_later(response, line)))
+        finally:
+            for task in again:
+                task.cancel()
+        return response
+
+
+async def _later(response: web.StreamResponse, line: bytes) -> None:
+    await asyncio.sleep(LATE_SECONDS)
+    with contextlib.suppress(ConnectionError):
+        await response.write(line)
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Of any length, each with its end."""
+    rest = b""
+    async for chunk in content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+
+
+def _error_event(code: int) -> bytes:
+    said: dict[str, Any] = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+    said |= {"code": code, "reason": REASONS[code], "message": "injected by the fault proxy"}
+    return json.dumps({"type": "ERROR", "object": said}).encode() + b"\n"
+
+
+def tally(faults: Iterable[Injected]) -> str:
+    """How many there were, by kind."""
+    counts = Counter(fault.kind for fault in faults)
+    return f"{counts.total()} faults: " + ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
