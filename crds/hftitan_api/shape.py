@@ -71,6 +71,8 @@ TENSOR_PARALLEL = frozenset(
         "qwen2", "qwen3", "smollm3",
     }
 )  # fmt: skip
+# Kinds of layers (layer_types) that see of a row what the mask lets them see, and nothing else.
+_ATTENTION = frozenset({"full_attention", "sliding_attention"})
 # Families with experts whose losses, gradients and exported weights were compared with transformers' and found equal.
 MIXTURES = frozenset({"mixtral", "olmoe", "qwen3_moe"})
 
@@ -229,6 +231,12 @@ def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) ->
         found.append(
             f"mixture-of-experts models of type {model_type} were not compared with transformers' numbers; "
             f"use one of type {', '.join(sorted(MIXTURES))}"
+        )
+    kinds = config.get("layer_types")
+    recurrent = sorted(set(map(str, kinds)) - _ATTENTION) if isinstance(kinds, list) else []
+    if recurrent:
+        found.append(
+            f"it has layers of kind {recurrent[0]}, whose state would pass from a document to the next one in its row"
         )
     if config.get("use_bidirectional_attention") is True:
         found.append("it attends to later words (use_bidirectional_attention), and training masks them")

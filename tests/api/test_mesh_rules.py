@@ -224,6 +224,14 @@ WITH_A_MODEL = {
             "compared with transformers' numbers; use one of type mixtral, olmoe, qwen3_moe"
         ],
     ),
+    "layers with a state": (
+        {},
+        {"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"]},
+        [
+            f"spec.model.name: {NAME} cannot be trained: it has layers of kind linear_attention, whose state would "
+            "pass from a document to the next one in its row"
+        ],
+    ),
     "attention to later words": (
         {},
         {"model_type": "gemma3_text", "use_bidirectional_attention": True},

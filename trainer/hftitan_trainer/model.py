@@ -50,7 +50,7 @@ class HFTitanModel(HFTransformerModel):
             """Take over the folder's config; never the hub's, and never with remote code (upstream: both)."""
             hf_config = self._folder.config
             # Upstream adds the model's aliases to this dict, which is the class's: any config of the process has them.
-            self.attribute_map = dict(hf_config.attribute_map)
+            self.attribute_map: dict[str, str] = {}
             with _auto_config_is(hf_config):
                 HFTransformerModel.Config.update_from_config(self, config=config, **kwargs)
             for key in _KEPT_KEYS:
@@ -75,7 +75,8 @@ class HFTitanModel(HFTransformerModel):
         attention.install()
         try:
             super().__init__(config)
-        except (AttributeError, ImportError) as error:
+            list(self.named_children())  # the parts that torchtitan will ask for
+        except (AttributeError, ImportError, RecursionError, RuntimeError, TypeError) as error:
             kind = config._folder.config.model_type
             raise UserError("spec.model.name", f"torchtitan cannot build models of type {kind}: {error}") from error
         self._folder: ModelFolder = config._folder
