@@ -108,6 +108,11 @@ def _dataset(spec: JobSpec) -> Iterator[SpecError]:
             yield SpecError(
                 path, "has both textField and messagesField; keep textField for plain text or messagesField for chats"
             )
+        if dataset.messages_field is not None and dataset.long_documents == "chunk":
+            yield SpecError(
+                f"{path}.longDocuments",
+                "a chat cannot be cut into chunks, its answers need their questions; use truncate",
+            )
 
 
 def _env(spec: JobSpec) -> Iterator[SpecError]:

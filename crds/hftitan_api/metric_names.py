@@ -71,6 +71,19 @@ DEVICE_TOKENS_PER_SECOND = Metric(
     "hftitan_device_tokens_per_second", "gauge", "Throughput of the newest step for each device."
 )
 MFU = Metric("hftitan_mfu_ratio", "gauge", "Model FLOPs utilisation, 0 to 1; absent where the peak is not known.")
+EPOCH = Metric(
+    "hftitan_epoch", "gauge", "Passes over the data so far, by all ranks together; of a stream, the whole ones."
+)
+DOCUMENTS = Metric("hftitan_documents_total", "counter", "Documents read by all ranks, earlier attempts included.")
+DOCUMENTS_TRUNCATED = Metric(
+    "hftitan_documents_truncated_total", "counter", "Documents of which only the beginning was taken (longDocuments)."
+)
+DOCUMENTS_DROPPED = Metric(
+    "hftitan_documents_dropped_total",
+    "counter",
+    "Documents left out: too_long (longDocuments: drop), or empty of anything to learn.",
+    ("reason",),
+)
 STEP_DURATION = Metric(
     "hftitan_step_duration_seconds",
     "histogram",
@@ -113,6 +126,10 @@ TRAINER: tuple[Metric, ...] = (
     GRAD_NORM,
     LEARNING_RATE,
     TOKENS,
+    EPOCH,
+    DOCUMENTS,
+    DOCUMENTS_TRUNCATED,
+    DOCUMENTS_DROPPED,
     TOKENS_PER_SECOND,
     DEVICE_TOKENS_PER_SECOND,
     MFU,

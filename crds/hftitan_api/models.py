@@ -113,6 +113,11 @@ class DatasetSpec(ApiModel):
     messages_field: ShortText | None = None
     """Field that holds a chat (a list of {role, content}): supervised fine-tuning with the model's chat template,
     loss on assistant turns only. Excludes textField."""
+    long_documents: Literal["chunk", "truncate", "drop"] | None = None
+    """What happens to a document of more than seqLen tokens: `chunk` goes on with it in the next sequences, each of
+    which begins anew, `truncate` keeps its beginning, `drop` leaves it out. Unset: chunk for text, truncate for chats,
+    which cannot be chunked: an answer is nothing without its question. A chat whose answers all lie behind the cut is
+    left out. How many were cut and left out is in the metrics."""
 
 
 class MeshSpec(ApiModel):
@@ -261,8 +266,10 @@ class MonitoringSpec(ApiModel):
     port: Annotated[int, Field(ge=1024, le=65_535)] = 9400
     """/metrics of every pod, /progress of node 0."""
     tensorboard: bool = False
+    """Write TensorBoard event files to tensorboard/, beside checkpoint/ and export/."""
     wandb_secret: SecretKey | None = None
-    """Weights & Biases API key."""
+    """Weights & Biases API key: the job is one run there, by its uid. WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE and the
+    like may stand in pod.env."""
 
 
 class JobSpec(ApiModel):

@@ -13,12 +13,6 @@ _NOT_YET: tuple[tuple[str, Callable[[JobSpec], object], str], ...] = (
     ("spec.scheduling.gang", lambda s: s.scheduling.gang if s.scheduling.gang != "none" else None, "use none"),
     ("spec.scheduling.queue", lambda s: s.scheduling.queue, "remove it"),
     ("spec.scheduling.topologyKey", lambda s: s.scheduling.topology_key, "remove it"),
-    ("spec.monitoring.tensorboard", lambda s: s.monitoring.tensorboard, "use false"),
-    (
-        "spec.monitoring.wandbSecret",
-        lambda s: s.monitoring.wandb_secret is not None,
-        "remove it",
-    ),
     (
         "spec.checkpoint.asyncMode",
         # DCP stages it in /dev/shm, for a process of its own, by way of pinned memory: a GPU's, and not sized for yet.

@@ -147,6 +147,8 @@ class Progress(ApiModel):
     step_seconds: Seconds = None
     eta_seconds: Seconds = None
     tokens_seen: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    epoch: Measure = None
+    """Passes over the data so far."""
     updated: UnixTime
     """Unix time at which step or phase last changed."""
     worker_restarts: Number = 0

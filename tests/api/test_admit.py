@@ -152,11 +152,11 @@ MISTAKES = {
             "spec.scheduling.topologyKey: rack is not supported yet; remove it",
         ],
     ),
-    "dashboards of others": (
-        {"monitoring": {"tensorboard": True, "wandbSecret": {"name": "wandb"}}},
+    "a chat in chunks": (
+        {"dataset": {"messagesField": "m", "longDocuments": "chunk"}},
         [
-            "spec.monitoring.tensorboard: this is not supported yet; use false",
-            "spec.monitoring.wandbSecret: this is not supported yet; remove it",
+            "spec.dataset.longDocuments: a chat cannot be cut into chunks, its answers need their questions; "
+            "use truncate"
         ],
     ),
     "checkpoints meanwhile": (

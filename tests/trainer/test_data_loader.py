@@ -138,7 +138,26 @@ def test_a_state_does_not_grow_with_its_documents(wrapped: HFTokenizer, tmp_path
     (tmp_path / "long.txt").write_text("words and " * 5000)
     made = loader(wrapped, tmp_path / "long.txt", rows=2)
     steps([made], 1, 8)
-    assert made.state_dict()["lane_0"] == b'{"stream": 0, "start": 16}'
+    assert made.state_dict()["lane_0"] == b'{"stream": 0, "counts": [0, 0, 0, 0], "start": 16}'
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_what_was_seen_adds_up_over_the_ranks_and_survives_a_change_of_mesh(
+    wrapped: HFTokenizer, lines: Path, world: int
+) -> None:
+    loaders = [
+        loader(wrapped, lines, rank=rank, world=world, rows=8, batch=1, long_documents="drop") for rank in range(world)
+    ]
+    steps(loaders, 4, 1)
+    saved = {key: value for one in loaders for key, value in one.state_dict().items()}
+    (whole,) = [loader(wrapped, lines, rows=8, batch=1, long_documents="drop")]
+    whole.load_state_dict(saved)
+    seen = whole.seen()
+    for name in ("documents", "too_long", "empty", "truncated", "epoch"):
+        assert sum(getattr(one.seen(), name) for one in loaders) == pytest.approx(getattr(seen, name))
+    assert seen.epoch == pytest.approx(seen.documents / 11)
+    assert (seen.truncated, seen.empty) == (0, 0)
+    assert 0 < seen.too_long < seen.documents
 
 
 def test_another_number_of_documents_is_told(
@@ -206,6 +225,54 @@ def test_hub_streams_resume_exactly_and_start_over(wrapped: HFTokenizer) -> None
         assert resumed.state() == state
         assert resumed.take()[0] == unbroken.take()[0]
     assert unbroken.epoch >= 2
+
+
+def test_mistakes_in_a_stream_name_the_record() -> None:
+    from datasets import IterableDataset
+
+    from hftitan_trainer.documents import Fields
+    from hftitan_trainer.errors import NetworkError
+    from hftitan_trainer.streams import HubStream
+
+    fields = Fields(DatasetSpec(name="a/b", streaming=True), "spec.dataset")
+
+    def after_one(problem: Any) -> str:
+        def records() -> Any:
+            yield {"text": "fine"}
+            if isinstance(problem, Exception):
+                raise problem
+            yield from [] if problem is None else [problem]
+
+        stream = HubStream(IterableDataset.from_generator(records), "a/b", fields, lane=0, lanes=1, infinite=False)
+        assert stream.take() == ("fine", "a/b record 0 of rank 0")
+        with pytest.raises((UserError, NetworkError)) as caught:
+            stream.take()
+        return f"{type(caught.value).__name__}: {caught.value}"
+
+    assert after_one({"text": 5}) == (
+        "UserError: spec.dataset.textField: a/b record 1 of rank 0: field 'text' is int, not text"
+    )
+    assert after_one({"body": "x"}) == (
+        "UserError: spec.dataset.textField: a/b record 1 of rank 0: no field 'text'; the record has: body"
+    )
+    assert after_one(ValueError("JSON parse error: row 7")) == (
+        "UserError: spec.dataset.name: a/b after record 0 of rank 0 cannot be read: ValueError: JSON parse error: row 7"
+    )
+    assert after_one(ConnectionError("reset by peer")) == (
+        "NetworkError: the hub cannot be read for a/b after record 0 of rank 0: reset by peer"
+    )
+    empty = HubStream(IterableDataset.from_generator(lambda: iter(())), "a/b", fields, lane=0, lanes=1)
+    with pytest.raises(UserError, match=r"spec\.dataset\.name: a/b has no records for rank 0"):
+        empty.take()
+
+
+def test_an_empty_split_of_the_hub_is_named(wrapped: HFTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    monkeypatch.setattr("hftitan_trainer.data.load_hub", lambda *_args: Dataset.from_dict({"text": []}))
+    config = dataloader_config(DatasetSpec(name="a/b", split="test"), rows=1, seed=1)
+    with pytest.raises(UserError, match=r"spec\.dataset\.split: the split test of a/b is empty"):
+        config.build(dp_world_size=1, dp_rank=0, tokenizer=wrapped, seq_len=8, local_batch_size=1)
 
 
 def test_slim_stands_in_for_the_text_datasets_and_says_so() -> None:

@@ -32,13 +32,21 @@ class Words:
 
 
 def packer(
-    lengths: Sequence[int], seq: int, *, lane: int = 0, lanes: int = 1, whole: bool = False, infinite: bool = True
+    lengths: Sequence[int],
+    seq: int,
+    *,
+    lane: int = 0,
+    lanes: int = 1,
+    whole: bool = False,
+    infinite: bool = True,
+    long: str | None = None,
+    pad_end: bool = False,
 ) -> Packer:
     def encode(document: list[int], _where: str) -> Tokens:
         return Tokens(document, [place % 2 == 1 for place in range(len(document))] if whole else None)
 
     deck = Deck(Words(lengths), seed=3, lane=lane, lanes=lanes, infinite=infinite)
-    return Packer(deck, encode, seq, whole=whole, pad=-1, field="spec.dataset.path")
+    return Packer(deck, encode, seq, whole=whole, long=long, pad=-1, field="spec.dataset.path", pad_end=pad_end)
 
 
 def rows(made: Packer, most: int = 10_000) -> list[Row]:
@@ -127,22 +135,64 @@ def test_chats_stay_whole_and_only_marked_tokens_are_learnt() -> None:
     assert seen == Counter(range(5))
 
 
-def test_a_chat_longer_than_a_row_loses_its_end() -> None:
-    row = packer([20], 8, whole=True).row()
-    assert row.inputs == list(range(8))
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("long", "left"),
+    [("truncate", {0: 5, 1: 9, 2: 9, 3: 3}), ("drop", {0: 5, 2: 9, 3: 3})],  # rows of 8: 9 tokens fill one
+)
+def test_documents_longer_than_a_row_are_cut_or_left_out_and_counted(
+    whole: bool, long: str, left: dict[int, int]
+) -> None:
+    made = packer([5, 30, 9, 3, 1], 8, whole=whole, infinite=False, long=long, pad_end=True)
+    found = [made.row() for _ in range(6)]
+    inputs = Counter(token // 1000 for row in found for token in row.inputs if token >= 0)
+    assert inputs == {document: tokens - 1 for document, tokens in left.items()}
+    counts = made.state()["counts"]
+    assert counts == ([5, 1, 0, 1] if long == "truncate" else [5, 0, 1, 1])
+    assert packer([20], 8, whole=True).row().inputs == list(range(8)), "chats are cut unless the job says otherwise"
+
+
+def test_counts_survive_a_resume_without_counting_twice() -> None:
+    unbroken = packer([5, 30, 9, 3, 1, 12], 8, long="truncate")
+    for _ in range(20):
+        resumed = packer([5, 30, 9, 3, 1, 12], 8, long="truncate")
+        resumed.restore(json.loads(json.dumps(unbroken.state())))
+        assert resumed.row() == unbroken.row()
+        assert resumed.state() == unbroken.state()
+
+
+def test_a_finite_stream_may_end_in_padding_with_every_token_before_it() -> None:
+    made = packer([5, 11, 3], 4, infinite=False, pad_end=True)
+    found = [made.row() for _ in range(9)]
+    labels = [label for row in found for label in row.labels if label != IGNORE_INDEX]
+    assert sorted(labels) == [i * 1000 + place for i, n in enumerate([5, 11, 3]) for place in range(1, n)]
+    assert found[-1] == Row([-1] * 4, [IGNORE_INDEX] * 4, [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(
-    ("lengths", "whole", "words"),
+    ("lengths", "whole", "long", "words"),
     [
-        ([1, 0], False, "spec.dataset.path: no document has two tokens or more"),
-        ([1, 1], True, "spec.dataset.path: no chat has an answer of the assistant within seqLen (8 tokens)"),
+        ([1, 0], False, None, "spec.dataset.path: no document has two tokens or more"),
+        ([1, 1], True, None, "spec.dataset.path: no chat has an answer of the assistant within seqLen (8 tokens)"),
+        (
+            [20, 1],
+            False,
+            "drop",
+            "spec.dataset.path: longDocuments: drop leaves nothing to learn: no document fits in seqLen (8 tokens)",
+        ),
     ],
 )
-def test_data_with_nothing_to_learn_ends_in_words_not_in_a_hang(lengths: list[int], whole: bool, words: str) -> None:
+def test_data_with_nothing_to_learn_ends_in_words_not_in_a_hang(
+    lengths: list[int], whole: bool, long: str | None, words: str
+) -> None:
     with pytest.raises(UserError) as caught:
-        packer(lengths, 8, whole=whole).row()
+        packer(lengths, 8, whole=whole, long=long).row()
     assert str(caught.value) == words
+
+
+def test_many_lanes_all_find_the_few_documents_that_are_good() -> None:
+    for lane in range(64):
+        assert packer([1, 1, 5, 1, 1, 1, 1], 4, lane=lane, lanes=64).row().inputs == [2000, 2001, 2002, 2003]
 
 
 def test_a_long_document_does_not_slow_down_with_its_length() -> None:

@@ -21,7 +21,7 @@ from hftitan_api.wire import Progress, TrainerSpec
 from hftitan_trainer.environment import Environment
 from hftitan_trainer.journal import Journal
 from hftitan_trainer.metrics import RunObserver, duration, step_line
-from hftitan_trainer.observer import StepReport
+from hftitan_trainer.observer import DataSeen, StepReport
 from hftitan_trainer.serve import bind_address, serve
 
 SPEC = TrainerSpec.model_validate(
@@ -110,7 +110,7 @@ def test_the_table_follows_prometheus_naming() -> None:
 def test_a_scrape_shows_the_table_and_nothing_else(observer: RunObserver, server: ThreadingHTTPServer) -> None:
     observer.resumed(2)
     observer.phase("training")
-    observer.step(replace(REPORT, mfu=0.4, memory_bytes=5))
+    observer.step(replace(REPORT, mfu=0.4, memory_bytes=5, data=DataSeen(1.5, 30, 2, 3, 4)))
     observer.validated(3, 2.5, 100, 0.5)
     observer.saved(3, 1.5)
     observer.complete(3)
@@ -187,6 +187,17 @@ def test_a_validation_is_told_everywhere(
     progress = Progress.model_validate_json(get(server, "/progress"))
     assert (progress.validation_step, progress.validation_loss) == (3, 2.5)
     assert 'hftitan_validation_loss{job_name="j",' in get(server, "/metrics")
+
+
+def test_the_data_seen(observer: RunObserver, server: ThreadingHTTPServer, env: Environment) -> None:
+    observer.step(replace(REPORT, data=DataSeen(1.5, 30, 2, 3, 0)))
+    line = read(env.output / "metrics.jsonl")[0]
+    assert (line["epoch"], line["documents"], line["documentsTruncated"], line["documentsTooLong"]) == (1.5, 30, 2, 3)
+    assert "documentsEmpty" not in line
+    text = get(server, "/metrics")
+    for words in ("hftitan_epoch{", "hftitan_documents_total{", "hftitan_documents_truncated_total{", 'reason="empty"'):
+        assert words in text
+    assert Progress.model_validate_json(get(server, "/progress")).epoch == 1.5
 
 
 def test_a_loss_that_is_no_number_is_null_in_json(observer: RunObserver, server: ThreadingHTTPServer) -> None:

@@ -101,18 +101,10 @@ class Recorder(Observer):
 
     def step(self, report):
         self.reports.append(report)
+        if report.step == self.poison_at:  # the loss of the next step becomes a NaN
+            for parameter in self.trainer.model.parameters():
+                parameter.data.mul_(float("nan"))
         self.random.append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
-
-    def poison(self, trainer, step):
-        """Make the loss of the step after `step` a NaN."""
-
-        def then(report):
-            self.reports.append(report)
-            if report.step == step:
-                for parameter in trainer.model.parameters():
-                    parameter.data.mul_(float("nan"))
-
-        trainer.metrics_processor.on_step = then
 
     def validated(self, step, loss, tokens, _seconds):
         self.validations.append([step, loss, tokens])
@@ -126,7 +118,7 @@ class Recorder(Observer):
 
     def stop_requested(self):
         # The wish of the last rank alone must stop all of them.
-        return dist.get_rank() == dist.get_world_size() - 1 and self.reports[-1].step == self.stop_at
+        return dist.get_rank() == dist.get_world_size() - 1 and self.trainer.step == self.stop_at
 
 
 def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
@@ -167,8 +159,7 @@ def run(case: dict, output: Path) -> dict:
         result = {"losses": [first_loss(trainer, case["rows"][:1]) for _ in range(case["forwards"])]}
         trainer.close()
         return result
-    if "poison" in case:
-        recorder.poison(trainer, case["poison"])
+    recorder.poison_at = case.get("poison")
     outcome = trainer.train()
     if case.get("export"):
         export_model(trainer, Path(case["export"]), "float32", case.get("fileBytes", FILE_BYTES))

@@ -23,6 +23,7 @@ from hftitan_trainer.journal import FILE_NAME, Journal
 from hftitan_trainer.metrics import RunObserver
 from hftitan_trainer.report import Reporter, redact
 from hftitan_trainer.serve import serve
+from hftitan_trainer.trackers import Trackers, check_packages
 
 if TYPE_CHECKING:
     from hftitan_trainer.observer import Outcome
@@ -75,6 +76,7 @@ class Life:
         if env.local_rank == 0:
             serve(observer, env.pod_ip, spec.monitoring.port, progress=env.node_index == 0)
         check_paths(spec)
+        check_packages(spec)
 
         import transformers.configuration_utils  # noqa: F401  (and torch with it: not to be counted as fetching)
 
@@ -110,6 +112,8 @@ class Life:
         trainer.checkpointer.on_complete = observer.complete
         if spec.validation is not None:
             trainer.validation = Validation(trainer, spec)
+        if env.rank == 0:
+            observer.trackers = Trackers.open(spec, env.output)
         observer.stage("build")
 
         self.stop.training(True)

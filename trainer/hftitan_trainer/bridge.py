@@ -68,9 +68,7 @@ def build_config(
         dataloader=dataloader,
         tokenizer=tokenizer,
         checkpoint=checkpoint,
-        metrics=StepMetrics.Config(
-            log_freq=1, enable_tensorboard=spec.monitoring.tensorboard, disable_color_printing=True
-        ),
+        metrics=StepMetrics.Config(log_freq=1, disable_color_printing=True),
     )
 
 

@@ -19,7 +19,8 @@ from hftitan_api.models import DatasetSpec
 from hftitan_trainer.chat import ChatEncoder, Tokens
 from hftitan_trainer.documents import Fields, Table, load_hub, open_path
 from hftitan_trainer.errors import UserError
-from hftitan_trainer.packing import Packer
+from hftitan_trainer.observer import DataSeen
+from hftitan_trainer.packing import Counts, Packer
 from hftitan_trainer.streams import Deck, HubStream, Stream
 from hftitan_trainer.tokenizer import HFTokenizer
 
@@ -80,6 +81,7 @@ class PackedDataLoader(BaseDataLoader):
                 encode,
                 seq_len,
                 whole=fields.chat,
+                long=spec.long_documents,
                 pad=pad,
                 field=source,
                 pad_end=not config.infinite,
@@ -139,6 +141,18 @@ class PackedDataLoader(BaseDataLoader):
                     continue
             if isinstance(item, BaseException):
                 return
+
+    def seen(self) -> DataSeen:
+        """What this rank's lanes have consumed up to the newest step, earlier attempts included."""
+        seen = DataSeen()
+        for state in self._states.values():
+            counts, stream = Counts(*state["counts"]), state["stream"]
+            seen.epoch += stream / self._documents if self._documents else stream["epoch"] / self._lanes
+            seen.documents += counts.documents
+            seen.truncated += counts.truncated
+            seen.too_long += counts.too_long
+            seen.empty += counts.empty
+        return seen
 
     def rewind(self) -> None:
         """The next iteration begins at the start."""

@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import astuple, replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,10 +21,11 @@ from torchtitan.tools import utils as titan_utils
 from torchtitan.trainer import Trainer
 
 from hftitan_trainer.attention import dense_mask
+from hftitan_trainer.data import PackedDataLoader
 from hftitan_trainer.errors import NonFiniteLossError, UserError
 from hftitan_trainer.hf_model import weight_shapes
 from hftitan_trainer.model import HFTitanModel
-from hftitan_trainer.observer import Observer, Outcome
+from hftitan_trainer.observer import DataSeen, Observer, Outcome, StepReport
 from hftitan_trainer.replicas import Replicas, holds_whole_model
 from hftitan_trainer.tied import TiedStages
 from hftitan_trainer.validation import Validation
@@ -36,7 +38,7 @@ class HFTitanTrainer(HFTransformerTrainer):
         self.observer = observer or Observer()
         with _upstream_startup():
             super().__init__(config)
-        self.metrics_processor.on_step = self.observer.step
+        self.metrics_processor.on_step = self._keep_report
         self.metrics_processor.steps = config.training.steps
         self.validation: Validation | None = None
         self._passes_left = 0
@@ -65,7 +67,7 @@ class HFTitanTrainer(HFTransformerTrainer):
             self.gc_handler.run(self.step)
             self._step(batches)
             done = self.step == self.config.training.steps
-            stop = not done and self.agreed_to_stop()
+            stop = self._finish_step() and not done
             if not stop:
                 stop = not self._validate_if_due(last=done) and not done
             self._save_if_due(last=done or stop)
@@ -95,6 +97,29 @@ class HFTitanTrainer(HFTransformerTrainer):
                 raise
             self.metrics_processor.share_loss(math.nan, math.nan)
             raise NonFiniteLossError(self.step, math.nan) from error
+
+    def _keep_report(self, report: StepReport) -> None:
+        self._report = report
+
+    def _finish_step(self) -> bool:
+        """Tell the observer of the step, with the data seen by all ranks; whether any rank wants to stop.
+
+        One collective for both: one answer for all, so that all save the same step.
+        """
+        seen = self.dataloader.seen() if isinstance(self.dataloader, PackedDataLoader) else DataSeen()
+        if not self._speaks_for_its_batch():
+            seen = DataSeen()
+        wish = float(self.observer.stop_requested())
+        sums = torch.tensor([wish, *astuple(seen)], dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        wishes, *data = sums.tolist()
+        self.observer.step(replace(self._report, data=DataSeen(*data)))
+        return bool(wishes)
+
+    def _speaks_for_its_batch(self) -> bool:
+        """Of the ranks that read the same batches, one counts them."""
+        meshes = (self.parallel_dims.get_optional_mesh(axis) for axis in ("pp", "cp", "tp"))
+        return all(mesh is None or mesh.get_local_rank() == 0 for mesh in meshes)
 
     def _load(self) -> int:
         """Resume from the newest checkpoint or load the pretrained weights; returns the step training goes on from."""
@@ -152,7 +177,7 @@ class HFTitanTrainer(HFTransformerTrainer):
         return result is not None
 
     def agreed_to_stop(self) -> bool:
-        """Whether any rank wants to stop: one answer for all, so that all save the same step."""
+        """Whether any rank wants to stop: one answer for all."""
         wish = torch.tensor(int(self.observer.stop_requested()), device=self.device)
         dist.all_reduce(wish, op=dist.ReduceOp.MAX)
         return bool(wish.item())

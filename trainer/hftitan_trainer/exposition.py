@@ -69,7 +69,13 @@ def families(
     yield family(names.INFO, {info: 1})
     yield family(names.PHASE, {(phase,): float(phase == progress.phase) for phase in get_args(TrainerPhase)})
     yield family(names.STARTUP, {(stage,): seconds for stage, seconds in stages.items()})
+    seen = report.data if report and report.data else None
+    if seen is not None:
+        yield family(names.DOCUMENTS_DROPPED, {("too_long",): seen.too_long, ("empty",): seen.empty})
     values = {
+        names.EPOCH: seen and seen.epoch,
+        names.DOCUMENTS: seen and seen.documents,
+        names.DOCUMENTS_TRUNCATED: seen and seen.truncated,
         names.ATTEMPT: progress.attempt,
         names.WORKER_RESTARTS: progress.worker_restarts,
         names.RESUMED_STEP: progress.resumed_from or 0,

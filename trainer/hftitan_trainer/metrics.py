@@ -18,7 +18,8 @@ from hftitan_api.wire import Progress, TrainerPhase, TrainerSpec
 from hftitan_trainer.environment import Environment
 from hftitan_trainer.exposition import Histogram, families
 from hftitan_trainer.journal import Journal
-from hftitan_trainer.observer import Observer, StepReport
+from hftitan_trainer.observer import DataSeen, Observer, StepReport
+from hftitan_trainer.trackers import Trackers, step_values
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class RunObserver(Observer, Collector):
         self._resumed_from: int | None = None
         self._checkpoint: tuple[int, float] | None = None
         self._validation: tuple[int, float] | None = None
+        self.trackers = Trackers([])
         self._export_path: str | None = None
         self._model_revision: str | None = None
         self._mean_step_seconds: float | None = None
@@ -126,8 +128,10 @@ class RunObserver(Observer, Collector):
             dataSeconds=report.data_seconds,
             etaSeconds=eta,
             tokensSeen=report.tokens_seen,
+            **_data(report.data),
             memoryPeakBytes=report.memory_bytes,
         )
+        self.trackers.log(report.step, step_values(report))
         if self._env.rank == 0:
             logger.info("%s", step_line(report, eta))
             if first:
@@ -138,6 +142,7 @@ class RunObserver(Observer, Collector):
     def validated(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         with self._lock:
             self._validation = (step, loss)
+        self.trackers.log(step, {"validation/loss": loss, "speed/validation_seconds": seconds})
         self._note("validation", step=step, loss=loss, tokens=tokens, seconds=round(seconds, 3))
         if self._env.rank == 0:
             logger.info("validation at step %d: loss %.5f over %d tokens, %.1f s", step, loss, tokens, seconds)
@@ -145,6 +150,7 @@ class RunObserver(Observer, Collector):
     def saved(self, step: int, seconds: float) -> None:
         with self._lock:
             self._save_durations.observe(seconds)
+        self.trackers.log(step, {"speed/checkpoint_seconds": seconds})
         self._note("checkpoint", step=step, seconds=round(seconds, 3))
         if self._env.rank == 0:
             logger.info("checkpoint of step %d: %.1f s", step, seconds)
@@ -166,6 +172,7 @@ class RunObserver(Observer, Collector):
 
     def ended(self, reason: str, message: str = "") -> None:
         """The last line of this life in metrics.jsonl."""
+        self.trackers.close()
         self._note("end", reason=reason, step=self.newest_step, message=message or None)
 
     # --- what is seen -----------------------------------------------------------------------------------------
@@ -204,6 +211,7 @@ class RunObserver(Observer, Collector):
                 step_seconds=report.step_seconds if report else None,
                 eta_seconds=self._eta(),
                 tokens_seen=report.tokens_seen if report else None,
+                epoch=report.data.epoch if report and report.data else None,
                 updated=self._updated,
                 worker_restarts=self._env.worker_restarts,
                 validation_step=validation[0] if validation else None,
@@ -235,6 +243,15 @@ class RunObserver(Observer, Collector):
     def _note(self, kind: str, **values: Any) -> None:
         if self._journal is not None:
             self._journal.write(kind, **values)
+
+
+def _data(seen: DataSeen | None) -> dict[str, Any]:
+    """For metrics.jsonl; of documents cut or left out only where there are some."""
+    if seen is None:
+        return {}
+    counts = {"documentsTruncated": seen.truncated, "documentsTooLong": seen.too_long, "documentsEmpty": seen.empty}
+    left_out = {key: int(value) for key, value in counts.items() if value}
+    return {"epoch": round(seen.epoch, 6), "documents": int(seen.documents), **left_out}
 
 
 def step_line(report: StepReport, eta: float | None) -> str:

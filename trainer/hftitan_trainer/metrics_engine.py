@@ -76,7 +76,6 @@ class StepMetrics(MetricsProcessor):
             mfu=mfu,
             memory_bytes=self._memory(),
         )
-        self.logger.log({"loss": loss, "grad_norm": grad_norm, "tokens_per_second": per_second, **extra}, step)
         self.on_step(report)
 
     def share_loss(self, loss: float, max_loss: float) -> tuple[float, float]:

@@ -9,6 +9,21 @@ from typing import Literal
 from hftitan_api.wire import TrainerPhase
 
 
+@dataclass(slots=True)
+class DataSeen:
+    """Of the data, over all ranks and attempts."""
+
+    epoch: float = 0.0
+    """Passes over the data; of a stream, the whole ones."""
+    documents: float = 0
+    truncated: float = 0
+    """Cut to the length of a row (spec.dataset.longDocuments)."""
+    too_long: float = 0
+    """Left out for their length."""
+    empty: float = 0
+    """Left out since nothing in them is to be learnt."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """One finished step; the same on every rank, except for the two times and the memory."""
@@ -30,6 +45,7 @@ class StepReport:
     step_seconds: float
     data_seconds: float
     """Part of step_seconds spent waiting for batches."""
+    data: DataSeen | None = None
     mfu: float | None = None
     """0 to 1, bfloat16; None where the device's peak is not known."""
     memory_bytes: int | None = None
@@ -66,5 +82,5 @@ class Observer:
         """The Hugging Face folder is complete."""
 
     def stop_requested(self) -> bool:
-        """Whether this rank wants to stop. Asked after every step; one rank's wish stops all at the same step."""
+        """Whether this rank wants to stop. Asked in every step; one rank's wish stops all at the same step."""
         return False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from hftitan_trainer.chat import Tokens
@@ -24,11 +25,25 @@ class Row:
     positions: list[int]
 
 
+@dataclass(slots=True)
+class Counts:
+    """Documents by what became of them."""
+
+    documents: int = 0
+    """Read, all told."""
+    truncated: int = 0
+    too_long: int = 0
+    """Left out for their length."""
+    empty: int = 0
+    """Left out since nothing in them is to be learnt."""
+
+
 class Packer:
     """Fills rows with documents.
 
     With `whole`, documents (chats) are never split: what does not fit opens the next row and the rest of the row is
-    padding; one longer than a row loses its end. Otherwise a document goes on in the next row.
+    padding. Otherwise a document goes on in the next row. `long` says what becomes of one longer than a row: see
+    DatasetSpec.long_documents.
     """
 
     def __init__(
@@ -38,6 +53,7 @@ class Packer:
         seq_len: int,
         *,
         whole: bool,
+        long: str | None = None,
         pad: int,
         field: str,
         pad_end: bool = False,
@@ -46,12 +62,14 @@ class Packer:
         self._encode = encode
         self._seq_len = seq_len
         self._whole = whole
+        self._long = long or ("truncate" if whole else "chunk")
+        self._counts = Counts()
         self._pad = pad
         self._field = field
         self._pad_end = pad_end
         self._pending: Tokens | None = None
-        self._before: Any = None
-        """The stream's state before the pending document."""
+        self._before: dict[str, Any] = {}
+        """The state before the pending document."""
         self._start = 0
         """Where the next row goes on in the pending document."""
 
@@ -74,12 +92,12 @@ class Packer:
             if self._whole and left > room and row.inputs:
                 self._fill(row, room)
                 break
-            size = min(room, left)
+            size = min(room, left)  # whole ones fit now
             shifted = slice(start + 1, start + size + 1)
             row.inputs.extend(ids[start : start + size])
             row.labels.extend(_labels(ids[shifted], learn and learn[shifted]))
             row.positions.extend(range(size))
-            if left > size and not self._whole:
+            if left > size:
                 self._start += size
             else:
                 self._pending, self._start = None, 0
@@ -87,30 +105,46 @@ class Packer:
 
     def state(self) -> dict[str, Any]:
         """JSON values, small ones; only between rows. A document under way is read again from the stream."""
-        return {"stream": self._stream.state() if self._pending is None else self._before, "start": self._start}
+        return {**(self._between() if self._pending is None else self._before), "start": self._start}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._stream.restore(state["stream"])
+        self._counts = Counts(*state["counts"])
         self._pending, self._start = None, state["start"]
+
+    def _between(self) -> dict[str, Any]:
+        return {"stream": self._stream.state(), "counts": list(astuple(self._counts))}
 
     def _next_document(self) -> Tokens:
         """The next document with something to learn in it."""
         began: int | None = None
-        while True:
-            self._before = self._stream.state()
+        limit = self._seq_len + 1
+        for tried in itertools.count(1):
+            self._before = self._between()
             document, where = self._stream.take()
             began = self._stream.epoch if began is None else began
             tokens = self._encode(document, where)
-            limit = self._seq_len + 1 if self._whole else len(tokens.ids)
-            if len(tokens.ids) > 1 and (tokens.learn is None or any(tokens.learn[1:limit])):
-                return tokens
-            if self._stream.epoch > began + 1:
-                what = (
-                    f"no chat has an answer of the assistant within seqLen ({self._seq_len} tokens)"
-                    if self._whole
-                    else "no document has two tokens or more"
-                )
-                raise UserError(self._field, what)
+            self._counts.documents += 1
+            long = len(tokens.ids) > limit
+            if long and self._long == "drop":
+                self._counts.too_long += 1
+            else:
+                if long and self._long == "truncate":
+                    tokens = Tokens(tokens.ids[:limit], tokens.learn and tokens.learn[:limit])
+                if len(tokens.ids) > 1 and (tokens.learn is None or any(tokens.learn[1:])):
+                    self._counts.truncated += long and self._long == "truncate"
+                    return tokens
+                self._counts.empty += 1
+            if self._stream.epoch > began + 1 and tried >= self._stream.tries:
+                raise UserError(self._field, self._nothing())
+        raise AssertionError
+
+    def _nothing(self) -> str:
+        if self._long == "drop":
+            return f"longDocuments: drop leaves nothing to learn: no document fits in seqLen ({self._seq_len} tokens)"
+        if self._whole:
+            return f"no chat has an answer of the assistant within seqLen ({self._seq_len} tokens)"
+        return "no document has two tokens or more"
 
     def _fill(self, row: Row, room: int) -> None:
         row.inputs.extend([self._pad] * room)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from hftitan_trainer.documents import Documents, Fields
-from hftitan_trainer.errors import UserError
+from hftitan_trainer.errors import NetworkError, UserError
 
 _MASK64 = (1 << 64) - 1
 _ROUNDS = 6
@@ -51,9 +51,8 @@ class Stream(Protocol):
     """Documents one after the other; `epoch` counts the passes over all of them."""
 
     epoch: int
-
-    def passed(self, state: Any) -> float:
-        """This lane's share of the epochs that lie before a state: the sum over all lanes is the job's epoch."""
+    tries: int
+    """Documents to look at, and two epochs, before it is certain that a lane has nothing to learn."""
 
     def take(self) -> tuple[Any, str]:
         """The next document and its place. Raises StopIteration at the end of a finite stream."""
@@ -75,6 +74,8 @@ class Deck:
         self._infinite = infinite
         self._taken = 0
         self.epoch = 0
+        # A lane of many meets another few of the documents in each epoch: where one in 1000 is good, it has met that.
+        self.tries = 20 * min(len(documents), 1000)
         self._order = Permutation(len(documents), seed, 0)
 
     def take(self) -> tuple[Any, str]:
@@ -95,9 +96,6 @@ class Deck:
         self._taken = int(state)
         self.epoch = -1  # so that the next take makes its order
 
-    def passed(self, state: Any) -> float:
-        return int(state) / len(self._documents)
-
 
 class HubStream:
     """One lane's share of a datasets.IterableDataset, in the order of the hub.
@@ -112,7 +110,7 @@ class HubStream:
         from datasets.distributed import split_dataset_by_node
 
         self._dataset = split_dataset_by_node(dataset, lane, lanes)
-        self._lanes = lanes
+        self._lane = lane
         self._name = name
         self._fields = fields
         self._infinite = infinite
@@ -121,26 +119,39 @@ class HubStream:
         self._restored: Any = None
         """Where the dataset goes on; it knows its own state only once it is read."""
         self.epoch = 0
+        self.tries = 0  # the same documents in each epoch
 
     def take(self) -> tuple[Any, str]:
         if self._items is None:
             self._items = iter(self._dataset)
         self._restored = None
         while True:
-            record = next(self._items, None)
+            record = self._next()
             if record is not None:
                 break
             if not self._infinite:
                 raise StopIteration
             if self._index == 0:
-                raise UserError(f"{self._fields.prefix}.name", f"{self._name} has no records for this rank")
+                raise UserError(f"{self._fields.prefix}.name", f"{self._name} has no records for rank {self._lane}")
             self.epoch += 1
             self._index = 0
             self._dataset.set_epoch(self.epoch)
             self._items = iter(self._dataset)
         self._index += 1
-        where = f"{self._name} record {self._index - 1} of this rank"
+        where = f"{self._name} record {self._index - 1} of rank {self._lane}"
         return self._fields.of(record, where), where
+
+    def _next(self) -> Any:
+        """The next record, or None at the end. Reading it can fail in the words of many libraries."""
+        after = f"{self._name} after record {self._index - 1} of rank {self._lane}" if self._index else self._name
+        try:
+            return next(self._items, None)
+        except OSError as error:
+            raise NetworkError(f"the hub cannot be read for {after}: {error}") from error
+        except Exception as error:
+            # json's, pyarrow's and datasets' own families of exceptions
+            path = f"{self._fields.prefix}.name"
+            raise UserError(path, f"{after} cannot be read: {type(error).__name__}: {error}") from error
 
     def state(self) -> Any:
         dataset = self._dataset.state_dict() if self._restored is None else self._restored
@@ -151,6 +162,3 @@ class HubStream:
         self._dataset.set_epoch(self.epoch)
         self._dataset.load_state_dict(state["dataset"])
         self._restored, self._items = state["dataset"], None
-
-    def passed(self, state: Any) -> float:
-        return int(state["epoch"]) / self._lanes
