@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE))
 
 import harness  # noqa: E402
 from test_meshes import distance, losses, norms  # noqa: E402
-from test_parity import reference  # noqa: E402
+from test_parity import OTHERS, reference  # noqa: E402
 
 TABLE = HERE.parents[1] / "docs" / "architectures.md"
 AXES = {
@@ -39,8 +39,12 @@ Written by `hack/architectures`, from tiny models with random Hugging Face weigh
 
 A number is the largest relative difference; 1e-4 is allowed in the first column and 1e-3 in the others. A sequence may
 not be longer than the sliding window of a model that has one. The load-balancing loss of mixtures is not computed: a
-config that asks for it (`output_router_logits`) is refused. Families that are not listed are refused by name where
-their layers are not known to be computed rightly, and trained by dp otherwise.
+config that asks for it (`output_router_logits`) is refused.
+
+Families without a row: the first step of {", ".join(OTHERS[:-1])} and {OTHERS[-1]} equals
+transformers' as well. What has mixtures of another type, layers with a state (Mamba, linear attention), attention to
+later words or parts of other names than Llama's is refused by name; other families are trained by transformers' own
+forward pass, uncompared.
 
 """
 
