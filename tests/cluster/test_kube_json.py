@@ -1,0 +1,32 @@
+"""JSON to and from the API server: a fast library, which takes less than Python's; nothing is lost by that."""
+
+import json
+import sys
+
+import pytest
+
+from hftitan_operator.cluster.kube_api import _read, _text
+
+
+@pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True, "ü"]}, {"big": 2**70}, {"half": "\ud800"}, {"": {}}])
+def test_what_json_can_say_is_written_and_read(value):
+    assert json.loads(_text(value)) == value
+    assert _read(json.dumps(value).encode()) == value  # 2**70 as a float, as the API server reads it too
+
+
+def test_objects_nested_deeper_than_the_fast_reader_goes():
+    depth, limit = 5000, sys.getrecursionlimit()
+    sys.setrecursionlimit(25_000)
+    try:
+        value = _read(b'{"a":' * depth + b"1" + b"}" * depth)
+        for _ in range(depth):
+            value = value["a"]
+    finally:
+        sys.setrecursionlimit(limit)
+    assert value == 1
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"<html>", b"\xff"])
+def test_what_is_no_json_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        _read(text)
