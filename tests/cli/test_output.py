@@ -110,6 +110,17 @@ def test_lines_are_throttled_but_the_last_step_is_told():
     ]
 
 
+def test_a_validation_is_a_line_between_the_steps():
+    out = io.StringIO()
+    told = LineReporter(out)
+    told.phase(job_in("Running"))
+    told.record({**STEP, "step": 1})
+    told.record({"kind": "validation", "step": 1, "loss": 2.5, "tokens": 10, "seconds": 1.0})
+    told.record({"kind": "validation", "step": 1, "loss": None})
+    lines = [line[9:] for line in out.getvalue().splitlines()]
+    assert lines[1:] == ["step 1  validation loss 2.5000", "step 1  validation loss not finite"]
+
+
 def test_a_failure_is_told_once_with_its_log():
     out = io.StringIO()
     told = LineReporter(out)

@@ -93,6 +93,11 @@ def test_the_last_stage_looks_for_a_head_that_no_file_has(facts):
     assert facts["names on the last stage"] == ["lm_head.weight"]
 
 
+def test_tokens_are_saved_as_one_rank_counts_them(facts):
+    """engine.py: state_dict."""
+    assert facts["tokens that a rank of two saves"] == 5
+
+
 def test_flex_attention_has_no_backward_on_cpus(facts):
     """attention.py: install."""
     assert facts["flex backward on CPU"]

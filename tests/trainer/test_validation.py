@@ -55,6 +55,7 @@ def runs(root):
     two = {name: case(degrees) for name, degrees in MESHES.items()}
     two["two shards without"] = case({"dpShard": 2}, held_out=None)
     two["a pipeline without"] = case({"pp": 2}, held_out=None)
+    two["stopped meanwhile"] = case({"tp": 2}, stopAt=4, stopInValidation=True)
     two["few documents on two"] = case({"dpShard": 2}, held_out="few", steps=1000)
     found = {}
     for world, cases in ((1, one), (2, two)):
@@ -129,6 +130,14 @@ def test_data_that_ends_early_is_seen_once_and_whole(root, runs, tokenizer, name
     assert {tokens for _, _, tokens in runs[name]["validations"]} == {sum(len(tokenizer(t).input_ids) for t in texts)}
     first, second = (runs[n]["validations"] for n in ("few documents", "few documents on two"))
     assert [loss for _, loss, _ in first] == pytest.approx([loss for _, loss, _ in second], rel=1e-3)
+
+
+def test_it_gives_way_to_a_stop_and_the_step_is_saved(runs):
+    stopped = runs["stopped meanwhile"]
+    assert stopped["outcome"] == {"kind": "stopped", "step": 4}
+    assert [step for step, _, _ in stopped["validations"]] == [2]
+    assert stopped["phases"][-3:] == ["training", "checkpointing", "training"]
+    assert stopped["mode"]
 
 
 def test_data_with_nothing_to_learn_is_named(runs):

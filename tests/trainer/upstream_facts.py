@@ -115,6 +115,13 @@ def main_on_cpu(folder: Path) -> None:
         lambda: set_hf_sharding_configs(built("fused"), enable_sp=False)
     )
 
+    # --- engine.py
+    from torchtitan.trainer import Trainer
+
+    facts["tokens that a rank of two saves"] = Trainer.state_dict(SimpleNamespace(step=1, ntokens_seen=5))[
+        "ntokens_seen"
+    ]
+
     # --- attention.py
     q = torch.randn(1, 2, 128, 16, requires_grad=True)
     mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device="cpu")

@@ -118,7 +118,9 @@ class Recorder(Observer):
 
     def stop_requested(self):
         # The wish of the last rank alone must stop all of them.
-        return dist.get_rank() == dist.get_world_size() - 1 and self.trainer.step == self.stop_at
+        validating = bool(self.phases) and self.phases[-1] == "validating"
+        wanted = self.trainer.step == self.stop_at and validating == self.stop_in_validation
+        return dist.get_rank() == dist.get_world_size() - 1 and wanted
 
 
 def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
@@ -152,6 +154,7 @@ def run(case: dict, output: Path) -> dict:
         shutil.copytree(Path(source) / f"checkpoint/step-{step}", output / f"checkpoint/step-{step}")
     trainer = build(case, output, recorder)
     recorder.trainer = trainer
+    recorder.stop_in_validation = case.get("stopInValidation", False)
     consumed = watch_rows(trainer)
     if trainer_spec.validation is not None:
         trainer.validation = Validation(trainer, trainer_spec)
