@@ -108,6 +108,8 @@ def two(root):
     for kind, mesh in (("selective", "dpShard"), ("full", "dpReplicate")):
         cases[kind] = case(root, "tied", {mesh: 2})
         cases[kind]["spec"]["training"]["activationCheckpoint"] = kind
+    cases["routed"] = case(root, "mixture", SPREAD["ep"])
+    cases["routed"]["spec"]["training"]["activationCheckpoint"] = "selective"
     for mesh in RESUMED:
         output = str(root / f"resumed-{mesh}")
         for part, stop in (("stopped", 3), ("resumed", None)):
@@ -159,6 +161,10 @@ def test_losses_and_norms_equal_those_of_one_process(one, two, mesh, model):
 @pytest.mark.parametrize("mesh", SPREAD)
 def test_experts_on_two_processes_learn_what_they_learn_on_one(one, two, mesh, model):
     alike(two[mesh, model], one[model], norm=ROUTED)
+
+
+def test_experts_are_recomputed_alike(one, two):
+    alike(two["routed"], one["mixture"], norm=ROUTED)
 
 
 @pytest.mark.parametrize("mesh", LARGER)

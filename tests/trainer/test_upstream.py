@@ -113,6 +113,11 @@ def test_its_experts_compute_in_bfloat16(facts):
     assert facts["float32 experts compute in"] == "torch.bfloat16"
 
 
+def test_selective_recomputation_keeps_what_routers_change_in_place(facts):
+    """experts.py: SelectiveRecomputation."""
+    assert facts["what topk returned is kept for the backward pass"] is True
+
+
 def test_fused_projections_are_refused_where_nothing_is_cut(facts):
     """whole.py: modules_stay_whole."""
     assert "no recognized query projection" in facts["fused projections without tensor parallelism"]

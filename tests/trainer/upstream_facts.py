@@ -108,6 +108,11 @@ def main_on_cpu(folder: Path) -> None:
         GroupedExperts.Config(dim=4, hidden_dim=4, num_experts=2).build()(torch.ones(2, 4), torch.ones(2))
     facts["float32 experts compute in"] = str(computed[0])
 
+    from torchtitan.distributed.activation_checkpoint import SelectiveAC
+
+    kept = SelectiveAC.Config().build(dump_folder="").get_save_ops()
+    facts["what topk returned is kept for the backward pass"] = torch.ops.aten.topk.default in kept
+
     # --- whole.py
     from torchtitan.experiments.transformers_modeling_backend.hf_sharding import set_hf_sharding_configs
 

@@ -12,7 +12,7 @@ from typing import Any
 from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersContainer, ParamGroupConfig
 from torchtitan.config import CommConfig, CompileConfig, DebugConfig, ParallelismConfig, TrainingConfig
-from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
+from torchtitan.distributed.activation_checkpoint import FullAC
 from torchtitan.experiments.transformers_modeling_backend.configs import TransformersBackendConfig
 from torchtitan.experiments.transformers_modeling_backend.pipeline import pipeline_hf_transformers
 from torchtitan.protocols.model_spec import ModelSpec as TitanModelSpec
@@ -20,6 +20,7 @@ from torchtitan.protocols.model_spec import ModelSpec as TitanModelSpec
 from hftitan_api.models import TrainingSpec
 from hftitan_api.wire import MeshDegrees, TrainerSpec
 from hftitan_trainer.checks import check_model_on_mesh
+from hftitan_trainer.experts import SelectiveRecomputation
 from hftitan_trainer.hf_model import ModelFolder
 from hftitan_trainer.metrics_engine import StepMetrics
 from hftitan_trainer.model import HFTitanModel, HFTitanStateDictAdapter, parallelize
@@ -142,7 +143,7 @@ def _optimizer(spec: TrainerSpec) -> OptimizersContainer.Config:
 
 def _activation_checkpoint(spec: TrainerSpec) -> Any:
     kind = spec.training.activation_checkpoint or ("none" if spec.mesh.device == "cpu" else "selective")
-    return {"none": None, "selective": SelectiveAC.Config(), "full": FullAC.Config()}[kind]
+    return {"none": None, "selective": SelectiveRecomputation.Config(), "full": FullAC.Config()}[kind]
 
 
 def _comm(spec: TrainerSpec) -> CommConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torchtitan.distributed.activation_checkpoint import SelectiveAC
 
 # How transformers' conversion_mapping.py names in files what its classes hold in one tensor for all experts of a layer.
 _OF_LLAMA = {"block": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -123,3 +125,17 @@ def spread(block: nn.Module, mesh: DeviceMesh) -> None:
         return collectives.reduce_scatter_single_autograd(out, "sum", 0, group)
 
     experts.forward = over_all_tokens
+
+
+class SelectiveRecomputation(SelectiveAC):
+    """torchtitan's, which keeps what topk returned for the backward pass; transformers' routers normalise it in place.
+
+    Without this torch refuses the backward pass of Mixtral and Qwen3-MoE (activation_checkpoint.py keeps aten.topk).
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(SelectiveAC.Config):
+        pass
+
+    def get_save_ops(self) -> set[Any]:
+        return super().get_save_ops() - {torch.ops.aten.topk.default}
