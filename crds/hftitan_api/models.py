@@ -117,7 +117,8 @@ class DatasetSpec(ApiModel):
     """What happens to a document of more than seqLen tokens: `chunk` goes on with it in the next sequences, each of
     which begins anew, `truncate` keeps its beginning, `drop` leaves it out. Unset: chunk for text, truncate for chats,
     which cannot be chunked: an answer is nothing without its question. A chat whose answers all lie behind the cut is
-    left out. How many were cut and left out is in the metrics."""
+    left out. A text file is documents of up to 64 KiB, or as many bytes as fill a sequence. How many were cut and left
+    out is in the metrics."""
 
 
 class MeshSpec(ApiModel):
