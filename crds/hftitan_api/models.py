@@ -219,7 +219,8 @@ class CheckpointSpec(ApiModel):
 
 
 class ValidationSpec(ApiModel):
-    """Loss on held-out data, the same rows each time."""
+    """Loss on held-out data: the same rows each time, and on every mesh with the same globalBatchSize; a stream's rows
+    are dealt out by data-parallel rank instead."""
 
     dataset: DatasetSpec
     interval: Annotated[int, Field(ge=1, le=INT32_MAX)] = 100
