@@ -12,7 +12,7 @@ help:  ## This list
 
 setup: $(READY)  ## Install everything into .venv
 
-$(READY): pyproject.toml hack/setup hack/constraints.txt
+$(READY): pyproject.toml hack/setup hack/constraints.txt hack/overrides.txt
 	@hack/setup
 	@touch $@
 
