@@ -227,6 +227,9 @@ class ControlPlane:
             {"--port": "0", "--controller-start-interval": "0s", "--kube-api-qps": "1000", "--kube-api-burst": "2000"},
         )
 
+    def stop_controller_manager(self) -> None:
+        self._kill("kube-controller-manager")
+
     def start_scheduler(self) -> None:
         config = self.kubeconfig("admin")
         self._run(

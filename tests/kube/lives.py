@@ -134,6 +134,13 @@ class Life:
         return sorted(chosen, key=lambda pod: label(pod, LABEL_NODE_INDEX))
 
     @property
+    def in_motion(self) -> bool:
+        """Something is on its way up or down, so that the operator has to wait."""
+        return self.job is None or any(
+            "deletionTimestamp" in pod["metadata"] or pod["status"].get("phase") == "Pending" for pod in self.pods()
+        )
+
+    @property
     def objects(self) -> set[str]:
         """That should be there at the end."""
         return {text.replace("NAME", self.name) for text in self.script.objects}

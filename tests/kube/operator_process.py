@@ -96,7 +96,7 @@ _FORKSERVER.set_forkserver_preload(["hftitan_operator.operate"])
 
 
 class QuickOperator:
-    """Without /metrics and /readyz."""
+    """Without /metrics and /readyz. `with` starts and kills it."""
 
     def __init__(self, kubeconfig: Path, log: Path, *namespaces: str) -> None:
         self._arguments = (str(kubeconfig), str(log), namespaces)
@@ -110,6 +110,12 @@ class QuickOperator:
             self._process = _FORKSERVER.Process(target=_operate, args=self._arguments, daemon=True)
             self._process.start()
             return self
+
+    def __enter__(self) -> QuickOperator:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     @property
     def alive(self) -> bool:

@@ -15,8 +15,10 @@ BEFORE_WRITES: Sequence[Fault] = (
 )  # fmt: skip
 AFTER_WRITES: Sequence[Fault] = (answer(500, forward=True), answer(503, forward=True), reset(forward=True))
 READS: Sequence[Fault] = (answer(410), answer(429), answer(500), answer(503), reset())
-STREAMS: Sequence[StreamFault] = ("drop", "duplicate", "late", "cut", "ERROR 410", "ERROR 500")
-LIKELY, UNLIKELY = 0.35, 0.12
+STREAMS: Sequence[StreamFault] = ("drop", "drop", "drop", "duplicate", "late", "cut", "ERROR 410", "ERROR 500")
+"""What is lost without a word is the worst: nothing but the next list tells."""
+WRITE_FAULTS, READ_FAULTS, STREAM_FAULTS = 0.35, 0.12, 0.25
+"""The shares that something happens to."""
 
 
 class Storm:
@@ -47,11 +49,11 @@ class Storm:
             if self._due(self._hangs, call):
                 return hang(forward=self._hangs.pop()[1])
             kinds = self._random.choice((BEFORE_WRITES, AFTER_WRITES))
-            return self._random.choice(kinds) if self._random.random() < LIKELY else None
-        return self._random.choice(READS) if self._random.random() < UNLIKELY else None
+            return self._random.choice(kinds) if self._random.random() < WRITE_FAULTS else None
+        return self._random.choice(READS) if self._random.random() < READ_FAULTS else None
 
     def stream_script(self, call: Call) -> StreamFault | None:
-        return self._random.choice(STREAMS) if self._blows and self._random.random() < UNLIKELY else None
+        return self._random.choice(STREAMS) if self._blows and self._random.random() < STREAM_FAULTS else None
 
     def _due(self, planned: list[tuple[float, bool]], call: Call) -> bool:
         planned.sort(reverse=True)
@@ -89,6 +91,11 @@ class Tenant:
             else:
                 self._begin()
         return self.lives[-1].poll(self._deeds)
+
+    @property
+    def owed(self) -> bool:
+        """It has not settled, and that is up to the operator."""
+        return not self.poll() and not self.lives[-1].in_motion
 
     def _begin(self) -> None:
         self.home.restore()

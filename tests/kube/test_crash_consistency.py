@@ -4,6 +4,7 @@ A real API server, scheduler and controller manager; pods that play scripts; ope
 proxy between that kills them or spoils their talk. An independent witness watches all the time.
 """
 
+import contextlib
 import os
 import random
 import time
@@ -15,12 +16,14 @@ from crash_trials import Bench, KillAlways, KillAt, Killer
 from fault_proxy import FaultProxy, tally
 from kubectl import wait
 from kubelets import KubeletProcess
-from lives import SCRIPTS, Home, Life, World, poll_all
+from lives import NODES, SCRIPTS, Home, Life, World, poll_all
 from operator_process import QuickOperator
 from storm import Storm, Tenant
 
 AT_ONCE = 12
-JOBS, WAVES, WAVE_SECONDS, CONVERGED_SECONDS = 20, 6, 6.0, 5.0
+JOBS, WAVES, WAVE_SECONDS, CONVERGED_SECONDS = 20, 6, 5.0, 5.0
+HANGING_WAVES = (1, 4)
+"""They take longer: a client gives up after ten seconds."""
 OUTAGE_SECONDS = 3.0
 SEED = int(os.environ.get("STORM_SEED", "1"))
 
@@ -47,6 +50,12 @@ def nodes(control_plane, tmp_path_factory):
     yield start
     for process in started:
         process.close()
+
+
+def converged_seconds():
+    """On a machine that is busy with other things as well, in proportion."""
+    busy = os.getloadavg()[0] / (2 * (os.cpu_count() or 1))
+    return CONVERGED_SECONDS * max(1.0, busy)
 
 
 def passed(moment):
@@ -81,7 +90,7 @@ def test_killed_before_and_after_every_write(control_plane, world, nodes, tmp_pa
         for o in outcomes
         if not o.wrong and (difference := unlike(o.status, undisturbed[o.script.name].status))
     ]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     assert world.audit.violations == []
     wait(lambda: not orphans(control_plane, bench.namespaces), "no orphans")
     missed = Counter(o.killer.kills for o in outcomes)[0]
@@ -92,7 +101,7 @@ def test_killed_before_and_after_every_write(control_plane, world, nodes, tmp_pa
 def test_a_storm_of_faults(control_plane, world, nodes, tmp_path, say):
     """Twenty jobs at a time; in each wave every one of them takes a step of its life, or another one begins.
 
-    The first wave has no faults: how long that takes to settle says how fast the machine is.
+    The first wave has no faults, for comparison. What scheduler and kubelets take is no fault of the operator's.
     """
     pairs = [(f"c{i}", f"d{i}") for i in range(JOBS)]
     nodes(["spare", *(name for pair in pairs for name in pair)])
@@ -114,29 +123,59 @@ def test_a_storm_of_faults(control_plane, world, nodes, tmp_path, say):
             """The lives go on meanwhile."""
             wait(lambda: (settled(), condition())[1], *arguments)
 
-        calm = 0.0
-        try:
+        def settle():
+            """The seconds in which something was up to the operator."""
+            owed, looked = 0.0, time.monotonic()
+
+            def done():
+                nonlocal owed, looked
+                now = time.monotonic()
+                owed += (now - looked) * any(tenant.owed for tenant in tenants)
+                looked = now
+                return settled()
+
+            wait(done, "convergence", 60)
+            return owed
+
+        with operator:
             for wave in range(WAVES):
                 moments = [time.monotonic() + dice.uniform(0, WAVE_SECONDS) for _ in tenants]
                 for tenant, moment in zip(tenants, moments, strict=True):
                     tenant.move_on(moment, last=wave == WAVES - 1)
                 if wave:
-                    storm.begin(WAVE_SECONDS, hangs=3 * (wave % 2), kills=2)
+                    storm.begin(WAVE_SECONDS, hangs=4 if wave in HANGING_WAVES else 0, kills=2)
                 until(passed(max(moments)))
                 storm.end()
                 until(lambda: not proxy.hanging, "the requests that hang")
-                wait(settled, "convergence", 60)
+                owed = settle()
                 seconds = time.monotonic() - max(*moments, *(fault.until for fault in proxy.faults))
-                calm = calm or seconds
-                say(f"wave {wave}: {len(proxy.faults)} faults so far, converged {seconds:.1f} s after the last")
-                assert seconds < calm + CONVERGED_SECONDS
-        finally:
-            operator.kill()
-    assert [text for tenant in tenants for life in tenant.lives for text in life.verdict()] == []
+                say(
+                    f"wave {wave}: {len(proxy.faults)} faults so far; all had settled {seconds:.1f} s after the last, "
+                    f"{owed:.1f} s of that up to the operator"
+                )
+                assert owed < converged_seconds()
+    wrong = [text for tenant in tenants for life in tenant.lives for text in life.verdict()]
+    assert not wrong, "\n".join(wrong)
     assert world.audit.violations == []
     wait(lambda: not orphans(control_plane, [namespace]), "no orphans")
     say(tally(proxy.faults))
     assert len(proxy.faults) >= 200
+
+
+@contextlib.contextmanager
+def outage(plane):
+    """Of the API server; then the time at which it was back. The controller manager is away for longer, as it would
+    take the nodes' silence for their loss."""
+    plane.stop_controller_manager()
+    plane.stop_apiserver()
+    try:
+        time.sleep(OUTAGE_SECONDS)
+    finally:
+        plane.start_apiserver()
+    try:
+        yield time.monotonic()
+    finally:
+        plane.start_controller_manager()
 
 
 def test_the_api_server_goes_away(control_plane, world, nodes, tmp_path, say):
@@ -144,26 +183,23 @@ def test_the_api_server_goes_away(control_plane, world, nodes, tmp_path, say):
     pairs = [(f"e{i}", f"f{i}") for i in range(6)]
     nodes(["spare", *(name for pair in pairs for name in pair)])
     namespace = world.admin.make_namespace("outage")
-    lives = [
-        Life(
-            world, SCRIPTS[i % len(SCRIPTS)], namespace, f"job-{i}", Home(world.admin, f"outage-{i}", pair).name
-        ).begin()
-        for i, pair in enumerate(pairs)
-    ]
-    operator = QuickOperator(control_plane.kubeconfig("admin"), tmp_path / "operator.log", namespace).start()
-    try:
+    lives = []
+    for number, pair in enumerate(pairs):
+        home = Home(world.admin, f"outage-{number}", pair)
+        lives.append(Life(world, SCRIPTS[number % len(SCRIPTS)], namespace, f"job-{number}", home.name).begin())
+
+    def restarted():
+        return all(life.status.get("attempt") == 2 and len(life.pods(2)) == NODES for life in lives)
+
+    with QuickOperator(control_plane.kubeconfig("admin"), tmp_path / "operator.log", namespace):
         wait(lambda: poll_all(lives, 0), "the first attempts", 60)
         poll_all(lives, 1)
-        control_plane.stop_apiserver()
-        time.sleep(OUTAGE_SECONDS)
-        control_plane.start_apiserver()
-        began = time.monotonic()
-        wait(lambda: all(life.status.get("attempt") == 2 and len(life.pods(2)) == 2 for life in lives), "new attempts")
-        seconds = time.monotonic() - began
+        with outage(control_plane) as back:
+            wait(restarted, "new attempts")
+            seconds = time.monotonic() - back
         say(f"API server away for {OUTAGE_SECONDS:g} s: all had their pods {seconds:.1f} s after it was back")
-        assert seconds < CONVERGED_SECONDS
         wait(lambda: poll_all(lives), "the ends of all lives", 120)
-    finally:
-        operator.kill()
-    assert [text for life in lives for text in life.verdict()] == []
+    wrong = [text for life in lives for text in life.verdict()]
+    assert not wrong, "\n".join(wrong)
     assert world.audit.violations == []
+    assert seconds < converged_seconds()
