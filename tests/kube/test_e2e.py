@@ -158,7 +158,7 @@ def test_a_life_as_it_should_be(job, admin):
 
 
 def test_kubectl_get_shows_the_columns(job, admin):
-    job.create(training={"steps": 200})
+    job.create(training={"steps": 100_000})
     job.until(lambda s: s.get("progress", {}).get("tokensPerSecond"), "tokens per second")
     table = admin.request(
         "GET",
@@ -210,7 +210,7 @@ def test_a_hang_is_ended_and_the_next_attempt_has_a_clock_of_its_own(job):
 
 
 def test_suspend_saves_and_resume_goes_on(job):
-    job.create(training={"steps": 100})
+    job.create(training={"steps": 100_000})
     job.until(lambda s: s.get("progress", {}).get("step", 0) >= 1, "a step")
     job.patch(suspend=True)
     job.until(lambda s: s["phase"] == "Suspended" and not job.pods(), "its pods to go")
@@ -221,9 +221,10 @@ def test_suspend_saves_and_resume_goes_on(job):
     time.sleep(1.2)
     assert job.status["activeSeconds"] == before["activeSeconds"], "the clock stands still"
     job.patch(suspend=False)
-    status = job.phase("Succeeded")
+    status = job.until(lambda s: s["phase"] == "Running", "steps again")
     assert (status["attempt"], status["restarts"], status.get("restartHistory") or []) == (2, 0, [])
     assert job.condition("Suspended")["status"] == "False"
+    wait(lambda: job.steps(2), "a step of the new attempt")
     assert job.steps(2)[0] == saved + 1
 
 
@@ -254,20 +255,23 @@ def test_a_deleted_job_takes_its_objects_with_it(job, admin):
     job.wait_collected()
 
 
+def goes_on_uncharged(job):
+    """The next attempt trains, and nothing was counted against the job."""
+    status = job.until(lambda s: s["attempt"] == 2 and s["phase"] == "Running", "the next attempt")
+    assert [r["free"] for r in status["restartHistory"]] == [True]
+    return status["restartHistory"][0]["reason"]
+
+
 def test_a_deleted_pod_is_nobodys_failure(job, admin):
-    job.create(training={"steps": 100})
+    job.create(training={"steps": 100_000})
     job.phase("Running")
     admin.delete("pods", "x-1-1", job.namespace)
-    status = job.phase("Succeeded")
-    assert status["attempt"] == 2
-    assert [(r["reason"], r["free"]) for r in status["restartHistory"]] == [("PodDeleted", True)] or status[
-        "restartHistory"
-    ][0]["reason"] == "Preempted"
-    assert all(r["free"] for r in status["restartHistory"])
+    # The pod says Preempted when it ends; where it is gone before that is seen, it is a deleted one.
+    assert goes_on_uncharged(job) in ("PodDeleted", "Preempted")
 
 
 def test_an_evicted_pod_is_nobodys_failure(job, admin):
-    job.create(training={"steps": 100})
+    job.create(training={"steps": 100_000})
     job.phase("Running")
     eviction = {
         "apiVersion": "policy/v1beta1",
@@ -275,9 +279,7 @@ def test_an_evicted_pod_is_nobodys_failure(job, admin):
         "metadata": {"name": "x-1-0", "namespace": job.namespace},
     }
     admin.request("POST", f"/api/v1/namespaces/{job.namespace}/pods/x-1-0/eviction", eviction)
-    status = job.phase("Succeeded")
-    assert status["attempt"] == 2
-    assert all(r["free"] for r in status["restartHistory"])
+    assert goes_on_uncharged(job) in ("PodDeleted", "Preempted", "Evicted")
 
 
 def test_only_what_may_change_is_taken(job):
