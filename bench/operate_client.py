@@ -1,4 +1,4 @@
-"""What bench/operator.py is made of: a raw client of the API server, a watch on pods, and the operator's process."""
+"""What bench/operate.py is made of: a raw client of the API server, a watch on pods, and the operator's process."""
 
 from __future__ import annotations
 

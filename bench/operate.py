@@ -1,6 +1,6 @@
 """What the operator costs and how fast it is, on a real API server, beside what the machine can do at most.
 
-    python bench/operator.py [--quick] [--only NAME...] [--controller-manager]
+    python bench/operate.py [--quick] [--only NAME...] [--controller-manager]
 
 One run, all on loopback: etcd without fsync, kube-apiserver, `hftitan operator` as a process with the rights that
 `hftitan rbac` grants, and one client that creates jobs and watches pods. No scheduler, and no controller manager unless
@@ -35,7 +35,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kube"))
 
 from control_plane import ControlPlane
 from kubelets import KubeletProcess
-from operator_client import Client, Object, Operator, PodWatch, cpu_seconds, grant, jobs_path, pods_path
+from operate_client import Client, Object, Operator, PodWatch, cpu_seconds, grant, jobs_path, pods_path
 
 from hftitan_api import mesh
 from hftitan_api.models import API_VERSION, KIND, HFTitanJob
@@ -90,7 +90,7 @@ def shown(value: float) -> str:
 
 
 def say(text: str) -> None:
-    print(f"bench/operator: {text}", file=sys.stderr, flush=True)
+    print(f"bench/operate: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass
