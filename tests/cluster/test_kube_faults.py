@@ -80,6 +80,18 @@ def test_a_refusal_is(status):
         carried_out(Server(ApiError(status, "", "never")), Apply(pod()))
 
 
+class Nowhere:
+    """A store that keeps nothing, however many objects it says it has."""
+
+    size = 0
+
+    def __len__(self):
+        return self.size
+
+    def keep(self, *_):
+        pass
+
+
 def test_a_list_that_took_long_does_not_put_the_next_one_off(monkeypatch):
     monkeypatch.setattr(kube_watch, "RELIST_SECONDS", 0.01)
     lists = []
@@ -90,10 +102,6 @@ def test_a_list_that_took_long_does_not_put_the_next_one_off(monkeypatch):
             await asyncio.sleep(0.1)
             return {"metadata": {"resourceVersion": "1"}, "items": []}
 
-    class Nowhere:
-        def keep(self, *_):
-            pass
-
     async def run():
         task = asyncio.create_task(Reflector(Slow(), "/x", Nowhere(), watched=False).run())
         async with asyncio.timeout(3):
@@ -102,6 +110,28 @@ def test_a_list_that_took_long_does_not_put_the_next_one_off(monkeypatch):
         task.cancel()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("burst", [0, 1000])
+def test_what_a_burst_brings_is_not_listed_as_well(monkeypatch, burst):
+    monkeypatch.setattr(kube_watch, "RELIST_SECONDS", 0.01)
+    store, lists = Nowhere(), []
+
+    class Quick:
+        async def request(self, *_, **__):
+            lists.append(None)
+            return {"metadata": {"resourceVersion": "1"}, "items": []}
+
+    async def run():
+        task = asyncio.create_task(Reflector(Quick(), "/x", store, watched=False).run())
+        while not lists:
+            await asyncio.sleep(0)
+        store.size = burst
+        await asyncio.sleep(0.2)
+        task.cancel()
+
+    asyncio.run(run())
+    assert len(lists) == 1 if burst else len(lists) > 3
 
 
 def test_a_silent_server_is_not_waited_for_as_long_as_a_talking_one(monkeypatch):

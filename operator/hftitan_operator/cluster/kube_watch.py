@@ -32,6 +32,8 @@ BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 0.1, 2.0
 class Store(Protocol):
     """Where objects go. An older version of what is known already must be passed over."""
 
+    def __len__(self) -> int: ...
+
     def put(self, obj: Json) -> None: ...
 
     def remove(self, obj: Json) -> None: ...
@@ -108,7 +110,7 @@ class Reflector:
         failures = 0
         if self._watched:
             await self.synced.wait()  # the watch begins with a list of its own
-            await asyncio.sleep(RELIST_SECONDS)
+            await self._rest(len(self._store), 0.0)
         while not self.denied:
             started = time.monotonic()
             try:
@@ -121,9 +123,18 @@ class Reflector:
                 await asyncio.sleep(backoff(failures))
                 continue
             failures = 0
-            took = time.monotonic() - started
-            pause = max(RELIST_SECONDS, RELIST_SECONDS_PER_OBJECT * count, took)
-            await asyncio.sleep(pause * random.uniform(0.9, 1.1))
+            await self._rest(count, time.monotonic() - started)
+
+    async def _rest(self, count: int, took: float) -> None:
+        """The pause after a list of `count` objects. It grows with what comes meanwhile: a burst is not listed too."""
+        began, known, share = time.monotonic(), len(self._store), random.uniform(0.9, 1.1)
+        while True:
+            now_there = count + max(0, len(self._store) - known)
+            pause = max(RELIST_SECONDS, RELIST_SECONDS_PER_OBJECT * now_there, took) * share
+            left = began + pause - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(left)
 
     async def _watch(self) -> None:
         failures = 0
