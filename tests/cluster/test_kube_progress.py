@@ -49,22 +49,24 @@ class Cluster:
 
 @pytest.fixture
 def poll(monkeypatch):
-    """Function: so many rounds against these answers; who was asked, and which keys were woken in each round."""
+    """Function: rounds against these answers, two seconds apart; who was asked, and how many wakings after each."""
 
     def run(cluster, answers):
-        asked, woken, rounds = [], [], []
+        asked, woken, rounds, clock = [], [], [], [100.0]
 
         async def fetch(address, port):
             asked.append((address, port))
             return answers[len(rounds)]
 
-        async def sleep(_):
+        async def sleep(pause):
+            clock.append(clock[-1] + pause)
             rounds.append(len(woken))
             if len(rounds) == len(answers):
                 raise asyncio.CancelledError
 
         monkeypatch.setattr(kube_progress, "fetch_progress", fetch)
         monkeypatch.setattr(kube_progress.asyncio, "sleep", sleep)
+        monkeypatch.setattr(kube_progress, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(ProgressPoller(cluster, woken.append).run())
         return asked, rounds
@@ -99,9 +101,19 @@ def test_a_pod_that_does_not_run_is_not_asked(poll):
 
 
 def test_a_step_wakes_the_job_now_and_then_and_a_checkpoint_at_once(poll):
-    answers = [progress(1), progress(2), progress(2), progress(3), progress(4, checkpointStep=4)]
+    answers = [progress(1), progress(2), progress(2), progress(3), progress(4), progress(5, checkpointStep=4)]
     _, woken = poll(Cluster(), answers)
-    assert woken == [1, 1, 1, 1, 2]
+    assert woken == [1, 1, 1, 2, 2, 3]
+
+
+def test_the_step_at_which_a_trainer_hangs_is_told_when_the_pause_is_over(poll):
+    _, woken = poll(Cluster(), [progress(1), progress(7), progress(7), progress(7), progress(7)])
+    assert woken == [1, 1, 1, 2, 2]
+
+
+def test_the_first_step_is_told_at_once_since_another_clock_runs_from_there(poll):
+    _, woken = poll(Cluster(), [progress(0), progress(1)])
+    assert woken == [1, 2]
 
 
 def test_silence_is_told_once_and_its_end_as_well(poll):

@@ -11,6 +11,7 @@ from hftitan_api.wire import Progress
 from hftitan_operator.cluster.kube import KubeCluster
 from hftitan_operator.cluster.kube_store import JobRecord, Key
 from hftitan_operator.cluster.net import fetch_progress
+from hftitan_operator.core.watchdog import stepping
 
 POLL_SECONDS = 2.0
 JOBS_PER_SECOND = 100
@@ -29,8 +30,8 @@ class ProgressPoller:
 
     def __init__(self, cluster: KubeCluster, wake: Callable[[Key], None]) -> None:
         self._cluster, self._wake = cluster, wake
-        self._told: dict[str, float] = {}
-        """When each job, by uid, was last woken for a mere step."""
+        self._told: dict[str, tuple[float, Progress]] = {}
+        """When each job, by uid, was last woken, and with what."""
         self._failures: dict[str, int] = {}
         """Times in a row that a job did not answer."""
 
@@ -39,7 +40,7 @@ class ProgressPoller:
             began = time.monotonic()
             targets = self._targets()
             asked = {uid for uid, *_ in targets}
-            self._told = {uid: at for uid, at in self._told.items() if uid in asked}
+            self._told = {uid: told for uid, told in self._told.items() if uid in asked}
             self._failures = {uid: count for uid, count in self._failures.items() if uid in asked}
             gate = asyncio.Semaphore(AT_ONCE)
             pause = max(WRITE_SECONDS, len(targets) / WRITES_PER_SECOND)
@@ -76,13 +77,13 @@ class ProgressPoller:
         if self._failures.pop(uid, 0) >= UNREACHABLE_AFTER:
             self._cluster.unreachable.discard(uid)
             self._wake(key)
-        old = self._cluster.progress.get(uid)
-        if old == new:
-            return
         self._cluster.progress[uid] = new
         now = time.monotonic()
-        if old is None or matters(old, new) or now - self._told.get(uid, -pause) >= pause:
-            self._told[uid] = now
+        at, old = self._told.get(uid, (now, None))
+        # Compared with what the job was woken with, not with the last answer: the step at which a trainer hangs must
+        # not stay untold because a pause was running when it came.
+        if old is None or matters(old, new) or (new != old and now - at >= pause):
+            self._told[uid] = (now, new)
             self._wake(key)
 
     def _unanswered(self, uid: str, key: Key) -> None:
@@ -93,8 +94,6 @@ class ProgressPoller:
 
 
 def matters(old: Progress, new: Progress) -> bool:
-    """More than another step: a new attempt or phase, a checkpoint, a result."""
-    return any(
-        getattr(old, field) != getattr(new, field)
-        for field in ("attempt", "phase", "checkpoint_step", "export_path", "resumed_from", "worker_restarts")
-    )
+    """More than another step: a new attempt or phase, the first step, a checkpoint, a result."""
+    fields = ("attempt", "phase", "checkpoint_step", "export_path", "resumed_from", "worker_restarts")
+    return stepping(old) != stepping(new) or any(getattr(old, field) != getattr(new, field) for field in fields)
