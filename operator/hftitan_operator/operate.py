@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import uvloop
 from aiohttp import web
 
 from hftitan_api.models import HFTitanJob
@@ -236,4 +237,4 @@ def main(options: Options, level: str = "info") -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     gc.freeze()  # what the imports made stays to the end
     gc.set_threshold(COLLECT_EVERY)
-    asyncio.run(operate(options))
+    uvloop.run(operate(options))

@@ -132,10 +132,18 @@ class QuickOperator:
 def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...]) -> None:
     from hftitan_operator import operate
 
-    die_with_parent()
+    threading.Thread(target=_end_with_the_test, daemon=True).start()
     os.environ["NO_PROXY"] = "127.0.0.1"
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
     logging.root.handlers.clear()
     operate.main(operate.Options(namespaces=namespaces, kubeconfig=kubeconfig, port=0))
+
+
+def _end_with_the_test() -> None:
+    """PR_SET_PDEATHSIG would bind it to the forkserver, which outlives a test run that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -40,9 +40,9 @@ from hftitan_operator.core.state import Action, Apply, DeleteJob, DeletePod, Eve
 
 log = logging.getLogger(__name__)
 
-WRITES_AT_ONCE = 48
-"""Beyond that the API server gains nothing, and its fair queueing begins to refuse."""
-STATUS_PATIENCE_SECONDS, EVENT_PATIENCE_SECONDS = 2.0, 5.0
+WRITES_AT_ONCE = 28
+"""More gain nothing (16 to 96 tried: bench/operate.py), and its fair queueing begins to refuse."""
+STATUS_PATIENCE_SECONDS, EVENT_PATIENCE_SECONDS = 4.0, 8.0
 """When more is to be written than that, pods come first: GPUs wait for them. What is told of them has so much time."""
 EVENTS_WAITING = 2000
 NO_CRD = f"the resource {PLURAL}.{GROUP} is not installed: hftitan crd | kubectl apply -f -"
