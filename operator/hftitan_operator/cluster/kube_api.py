@@ -37,7 +37,8 @@ REQUEST_SECONDS = 10.0
 """Of one request, or of a silence in a longer one. Whether a write that timed out was done shows the next pass."""
 SILENCE_SECONDS = 75.0
 """A watch that says nothing for longer, not even one of the bookmarks that come every minute, is dead."""
-CONNECTIONS = 64
+IDLE_SECONDS = 60.0
+"""An unused connection is kept so long, since a new one costs a handshake. The API server's own limit is 90 s."""
 TOKEN_CHECK_SECONDS = 10.0
 
 
@@ -102,7 +103,9 @@ class KubeApi:
     def new_session(self, headers: Mapping[str, str] | None = None) -> aiohttp.ClientSession:
         """A connection pool of its own to the same server, for a watch that another library reads."""
         configuration = self._configuration
-        connector = aiohttp.TCPConnector(limit=0, ssl=RESTClientObject(configuration).ssl_context)
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=IDLE_SECONDS, ssl=RESTClientObject(configuration).ssl_context
+        )
         proxy = configuration.proxy or _proxy(self.server)
         return aiohttp.ClientSession(connector=connector, headers=headers, proxy=proxy)
 

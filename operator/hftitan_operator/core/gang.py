@@ -10,8 +10,8 @@ from hftitan_api.models import HFTitanJob
 from hftitan_operator.core import render
 from hftitan_operator.core.state import Apply, Observed
 
-PODS_AT_ONCE = 250
-"""In one pass: about 15 ms. The largest job has 5000, all at once a third of a second and 150 MB."""
+PODS_AT_ONCE = 500
+"""In one pass: about 10 ms and 4 MB. The largest job has 5000."""
 
 
 def missing(
@@ -28,5 +28,5 @@ def missing(
     if not observed.config:
         found.append(render.config(job, plan))
     lacking = (index for index in range(plan.degrees.nodes if pods else 0) if index not in there)
-    found += [render.pod(job, plan, attempt, index) for index in islice(lacking, PODS_AT_ONCE)]
+    found += render.pods(job, plan, attempt, list(islice(lacking, PODS_AT_ONCE)))
     return [Apply(manifest) for manifest in found], next(lacking, None) is not None

@@ -6,6 +6,7 @@ Deterministic; plain dicts; the input is never changed. Whoever runs the pods (a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +54,7 @@ class Rendered:
 
 def render(job: HFTitanJob, plan: MeshPlan, attempt: int) -> Rendered:
     """All objects of an attempt (from 1). Raises SpecError when `spec.pod` collides with what the operator sets."""
-    return Rendered(
-        service(job), config(job, plan), tuple(pod(job, plan, attempt, i) for i in range(plan.degrees.nodes))
-    )
+    return Rendered(service(job), config(job, plan), tuple(pods(job, plan, attempt, range(plan.degrees.nodes))))
 
 
 def service(job: HFTitanJob) -> Manifest:
@@ -121,22 +120,44 @@ def trainer_spec(job: HFTitanJob, plan: MeshPlan) -> TrainerSpec:
     )
 
 
-def pod(job: HFTitanJob, plan: MeshPlan, attempt: int, index: int) -> Manifest:
-    """One node of the gang: torchrun, set up by environment variables only, and the trainer below it."""
-    for problem in podcheck.problems(job.spec):
+def pods(job: HFTitanJob, plan: MeshPlan, attempt: int, indices: Sequence[int]) -> list[Manifest]:
+    """Nodes of the gang: torchrun, set up by environment variables only, and the trainer below it.
+
+    What does not depend on the index is made once and is the same object in all of them: a job may have thousands.
+    Raises SpecError when it may not have those that are asked for.
+    """
+    for problem in podcheck.problems(job.spec) if indices else ():
         raise problem
-    wanted, name = job.spec.pod, naming.pod_name(job.metadata.name, attempt, index)
+    wanted = job.spec.pod
     shm = sizing.shm(wanted, plan.degrees)
     resources = sizing.resources(wanted, plan.degrees, shm)
-    metadata = _metadata(
-        job, name, {**wanted.labels, **naming.pod_labels(job.metadata.name, attempt, index)}, wanted.annotations
-    )
-    container = {
+    threads = sizing.threads_per_rank(resources["requests"], plan.degrees)
+    container = _container(job, resources)
+    spec = _pod_spec(job, plan, shm)
+    made = []
+    for index in indices:
+        name = naming.pod_name(job.metadata.name, attempt, index)
+        labels = {**wanted.labels, **naming.pod_labels(job.metadata.name, attempt, index)}
+        env = _env(job, plan, attempt, index, threads)
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": _metadata(job, name, labels, wanted.annotations),
+            "spec": {**spec, "hostname": name, "containers": [{**container, "env": env}]},
+        }
+        made.append(pod)
+    return made
+
+
+def _container(job: HFTitanJob, resources: dict[str, Any]) -> dict[str, Any]:
+    """Without its environment."""
+    wanted = job.spec.pod
+    container: dict[str, Any] = {
         "name": "trainer",
         "image": wanted.image,
         "command": ["torchrun"],
         "args": ["-m", "hftitan_trainer"],
-        "env": _env(job, plan, attempt, index, sizing.threads_per_rank(resources["requests"], plan.degrees)),
+        "env": [],
         "ports": [
             {"name": "metrics", "containerPort": job.spec.monitoring.port, "protocol": "TCP"},
             {"name": "rendezvous", "containerPort": naming.RENDEZVOUS_PORT, "protocol": "TCP"},
@@ -161,31 +182,31 @@ def pod(job: HFTitanJob, plan: MeshPlan, attempt: int, index: int) -> Manifest:
     }
     if wanted.image_pull_policy:
         container["imagePullPolicy"] = wanted.image_pull_policy
+    return container
+
+
+def _pod_spec(job: HFTitanJob, plan: MeshPlan, shm: int) -> dict[str, Any]:
+    """Without host name and container."""
     return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": metadata,
-        "spec": {
-            "restartPolicy": "Never",
-            "hostname": name,
-            "subdomain": naming.service_name(job.metadata.name),
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": sizing.grace_seconds(job.spec.checkpoint),
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": RUN_AS,
-                "runAsGroup": RUN_AS,
-                "fsGroup": RUN_AS,
-                # A checkpoint volume may hold a million files: do not walk them at every start.
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [container],
-            "volumes": _volumes(job, shm),
-            "tolerations": _tolerations(job, gpu=plan.degrees.device == "gpu"),
-            **_placement(job),
+        "restartPolicy": "Never",
+        "hostname": "",
+        "subdomain": naming.service_name(job.metadata.name),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": sizing.grace_seconds(job.spec.checkpoint),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": RUN_AS,
+            "runAsGroup": RUN_AS,
+            "fsGroup": RUN_AS,
+            # A checkpoint volume may hold a million files: do not walk them at every start.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
+        "containers": [],
+        "volumes": _volumes(job, shm),
+        "tolerations": _tolerations(job, gpu=plan.degrees.device == "gpu"),
+        **_placement(job),
     }
 
 
