@@ -63,6 +63,12 @@ VALIDATION_LOSS = Metric(
     "hftitan_validation_loss", "gauge", "Mean loss over all tokens of the newest validation, over all ranks."
 )
 VALIDATION_STEP = Metric("hftitan_validation_step", "gauge", "Step after which the newest validation was made.")
+VALIDATION_DURATION = Metric(
+    "hftitan_validation_duration_seconds",
+    "histogram",
+    "Seconds the training stood still for a validation.",
+    buckets=_SAVE_BUCKETS,
+)
 GRAD_NORM = Metric("hftitan_grad_norm", "gauge", "Norm of the gradient before clipping in the newest step.")
 LEARNING_RATE = Metric("hftitan_learning_rate", "gauge", "Learning rate of the newest step.")
 TOKENS = Metric("hftitan_tokens_total", "counter", "Tokens trained on by all ranks, earlier attempts included.")
@@ -98,6 +104,9 @@ MEMORY_PEAK = Metric(
     "Peak memory of local rank 0: reserved on its device, or resident where it trains on processors.",
 )
 
+CHECKPOINT_INTERVAL = Metric(
+    "hftitan_checkpoint_interval_steps", "gauge", "Steps from one checkpoint to the next; 0: only at the end."
+)
 CHECKPOINT_STEP = Metric("hftitan_checkpoint_step", "gauge", "Step of the newest complete checkpoint.")
 CHECKPOINT_TIME = Metric(
     "hftitan_checkpoint_timestamp_seconds", "gauge", "Unix time at which the newest checkpoint was complete."
@@ -123,6 +132,7 @@ TRAINER: tuple[Metric, ...] = (
     LOSS_MAX,
     VALIDATION_LOSS,
     VALIDATION_STEP,
+    VALIDATION_DURATION,
     GRAD_NORM,
     LEARNING_RATE,
     TOKENS,
@@ -137,6 +147,7 @@ TRAINER: tuple[Metric, ...] = (
     DATA_WAIT,
     ETA,
     MEMORY_PEAK,
+    CHECKPOINT_INTERVAL,
     CHECKPOINT_STEP,
     CHECKPOINT_TIME,
     CHECKPOINT_DURATION,
@@ -149,14 +160,24 @@ OPERATOR_INFO = Metric("hftitan_operator_info", "gauge", "Constant 1; the label 
 OPERATOR_LEADER = Metric("hftitan_operator_leader", "gauge", "1 for the replica that acts, 0 for one that waits.")
 JOBS = Metric("hftitan_jobs", "gauge", "Jobs by phase.", ("phase",))
 GPUS = Metric("hftitan_jobs_gpus", "gauge", "GPUs that the jobs of a phase ask for.", ("phase",))
+_JOB = ("job_namespace", "job_name")
+JOB_PHASE = Metric("hftitan_job_phase", "gauge", "1 for the phase of a job; the others are absent.", (*_JOB, "phase"))
+JOB_FAILURE = Metric(
+    "hftitan_job_failure_info", "gauge", "Constant 1 for a job that failed; the label says why.", (*_JOB, "reason")
+)
+JOB_CREATED = Metric("hftitan_job_created_timestamp_seconds", "gauge", "Unix time at which a job was created.", _JOB)
+JOB_ATTEMPT_START = Metric(
+    "hftitan_job_attempt_start_timestamp_seconds", "gauge", "Unix time at which a job's newest attempt began.", _JOB
+)
+JOB_END = Metric("hftitan_job_end_timestamp_seconds", "gauge", "Unix time at which a job succeeded or failed.", _JOB)
 JOB_GOODPUT = Metric(
     "hftitan_job_goodput_ratio",
     "gauge",
     "Share of a job's active time spent on steps that were kept, 0 to 1.",
-    ("job_namespace", "job_name"),
+    _JOB,
 )
 JOB_RESTARTS = Metric(
-    "hftitan_job_restarts", "gauge", "New attempts of a job so far, free ones included.", ("job_namespace", "job_name")
+    "hftitan_job_restarts_total", "counter", "New attempts of a job so far, free ones included.", _JOB
 )
 RESTARTS = Metric("hftitan_operator_restarts_total", "counter", "New attempts of all jobs, by cause.", ("reason",))
 JOB_EVENTS = Metric("hftitan_operator_job_events_total", "counter", "Events told of jobs.", ("type", "reason"))
@@ -182,6 +203,11 @@ OPERATOR: tuple[Metric, ...] = (
     OPERATOR_LEADER,
     JOBS,
     GPUS,
+    JOB_PHASE,
+    JOB_FAILURE,
+    JOB_CREATED,
+    JOB_ATTEMPT_START,
+    JOB_END,
     JOB_GOODPUT,
     JOB_RESTARTS,
     RESTARTS,
@@ -191,6 +217,7 @@ OPERATOR: tuple[Metric, ...] = (
     QUEUE_DEPTH,
     API_REQUESTS,
 )
-"""What the operator serves at /metrics."""
+"""What the operator serves at /metrics, beside prometheus_client's `process_*`. Those of jobs come from the leader
+alone, so that a sum over all replicas counts each job once."""
 
 ALL: tuple[Metric, ...] = (*TRAINER, *OPERATOR)

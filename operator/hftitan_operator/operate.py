@@ -67,7 +67,6 @@ class Operator:
         self._cluster = KubeCluster(api, options.namespaces, self._queue.wake)
         self._cluster.told = self._told
         self._metrics = OperatorMetrics(version("hftitan"))
-        self._metrics.registry.register(JobsCollector(_Jobs(self._cluster)))
         self._metrics.queue_depth.set_function(lambda: self._queue.depth)
         self._ready = False
         self._stop = asyncio.Event()
@@ -109,6 +108,7 @@ class Operator:
                 self._api.may_write = lease.held
                 tasks.create_task(_leave_when_lost(lease))
             self._metrics.leader.set(1)
+            self._metrics.registry.register(JobsCollector(_Jobs(self._cluster)))  # here: one replica tells of the jobs
             try:
                 await self._act()
             finally:

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from hftitan_api import metric_names as names
 from hftitan_api.metric_names import Metric
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core import reasons
+from hftitan_operator.core import clock, reasons
+from hftitan_operator.core import status as st
 from hftitan_operator.core.state import Event
 
 PHASES = ("Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed")
@@ -23,10 +32,12 @@ def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
 
 
 class OperatorMetrics:
-    """`jobs` is called at each scrape for all jobs as last seen; `depth` for the length of the queue."""
+    """What this process does; `registry` takes a JobsCollector beside it."""
 
     def __init__(self, version: str) -> None:
+        disable_created_metrics()  # a second series for each one, which nothing here reads
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         info = Gauge(
             names.OPERATOR_INFO.name, names.OPERATOR_INFO.help, names.OPERATOR_INFO.labels, registry=self.registry
         )
@@ -62,33 +73,54 @@ class OperatorMetrics:
 
 
 class JobsCollector(Collector):
-    """Families over all jobs, made when somebody asks."""
+    """Families over all jobs as last seen, made when somebody asks."""
 
     def __init__(self, jobs: Iterable[HFTitanJob]) -> None:
         self._jobs = jobs
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
         phases: Tally[str] = Tally(dict.fromkeys(PHASES, 0))
         gpus: Tally[str] = Tally(dict.fromkeys(PHASES, 0))
-        goodput = _family(names.JOB_GOODPUT)
-        restarts = _family(names.JOB_RESTARTS)
+        families = {metric: _family(metric) for metric in OF_EACH_JOB}
+
+        def add(metric: Metric, value: float | None, *labels: str) -> None:
+            if value is not None:
+                families[metric].add_metric([*own, *labels], value)
+
         for job in self._jobs:
-            status, mesh = job.status, job.spec.mesh
+            metadata, status, mesh = job.metadata, job.status, job.spec.mesh
+            own = (metadata.namespace, metadata.name)
             phase: str = status.phase or "Pending"
             phases[phase] += 1
             gpus[phase] += mesh.nodes * mesh.gpus_per_node if mesh.device == "gpu" else 0
-            labels = [job.metadata.namespace, job.metadata.name]
-            restarts.add_metric(labels, status.restarts)
-            if status.goodput is not None:
-                goodput.add_metric(labels, status.goodput)
+            add(names.JOB_PHASE, 1, phase)
+            if phase == "Failed":
+                failed = st.condition(status, reasons.FAILED)
+                add(names.JOB_FAILURE, 1, failed.reason if failed else "")
+            add(names.JOB_CREATED, clock.maybe_unix(metadata.creation_timestamp))
+            add(names.JOB_ATTEMPT_START, clock.maybe_unix(status.attempt_start_time))
+            add(names.JOB_END, clock.maybe_unix(status.completion_time))
+            add(names.JOB_GOODPUT, status.goodput)
+            add(names.JOB_RESTARTS, status.restarts)
         for metric, tally in ((names.JOBS, phases), (names.GPUS, gpus)):
             family = _family(metric)
             for name, count in tally.items():
                 family.add_metric([name], count)
             yield family
-        yield goodput
-        yield restarts
+        yield from families.values()
 
 
-def _family(metric: Metric) -> GaugeMetricFamily:
-    return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+OF_EACH_JOB = (
+    names.JOB_PHASE,
+    names.JOB_FAILURE,
+    names.JOB_CREATED,
+    names.JOB_ATTEMPT_START,
+    names.JOB_END,
+    names.JOB_GOODPUT,
+    names.JOB_RESTARTS,
+)
+
+
+def _family(metric: Metric) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = CounterMetricFamily if metric.type == "counter" else GaugeMetricFamily
+    return kind(metric.name.removesuffix("_total"), metric.help, labels=metric.labels)

@@ -53,9 +53,11 @@ def families(
     report: StepReport | None,
     stages: Mapping[str, float],
     data_wait_seconds: float,
+    validation_loss: float | None,
     histograms: Sequence[Histogram],
 ) -> Iterator[Metric]:
-    """Every family that has a value. `stages`: seconds of the start-up by stage; `data_wait_seconds`: of this life."""
+    """Every family that has a value. `stages`: seconds of the start-up by stage; `data_wait_seconds`: of this life;
+    `validation_loss`: as it is, while `progress` has none that JSON cannot say."""
     common = (spec.job_namespace, spec.job_name, str(env.node_index))
 
     def family(metric: names.Metric, values: Mapping[tuple[str, ...], float]) -> Metric:
@@ -84,7 +86,7 @@ def families(
         names.PROGRESS_TIME: progress.updated,
         names.LOSS: report and report.loss,
         names.LOSS_MAX: report and report.max_loss,
-        names.VALIDATION_LOSS: progress.validation_loss,
+        names.VALIDATION_LOSS: validation_loss,
         names.VALIDATION_STEP: progress.validation_step,
         names.GRAD_NORM: report and report.grad_norm,
         names.LEARNING_RATE: progress.lr,
@@ -95,6 +97,7 @@ def families(
         names.DATA_WAIT: data_wait_seconds,
         names.ETA: progress.eta_seconds,
         names.MEMORY_PEAK: report and report.memory_bytes,
+        names.CHECKPOINT_INTERVAL: spec.checkpoint.interval,
         names.CHECKPOINT_STEP: progress.checkpoint_step,
         names.CHECKPOINT_TIME: progress.checkpoint_time,
     }

@@ -66,6 +66,7 @@ class RunObserver(Observer, Collector):
         self._stage_began = clock()
         self._step_durations = Histogram(names.STEP_DURATION)
         self._save_durations = Histogram(names.CHECKPOINT_DURATION)
+        self._validation_durations = Histogram(names.VALIDATION_DURATION)
 
     # --- what happens -----------------------------------------------------------------------------------------
 
@@ -142,6 +143,7 @@ class RunObserver(Observer, Collector):
     def validated(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         with self._lock:
             self._validation = (step, loss)
+            self._validation_durations.observe(seconds)
         self.trackers.log(step, {"validation/loss": loss, "speed/validation_seconds": seconds})
         self._note("validation", step=step, loss=loss, tokens=tokens, seconds=round(seconds, 3))
         if self._env.rank == 0:
@@ -228,8 +230,9 @@ class RunObserver(Observer, Collector):
         progress = self.progress()
         with self._lock:
             report, stages, waited = self._report, dict(self._stages), self._data_seconds
-            histograms = [self._step_durations.copy(), self._save_durations.copy()]
-        return families(self._spec, self._env, progress, report, stages, waited, histograms)
+            loss = self._validation[1] if self._validation else None
+            histograms = [h.copy() for h in (self._step_durations, self._save_durations, self._validation_durations)]
+        return families(self._spec, self._env, progress, report, stages, waited, loss, histograms)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,44 @@
+"""Debian's prometheus and promtool for this folder; the control plane and the operator are those of tests/kube."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "kube"))
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def prometheus_programs():
+    """The folder with prometheus and promtool."""
+    done = subprocess.run([ROOT / "hack" / "prometheus"], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def promtool(prometheus_programs):
+    """Function: promtool's output; an AssertionError with it when promtool objects."""
+
+    def run(*words, text=""):
+        command = [prometheus_programs / "promtool", *map(str, words)]
+        done = subprocess.run(command, input=text, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def say(request):
+    """Function: print a line, whether output is captured or not."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def line(text):
+        with capture.global_and_fixture_disabled():
+            print(f"\n{text}", end="", flush=True)
+
+    return line
