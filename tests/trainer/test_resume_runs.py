@@ -37,6 +37,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[R
     return run
 
 
+def card(run: Run) -> str:
+    return (run.output / "export" / "README.md").read_text()
+
+
 def test_a_run_of_two_processes_from_start_to_end(unbroken: Run) -> None:
     assert unbroken.report() == ExitReport(
         reason="Completed", message=f"all {STEPS} steps done", step=STEPS, retryable=False, checkpoint_step=STEPS,
@@ -45,6 +49,8 @@ def test_a_run_of_two_processes_from_start_to_end(unbroken: Run) -> None:
     losses = unbroken.losses()
     assert list(losses) == list(range(1, STEPS + 1))
     assert losses[STEPS][0] < losses[1][0] - 1
+    assert f"| Loss of the last step | {losses[STEPS][0]:.5f} |" in card(unbroken)
+    assert str(unbroken.folder.parent) not in card(unbroken)
     progress, metrics = unbroken.live  # type: ignore[attr-defined]
     seen = Progress.model_validate_json(progress)
     assert (seen.attempt, seen.steps) == (1, STEPS)
@@ -89,6 +95,7 @@ def test_sigterm_saves_the_last_finished_step_and_a_killed_worker_starts_again_f
     assert resumed.losses() == unbroken.losses()
     for name, weight in exported(unbroken).items():
         assert weight.equal(exported(resumed)[name]), name
+    assert card(resumed) == card(unbroken)
 
 
 def test_a_signal_to_one_rank_stops_all_at_one_step_without_a_restart(tmp_path: Path, home: Path) -> None:

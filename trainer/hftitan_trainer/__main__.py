@@ -120,11 +120,15 @@ class Life:
         outcome = trainer.train()
         self.stop.training(False)
         if outcome.kind == "completed" and spec.checkpoint.export_hf and not self.stop():
+            from hftitan_trainer.card import TrainingResult, model_card
             from hftitan_trainer.export import export_model
 
             observer.phase("exporting")
             folder = env.output / EXPORT_FOLDER
-            export_model(trainer, folder, spec.checkpoint.export_dtype)
+            card = None
+            if env.rank == 0:
+                card = model_card(spec, model, TrainingResult.of_journal(env.output / FILE_NAME, outcome.step))
+            export_model(trainer, folder, spec.checkpoint.export_dtype, card=card)
             observer.exported(folder)
         trainer.close()
         _wait_for_all()

@@ -47,10 +47,13 @@ class Weight:
 
 
 @torch.no_grad()
-def export_model(trainer: HFTitanTrainer, folder: Path, dtype: str, file_bytes: int = FILE_BYTES) -> None:
+def export_model(
+    trainer: HFTitanTrainer, folder: Path, dtype: str, file_bytes: int = FILE_BYTES, card: str | None = None
+) -> None:
     """Write the model, its config and its tokenizer to `folder`; collective, to be called on every rank.
 
-    `dtype` (float32, bfloat16, float16) is that of the floating-point weights. The folder appears complete or not at
+    `dtype` (float32, bfloat16, float16) is that of the floating-point weights; `card` the README.md, of which rank 0's
+    counts. The folder appears complete or not at
     all, and replaces an earlier one. Raises StorageError on all ranks when rank 0 cannot write.
     """
     tensors = _tensors(trainer)
@@ -61,7 +64,7 @@ def export_model(trainer: HFTitanTrainer, folder: Path, dtype: str, file_bytes: 
         if writer is not None:
             writer.add(weight, value)
     if writer is not None:
-        writer.finish(trainer.model._folder, dtype)
+        writer.finish(trainer.model._folder, dtype, card)
     outcome = [writer.error if writer is not None else None]
     dist.broadcast_object_list(outcome, src=0, device=trainer.device)
     if outcome[0] is not None:
@@ -166,7 +169,7 @@ class _Writer:
         except (OSError, SafetensorError) as error:
             self.error = str(error)
 
-    def finish(self, model: ModelFolder, dtype: str) -> None:
+    def finish(self, model: ModelFolder, dtype: str, card: str | None) -> None:
         """Add what is no weight, then give the folder its name."""
         if self.error is not None:
             return
@@ -176,6 +179,8 @@ class _Writer:
                 (self.partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
             _write_config(self.partial, model, dtype)
             _copy_small_files(self.partial, model)
+            if card is not None:
+                (self.partial / "README.md").write_text(card, encoding="utf-8")
             _replace(self.partial, self.folder)
         except OSError as error:
             self.error = str(error)

@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
     "*.jinja",
     "additional_chat_templates/*",
 )
-SMALL_FILES = (*TOKENIZER_FILES, "*.json", "LICENSE*")
+SMALL_FILES = (*TOKENIZER_FILES, "*.json", "LICENSE*", "README.md")  # the card names the licence
 IGNORED_FILES = ("original/*", "consolidated*", "onnx/*", "*.onnx", "*.gguf", "runs/*")
 
 
