@@ -1,4 +1,4 @@
-"""The command line: `hftitan validate | plan | render | run | operator | crd | rbac`.
+"""The command line: `hftitan validate | plan | render | run | operator | crd | rbac`, and those of cli_cluster.py.
 
 Starts fast: nothing but typer is imported before a command runs, and each command imports what it needs. Exit codes:
 0 done, 1 the job failed, 2 bad input, 128 + N stopped by signal N.
@@ -9,50 +9,35 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hftitan_operator import cli_cluster
+from hftitan_operator.cli_options import (
+    EXIT_BAD_INPUT,
+    JobArgument,
+    LogLevel,
+    SetOption,
+    TextOrJson,
+    YamlOrJson,
+    say_notes,
+    told,
+)
+
 if TYPE_CHECKING:
     from hftitan_operator.cli_job import JobFile
     from hftitan_operator.run import Reporter
-
-EXIT_BAD_INPUT = 2
 
 app = typer.Typer(
     name="hftitan",
     help="Train any Hugging Face causal LM with torchtitan, from one job.yaml.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-JobArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job as YAML or JSON; - reads standard input.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. spec.training.steps=5. May be repeated."),
-]
-
-
-class TextOrJson(StrEnum):
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class YamlOrJson(StrEnum):
-    YAML = "yaml"
-    JSON = "json"
 
 
 def _version(wanted: bool) -> None:
@@ -70,24 +55,6 @@ def _root(
     ] = False,
 ) -> None:
     """Train any Hugging Face causal LM with torchtitan, from one job.yaml."""
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """What is wrong with the input goes to stderr, a line for each problem, and ends the command with exit code 2."""
-    from hftitan_operator.cli_job import BadInput
-
-    try:
-        yield
-    except BadInput as bad:
-        for line in bad.lines:
-            typer.echo(line, err=True)
-        raise typer.Exit(EXIT_BAD_INPUT) from None
-
-
-def _say_notes(file: JobFile) -> None:
-    for note in file.notes:
-        typer.echo(f"{file.source}: note: {note}", err=True)
 
 
 @app.command()
@@ -109,7 +76,7 @@ def validate(
             for line in problem.lines:
                 typer.echo(line, err=True)
             continue
-        _say_notes(file)
+        say_notes(file)
         plan = mesh.plan(file.job.spec, file.config)
         typer.echo(f"{source}: valid: {file.job.metadata.name}, mesh {plan.summary}, world size {plan.world_size}")
     if bad:
@@ -128,10 +95,10 @@ def plan(
     from hftitan_api import mesh
     from hftitan_operator import cli_job, cli_plan
 
-    with _told():
+    with told():
         file = cli_job.load(source, settings or ())
         planned = mesh.plan(file.job.spec, file.config)
-        _say_notes(file)
+        say_notes(file)
         if output is TextOrJson.JSON:
             typer.echo(json.dumps(cli_plan.plan_json(file.job, planned, file.config), indent=2))
         else:
@@ -150,7 +117,7 @@ def render(
     from hftitan_operator import cli_job, cli_plan
     from hftitan_operator.core.render import render as render_objects
 
-    with _told():
+    with told():
         file = cli_job.load(source, settings or ())
         job = cli_plan.with_uid(file.job)
         objects = render_objects(job, mesh.plan(job.spec, file.config), attempt).objects
@@ -250,9 +217,9 @@ def run(
     from hftitan_operator.cluster.local_store import Busy
     from hftitan_operator.run import run as drive
 
-    with _told():
+    with told():
         file, prepared = prepare_run(source, settings or (), volume or (), workdir)
-    _say_notes(file)
+    say_notes(file)
     machine = prepared.machine
     with _reporter(output, file, machine.workdir) as reporter:
         try:
@@ -282,6 +249,9 @@ def _reporter(output: TextOrJson, file: JobFile, workdir: Path) -> Iterator[Repo
         from hftitan_operator.cli_output import LineReporter
 
         yield LineReporter()
+
+
+app.add_typer(cli_cluster.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

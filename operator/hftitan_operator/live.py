@@ -35,14 +35,17 @@ REFRESH_PER_SECOND = 4
 
 
 class LiveReporter:
-    def __init__(self, job: HFTitanJob, workdir: Path, console: Console | None = None) -> None:
+    def __init__(
+        self, job: HFTitanJob, workdir: Path | None, console: Console | None = None, *, age: float = 0.0
+    ) -> None:
+        """`workdir` None: the job runs elsewhere, and has for `age` seconds."""
         self.console = console or Console()
         self._job = job
         self._workdir = workdir
         self._progress: Progress | None = None
         self._record: dict[str, Any] = {}
         self._losses: deque[float] = deque(maxlen=40)
-        self._started = time.monotonic()
+        self._started = time.monotonic() - age
         self._spinner = Spinner("dots")
         self._live = Live(
             console=self.console,
@@ -133,7 +136,9 @@ class LiveReporter:
                 cells.append(Text(f"lr {progress.lr:.3g}"))
             if progress.checkpoint_step is not None:
                 cells.append(Text(f"checkpoint {progress.checkpoint_step}", "dim"))
-        cells = cells or [Text(f"logs in {self._workdir / 'logs'}", "dim")]
+        if not cells:
+            waits = f"logs in {self._workdir / 'logs'}" if self._workdir else self._job.status.message or ""
+            cells = [Text(waits, "dim")]
         row = Table.grid(padding=(0, 2))
         row.add_row(*cells)
         return row

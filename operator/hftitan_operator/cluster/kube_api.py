@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+import yaml
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
+from kubernetes.aio.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ SILENCE_SECONDS = 75.0
 IDLE_SECONDS = 60.0
 """An unused connection is kept so long, since a new one costs a handshake. The API server's own limit is 90 s."""
 TOKEN_CHECK_SECONDS = 10.0
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class ApiError(OSError):
@@ -76,6 +81,31 @@ async def load_configuration(kubeconfig: str | None = None, context: str | None 
     except (kube_config.ConfigException, FileNotFoundError) as error:
         raise OSError(f"no access to a cluster ({error}); give --kubeconfig FILE or set KUBECONFIG") from error
     return configuration
+
+
+async def user_access(kubeconfig: str | None, context: str | None) -> tuple[Configuration, str]:
+    """Access and namespace of a person, as kubectl finds them: the kubeconfig, and without one the pod this runs in.
+
+    Raises OSError with a fix.
+    """
+    location = kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
+    there = any(Path(part).expanduser().is_file() for part in location.split(os.pathsep) if part)
+    if kubeconfig is not None and not there:
+        raise OSError(f"--kubeconfig {kubeconfig}: no such file")
+    if not there and context is None:
+        configuration = await load_configuration()
+        return configuration, NAMESPACE_FILE.read_text(encoding="utf-8").strip() or "default"
+    try:
+        merged = KubeConfigMerger(location).config.value  # type: ignore[no-untyped-call]
+        contexts = {entry.value["name"]: entry.value.get("context") or {} for entry in merged["contexts"]}
+        chosen = context or merged.get("current-context")
+    except (kube_config.ConfigException, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise OSError(f"{location}: is no kubeconfig ({type(error).__name__}: {error})") from error
+    if chosen not in contexts:
+        known = f"there are {', '.join(contexts)}" if contexts else f"{location} has none"
+        asked = f"context {chosen!r} is not in the kubeconfig" if chosen else "the kubeconfig has no current-context"
+        raise OSError(f"{asked}; choose one with --context ({known})")
+    return await load_configuration(location, chosen), str(contexts[chosen].get("namespace") or "default")
 
 
 class KubeApi:
@@ -196,6 +226,22 @@ class KubeApi:
         except ValueError as error:
             raise OSError(f"watch {path}: a line is no JSON ({error})") from error
 
+    async def lines(self, path: str, params: Mapping[str, str]) -> AsyncIterator[str]:
+        """The lines of a text that may go on for ever and be silent for hours: a container's log."""
+        assert self._session is not None
+        timeout = aiohttp.ClientTimeout(total=None, connect=REQUEST_SECONDS)
+        headers = {**await self.authorization(), "Accept": "*/*", "Accept-Encoding": "identity"}
+        try:
+            async with self._session.get(
+                self.server + path, params=params, headers=headers, timeout=timeout
+            ) as response:
+                if response.status >= 400:
+                    raise _error(response, await response.read())
+                async for line in _lines(response.content, torn=True):
+                    yield line.decode("utf-8", "replace")
+        except aiohttp.ClientError as error:
+            raise OSError(f"GET {path}: {error or type(error).__name__}") from error
+
 
 def _proxy(server: str) -> str | None:
     """HTTPS_PROXY, HTTP_PROXY and NO_PROXY, read once. With `trust_env` aiohttp reads them at each request, and sends a
@@ -206,14 +252,17 @@ def _proxy(server: str) -> str | None:
     return urllib.request.getproxies().get(url.scheme)
 
 
-async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Complete lines of any length; aiohttp's own reading by line has a limit that a large object exceeds."""
+async def _lines(content: aiohttp.StreamReader, *, torn: bool = False) -> AsyncIterator[bytes]:
+    """Complete lines of any length; aiohttp's own reading by line has a limit that a large object exceeds. `torn`:
+    at the end also what has no line end."""
     rest = b""
     async for chunk in content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
         for line in lines:
             if line:
                 yield line
+    if torn and rest:
+        yield rest
 
 
 def _read(text: bytes) -> Any:

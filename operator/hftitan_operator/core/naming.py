@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 GROUP_LABEL_PREFIX = "hftitan.io/"
 LABEL_JOB = "hftitan.io/job"
 LABEL_ATTEMPT = "hftitan.io/attempt"
@@ -60,3 +62,8 @@ def pod_labels(job: str, attempt: int, index: int) -> dict[str, str]:
 def selector(job: str) -> dict[str, str]:
     """Finds the job's pods of every attempt."""
     return {LABEL_JOB: job}
+
+
+def is_pod_of(name: str, job: str) -> bool:
+    """Whether a pod of this name is the job's, of any attempt: `x-1-0` is of `x`, and `x-1-1-0` is of `x-1`."""
+    return re.fullmatch(rf"{re.escape(job)}-[0-9]+-[0-9]+", name) is not None
