@@ -49,7 +49,7 @@ def admit(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> lis
     """Every reason, beyond its schema, not to run a job. `model_config` is the model's config.json, if at hand."""
     spec = job.spec
     found = [*_metadata(job), *_model(spec), *_dataset(spec), *mesh.check(spec, model_config)]
-    for rule in (_env, _labels, _tolerations, _resources, _sizes, _characters):
+    for rule in (_push, _env, _labels, _tolerations, _resources, _sizes, _characters):
         found += rule(spec)
     shape = None if model_config is None else ModelShape.from_config(model_config, spec.model.overrides)
     return [*found, *unsupported(spec, shape)]
@@ -113,6 +113,21 @@ def _dataset(spec: JobSpec) -> Iterator[SpecError]:
                 f"{path}.longDocuments",
                 "a chat cannot be cut into chunks, its answers need their questions; use truncate",
             )
+
+
+def _push(spec: JobSpec) -> Iterator[SpecError]:
+    push = spec.checkpoint.push_to_hub
+    if push is None:
+        return
+    if not spec.checkpoint.export_hf:
+        yield SpecError(
+            "spec.checkpoint.pushToHub", f"pushes the export to {push.repo}, and exportHF is false; set it to true"
+        )
+    if spec.pod.hf_token_secret is None:
+        yield SpecError(
+            "spec.pod.hfTokenSecret",
+            f"is needed for spec.checkpoint.pushToHub; name a Secret with a token that may write to {push.repo}",
+        )
 
 
 def _env(spec: JobSpec) -> Iterator[SpecError]:

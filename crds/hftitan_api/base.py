@@ -67,6 +67,10 @@ HubId = Annotated[
     str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$")
 ]
 """`name` or `owner/name` on the Hugging Face hub."""
+HubRepo = Annotated[
+    str, Field(min_length=3, max_length=96, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+]
+"""`owner/name` on the Hugging Face hub, as long as the hub allows."""
 ModelName = Annotated[
     str,
     Field(

@@ -83,6 +83,14 @@ SPEC_RULES: Final[tuple[Rule, ...]] = (
         "message": "several nodes save one checkpoint together: set checkpoint.volume to a ReadWriteMany claim, "
         "or interval: 0 and exportHF: false",
     },
+    {
+        "rule": "!has(self.checkpoint.pushToHub) || self.checkpoint.exportHF",
+        "message": "checkpoint.pushToHub pushes the export: set checkpoint.exportHF: true",
+    },
+    {
+        "rule": "!has(self.checkpoint.pushToHub) || has(self.pod.hfTokenSecret)",
+        "message": "checkpoint.pushToHub needs pod.hfTokenSecret, with a token that may write to the repository",
+    },
 )
 MUTABLE: Final = frozenset({"runPolicy"})
 """Fields of spec that may change while the job exists."""

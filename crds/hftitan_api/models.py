@@ -18,6 +18,7 @@ from hftitan_api.base import (
     ApiModel,
     Degree,
     HubId,
+    HubRepo,
     ModelName,
     Name,
     Nodes,
@@ -46,6 +47,7 @@ __all__ = [
     "DatasetSpec",
     "EnvVar",
     "HFTitanJob",
+    "HubPushSpec",
     "JobSpec",
     "JobStatus",
     "LRScheduleSpec",
@@ -196,6 +198,18 @@ class LRScheduleSpec(ApiModel):
     """The decay ends at lr x this."""
 
 
+class HubPushSpec(ApiModel):
+    """The exported model on the Hugging Face hub. The repository is made, and the token's right to write there asked
+    for, before the first step; the files follow in one commit after the export, which stays where it is. HF_ENDPOINT in
+    pod.env names another hub."""
+
+    repo: HubRepo
+    """`owner/name`. Files in it are replaced, weights of earlier exports deleted, others kept."""
+    private: bool = True
+    """Visible to its owners alone. A public repository is not pushed to unless this is false; one that is private
+    stays private."""
+
+
 class CheckpointSpec(ApiModel):
     """Where and how often the state is saved; a new attempt resumes from the newest complete checkpoint."""
 
@@ -214,6 +228,8 @@ class CheckpointSpec(ApiModel):
     """At the end write export/: a folder that `AutoModelForCausalLM.from_pretrained` loads."""
     export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the exported weights."""
+    push_to_hub: HubPushSpec | None = None
+    """Push the export to the Hugging Face hub. Needs exportHF and pod.hfTokenSecret."""
     resume: bool = True
     """Continue from checkpoints found in the folder; false refuses to start when there are any."""
 

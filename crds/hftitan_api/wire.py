@@ -125,7 +125,7 @@ class ExitReport(ApiModel):
     model_revision: Text | None = None
 
 
-TrainerPhase = Literal["starting", "loading", "training", "checkpointing", "validating", "exporting", "done"]
+TrainerPhase = Literal["starting", "loading", "training", "checkpointing", "validating", "exporting", "pushing", "done"]
 
 
 class Progress(ApiModel):

@@ -177,7 +177,7 @@ class LineReporter:
     def progress(self, job: HFTitanJob, progress: Progress | None) -> None:
         if progress is not None and progress.phase != self._trainer:
             self._trainer = progress.phase
-            if progress.phase in ("loading", "exporting"):
+            if progress.phase in ("loading", "exporting", "pushing"):
                 self._write(progress.phase)
 
     def end(self, end: End) -> None:

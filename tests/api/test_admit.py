@@ -70,6 +70,18 @@ MISTAKES = {
         {"pod": {"env": [{"name": "A", "value": "x"}, {"name": "MINE", "value": "hf_" + "a1B2" * 8}]}},
         ["spec.pod.env[1].value: MINE looks like a Hugging Face token; use spec.pod.hfTokenSecret"],
     ),
+    "a push of nothing by nobody": (
+        {"checkpoint": {"exportHF": False, "pushToHub": {"repo": "acme/x"}}},
+        [
+            "spec.checkpoint.pushToHub: pushes the export to acme/x, and exportHF is false; set it to true",
+            "spec.pod.hfTokenSecret: is needed for spec.checkpoint.pushToHub; name a Secret with a token that may write "
+            "to acme/x",
+        ],
+    ),
+    "a push": (
+        {"checkpoint": {"pushToHub": {"repo": "acme/x"}}, "pod": {"hfTokenSecret": {"name": "hub"}}},
+        [],
+    ),
     "a label's key": (
         {"pod": {"labels": {"a b": "x"}}},
         ["spec.pod.labels[\"a b\"]: 'a b' is no Kubernetes key; write name or example.com/name"],

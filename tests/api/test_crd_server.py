@@ -185,6 +185,12 @@ RULE_TABLE = {
         {"mesh": {"nodes": 2}, "checkpoint": {"volume": None, "interval": 0, "exportHF": False}},
         None,
     ),
+    "push": ({"checkpoint": {"pushToHub": {"repo": "a/b"}}, "pod": {"hfTokenSecret": {"name": "hub"}}}, None),
+    "push of nothing": (
+        {"checkpoint": {"exportHF": False, "pushToHub": {"repo": "a/b"}}, "pod": {"hfTokenSecret": {"name": "hub"}}},
+        "checkpoint.pushToHub pushes the export",
+    ),
+    "push by nobody": ({"checkpoint": {"pushToHub": {"repo": "a/b"}}}, "checkpoint.pushToHub needs pod.hfTokenSecret"),
     "both data": ({"dataset": {"name": "a/b"}}, "give exactly one of name"),
     "no data": ({"dataset": {"path": None}}, "give exactly one of name"),
     "subset": ({"dataset": {"config": "en"}}, "config belongs to a hub dataset"),

@@ -95,8 +95,9 @@ class Run:
 def start(
     folder: Path, home: Path, *, ranks: int, restarts: int = 0, attempt: int = 1, interval: int = 0, **spec: Any
 ) -> Run:
-    """Start a pod; a folder used before is gone on with."""
+    """Start a pod; a folder used before is gone on with, `env` is its environment's own."""
     folder.mkdir(exist_ok=True)
+    variables = spec.pop("env", {})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -131,6 +132,7 @@ def start(
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "HF_TOKEN": "hf_thisIsNoTokenButLooksLikeOne",
+        **variables,
     }
     launcher = (*TORCHRUN, "--max-restarts", str(restarts)) if ranks > 1 else ()
     with (folder / "log").open("w") as log:

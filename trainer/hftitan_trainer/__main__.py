@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hftitan_api.wire import ENV_TERMINATION_LOG, ExitReport, TrainerSpec
-from hftitan_trainer import logs, signals
+from hftitan_trainer import hub, logs, signals
 from hftitan_trainer.documents import list_files
 from hftitan_trainer.environment import Environment, default_rendezvous, process_age, seconds_since_launch
 from hftitan_trainer.journal import FILE_NAME, Journal
@@ -48,6 +48,8 @@ class Life:
         if os.environ["LOCAL_RANK"] == "0":
             self.reporter.clear_older(time.time() - process_age(os.getpid()))
         self.observer: RunObserver | None = None
+        self.pushed_to: str | None = None
+        self.other_pods_ended = False
         self.stop = signals.StopFlag(self._stopped_by_signal)
         self.stop.install()
 
@@ -77,6 +79,9 @@ class Life:
             serve(observer, env.pod_ip, spec.monitoring.port, progress=env.node_index == 0)
         check_paths(spec)
         check_packages(spec)
+        push = spec.checkpoint.push_to_hub if env.rank == 0 else None
+        if push is not None:
+            hub.prepare(push, hub.client())
 
         import transformers.configuration_utils  # noqa: F401  (and torch with it: not to be counted as fetching)
 
@@ -135,6 +140,18 @@ class Life:
         if outcome.kind == "completed" and self.stop():
             # After the last step, before the export: the next attempt has only that to do.
             self._preempted(f"{self.stop.signal_name}: stopped after the last step, before the export")
+        if outcome.kind == "completed" and push is not None:
+            # Rank 0 alone, after the last collective: the others are done, however long this takes.
+            self.other_pods_ended = spec.mesh.nodes > 1
+            observer.phase("pushing")
+            self.pushed_to = hub.upload(
+                env.output / EXPORT_FOLDER,
+                push,
+                hub.client(),
+                message=f"{spec.job_name}: step {outcome.step}",
+                moved=lambda: observer.phase("pushing"),
+            )
+            observer.pushed(self.pushed_to)
         return outcome
 
     # --- the four ends ----------------------------------------------------------------------------------------
@@ -142,9 +159,10 @@ class Life:
     def _completed(self) -> NoReturn:
         assert self.observer is not None
         if os.environ["LOCAL_RANK"] == "0":
-            self.reporter.write(
-                self._report("Completed", f"all {self.observer.newest_step} steps done", retryable=False)
-            )
+            message = f"all {self.observer.newest_step} steps done"
+            if self.pushed_to is not None:
+                message += f", pushed as {self.pushed_to}"
+            self.reporter.write(self._report("Completed", message, retryable=False))
         self.observer.phase("done")
         self.observer.ended("Completed")
         _exit(0)
@@ -160,7 +178,7 @@ class Life:
     def _stopped_by_signal(self, signal_name: str, lost_sibling: bool) -> None:
         """Outside the training loop, in the thread that watches the signals; the process ends right after."""
         phase = self.observer.progress().phase if self.observer is not None else "starting"
-        if lost_sibling:
+        if lost_sibling and phase != "pushing":  # by then the others have done their part and ended
             message = f"another process of this pod died without a word while {phase}; killed, or out of memory?"
             self.reporter.write(self._report("InternalError", message, retryable=True))
             return
@@ -174,7 +192,7 @@ class Life:
         logger.error("%s: %s%s", report.reason, report.message, "" if report.reason == "UserError" else f"\n{trace}")
         if self.observer is not None:
             self.observer.ended(report.reason, redact(report.message))
-        if not report.retryable:
+        if not report.retryable or self.other_pods_ended:  # torchrun would wait in vain for them to start again
             signals.stop_agent()
         _exit(1)
 

@@ -169,6 +169,11 @@ class RunObserver(Observer, Collector):
         if self._env.rank == 0:
             logger.info("exported the model to %s", path)
 
+    def pushed(self, url: str) -> None:
+        """The export is on the hub, by this commit; rank 0 alone pushes."""
+        self._note("push", url=url)
+        logger.info("pushed the export to the hub: %s", url)
+
     def stop_requested(self) -> bool:
         return self._stopping()
 
