@@ -74,8 +74,8 @@ MISTAKES = {
         {"checkpoint": {"exportHF": False, "pushToHub": {"repo": "acme/x"}}},
         [
             "spec.checkpoint.pushToHub: pushes the export to acme/x, and exportHF is false; set it to true",
-            "spec.pod.hfTokenSecret: is needed for spec.checkpoint.pushToHub; name a Secret with a token that may write "
-            "to acme/x",
+            "spec.pod.hfTokenSecret: is needed for spec.checkpoint.pushToHub; name a Secret with a token that may "
+            "write to acme/x",
         ],
     ),
     "a push": (
