@@ -22,6 +22,7 @@ demo: $(READY)  ## Fine-tune SmolLM2-135M on two processes of this machine's CPU
 test: $(READY)  ## All checks and tests
 	@$(MAKE) --no-print-directory check
 	@hack/control-plane >/dev/null  # here, since the first time takes minutes and a test has a time limit
+	@hack/prometheus >/dev/null
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
 
 check: $(READY)  ## Format, lint, types, import layers
@@ -33,6 +34,8 @@ check: $(READY)  ## Format, lint, types, import layers
 generate: $(READY)  ## Rewrite every generated file
 	$(PY) -m hftitan_api.crd > crds/hftitanjobs.yaml.new && mv crds/hftitanjobs.yaml.new crds/hftitanjobs.yaml
 	$(PY) tests/core/core_golden.py
+	$(PY) hack/dashboards
+	$(PY) hack/dashboards/document.py
 
 bench: $(READY)  ## Tokens/s against transformers' own Trainer, and the seconds to the first step
 	$(PY) bench/trainer.py

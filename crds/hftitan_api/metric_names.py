@@ -26,6 +26,11 @@ class Metric:
     buckets: tuple[float, ...] = ()
     """Upper bounds of a histogram."""
 
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names that PromQL knows."""
+        return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count")) if self.buckets else (self.name,)
+
 
 COMMON_LABELS = ("job_namespace", "job_name", "node_index")
 """On every trainer metric. `job` and `namespace` are left to Prometheus, which sets them from the scrape target."""

@@ -123,6 +123,7 @@ def test_the_jobs_of_a_fleet(operator_metrics):
     assert sample(registry, "hftitan_job_end_timestamp_seconds", **broken) == 180
     assert sample(registry, "hftitan_job_failure_info", reason="NonFiniteLoss", **broken) == 1
     assert sample(registry, "hftitan_operator_restarts_total", reason="Evicted") == 1
+    assert sample(registry, "hftitan_operator_restarts_total", reason="Hung") == 0, "an increase needs a beginning"
 
 
 def test_a_validation_that_went_wrong_is_no_gap(trainer_registry):

@@ -41,6 +41,9 @@ KILLED: Final = "Killed"
 NO_REPORT: Final = "ExitedWithoutReport"
 HUNG: Final = "Hung"
 STARTUP_TIMEOUT: Final = "StartupTimeout"
+ATTEMPT_ENDS: Final = (
+    EVICTED, NODE_LOST, PREEMPTED, POD_DELETED, OOM_KILLED, KILLED, NO_REPORT, HUNG, STARTUP_TIMEOUT,
+)  # fmt: skip
 
 # --- why a job ended
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"

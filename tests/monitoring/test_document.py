@@ -1,0 +1,35 @@
+"""docs/monitoring.md says what is there."""
+
+import json
+import runpy
+from pathlib import Path
+
+import yaml
+from promql import DASHBOARDS, scrape_jobs
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs/monitoring.md").read_text()
+
+
+def test_the_metrics_are_those_of_the_table():
+    document = runpy.run_path(str(ROOT / "hack/dashboards/document.py"))["document"]
+    assert document(DOCUMENT) == DOCUMENT, "run `make generate`"
+
+
+def test_each_alert_has_its_paragraph_and_no_other():
+    groups = yaml.safe_load((ROOT / "charts/hftitan/rules/hftitan.yaml").read_text())["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"]]
+    assert [line[4:] for line in DOCUMENT.splitlines() if line.startswith("### ")] == alerts
+
+
+def test_each_dashboard_is_named():
+    for path in DASHBOARDS.glob("*.json"):
+        assert f"| {json.loads(path.read_text())['title']} |" in DOCUMENT
+
+
+def test_prometheus_accepts_the_scrape_jobs(promtool, tmp_path):
+    (tmp_path / "targets.json").write_text("[]")
+    targets = dict.fromkeys(("hftitan-trainers", "hftitan-operator"), tmp_path / "targets.json")
+    config = {"scrape_configs": scrape_jobs(ROOT / "docs/monitoring.md", targets)}
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    assert "SUCCESS" in promtool("check", "config", tmp_path / "prometheus.yml")
