@@ -36,6 +36,7 @@ generate: $(READY)  ## Rewrite every generated file
 	$(PY) tests/core/core_golden.py
 	$(PY) hack/dashboards
 	$(PY) hack/dashboards/document.py
+	$(PY) hack/chart.py
 
 bench: $(READY)  ## Tokens/s against transformers' own Trainer, and the seconds to the first step
 	$(PY) bench/trainer.py

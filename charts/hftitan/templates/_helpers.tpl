@@ -1,0 +1,48 @@
+{{- define "hftitan.fullname" -}}
+{{- .Values.fullnameOverride | default (printf "%s-operator" .Release.Name) -}}
+{{- end -}}
+
+{{- define "hftitan.account" -}}
+{{- .Values.serviceAccount.name | default (include "hftitan.fullname" .) -}}
+{{- end -}}
+
+{{/* Of what has no namespace: releases of two namespaces must not overwrite each other's. */}}
+{{- define "hftitan.globalName" -}}
+{{- printf "%s:%s" .Release.Namespace (include "hftitan.fullname" .) -}}
+{{- end -}}
+
+{{- define "hftitan.selector" -}}
+app.kubernetes.io/name: hftitan
+app.kubernetes.io/component: operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "hftitan.labels" -}}
+{{ include "hftitan.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* The pods of all jobs. */}}
+{{- define "hftitan.jobSelector" -}}
+app.kubernetes.io/name: hftitan
+app.kubernetes.io/component: trainer
+{{- end -}}
+
+{{- define "hftitan.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{/* Who may read metrics, as `from` of a NetworkPolicy; empty: everybody. */}}
+{{- define "hftitan.metricsFrom" -}}
+{{- with .Values.networkPolicy.metricsFrom }}
+- namespaceSelector:
+    matchExpressions:
+      - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
+{{- end }}
+{{- end -}}

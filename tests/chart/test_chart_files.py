@@ -1,0 +1,146 @@
+"""The chart's files agree with what they are generated from, with each other, and with the rest of the product."""
+
+import importlib.util
+import json
+import re
+import tomllib
+
+import helm_python as helm
+import pytest
+import yaml
+from helm_chart import CHART, ROOT
+
+from hftitan_api.load import load
+from hftitan_api.pod import PodSpec
+from hftitan_operator.core import admission
+
+_SPEC = importlib.util.spec_from_file_location("hack_chart", ROOT / "hack" / "chart.py")
+generator = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(generator)
+
+META = yaml.safe_load((CHART / "Chart.yaml").read_text())
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ARTIFACTHUB = {key.removeprefix("artifacthub.io/"): text for key, text in META["annotations"].items()}
+
+
+@pytest.mark.parametrize("path", generator.generated(), ids=lambda p: p.name)
+def test_what_is_generated_is_up_to_date(path):
+    assert path.read_text() == generator.generated()[path], "run `make generate`"
+
+
+def test_a_value_that_says_nothing_of_itself_is_refused():
+    with pytest.raises(ValueError, match=r"a\.c needs a comment"):
+        list(generator.documented("# All of it.\nb:\n  x: 1\na:\n  c: 2\n"))
+
+
+def test_every_value_is_in_the_table():
+    paths = [path for path, _, _ in generator.documented((CHART / "values.yaml").read_text())]
+    for path in leaves(VALUES):
+        assert any(path == p or path.startswith(f"{p}.") for p in paths), path
+
+
+def test_a_crd_with_braces_survives_the_template():
+    assert generator._escaped("a: '{{ x }}'") == "a: '{{ \"{{\" }} x }}'"
+
+
+def leaves(value, path=""):
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}".removeprefix("."))
+    else:
+        yield path
+
+
+def schemas(schema, path="$"):
+    """Every schema inside, with its path."""
+    yield path, schema
+    for place in ("properties", "definitions"):
+        for key, inner in schema.get(place, {}).items():
+            yield from schemas(inner, f"{path}.{key}")
+    for place in ("items", "additionalProperties"):
+        if isinstance(schema.get(place), dict):
+            yield from schemas(schema[place], f"{path}.{place}")
+
+
+def test_the_schema_is_closed():
+    objects = [(path, schema) for path, schema in schemas(SCHEMA) if schema.get("type") == "object"]
+    assert len(objects) > 15
+    for path, schema in objects:
+        # A map of strings, or known keys only. `global` is the parent chart's.
+        closed = schema.get("additionalProperties") in (False, {"type": "string"})
+        assert closed or path == "$.global", path
+
+
+def test_schema_and_values_have_the_same_keys():
+    def keys(schema, path=""):
+        if "$ref" in schema:
+            schema = SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
+        for key, inner in schema.get("properties", {}).items():
+            yield from keys(inner, f"{path}.{key}".removeprefix("."))
+        if not schema.get("properties"):
+            yield path
+
+    def under_resources(path):
+        return path.startswith("resources.")  # any of the three, and only some have a default
+
+    wanted = {path for path in keys(SCHEMA) if not under_resources(path)} - {"global", "enabled"}
+    assert wanted == {path for path in leaves(VALUES) if not under_resources(path)}
+
+
+def test_versions_are_the_products():
+    assert META["version"] == META["appVersion"] == PROJECT["version"]
+    assert META["annotations"]["artifacthub.io/license"] == PROJECT["license"]
+
+
+def test_artifacthub_names_the_images_that_are_used():
+    images = {entry["name"]: entry["image"] for entry in yaml.safe_load(ARTIFACTHUB["images"])}
+    operator = f"{VALUES['image']['repository']}:{META['appVersion']}"
+    assert images == {"operator": operator, "trainer": PodSpec().image}
+    for image in images.values():
+        assert image in (ROOT / "Dockerfile").read_text()
+
+
+def test_artifacthub_names_the_resource():
+    crd = yaml.safe_load((ROOT / "crds" / "hftitanjobs.yaml").read_text())
+    (entry,) = yaml.safe_load(ARTIFACTHUB["crds"])
+    version = crd["spec"]["versions"][0]
+    assert (entry["kind"], entry["version"], entry["name"]) == (
+        crd["spec"]["names"]["kind"], version["name"], crd["metadata"]["name"],
+    )  # fmt: skip
+    assert entry["description"] + "." == version["schema"]["openAPIV3Schema"]["description"]
+
+
+def accepted(document):
+    loaded = load(document)
+    assert loaded.problems == ()
+    assert list(admission.problems(loaded.job)) == []
+
+
+def test_artifacthubs_example_is_a_job():
+    for document in yaml.safe_load(ARTIFACTHUB["crdsExamples"]):
+        accepted(yaml.safe_dump(document))
+
+
+@pytest.mark.parametrize("namespaces", [[], ["team-a", "team-b"]])
+def test_the_notes_job_is_a_job(namespaces):
+    with helm.Chart.load(CHART) as chart:
+        notes = chart.render({"namespaces": namespaces}, name="x", namespace="here")["hftitan/templates/NOTES.txt"]
+    (job,) = re.findall(r"<<'JOB'\n(.*?)\n   JOB\n", notes, re.DOTALL)
+    accepted(job)
+    assert "kubectl -n here rollout status deployment/x-operator" in notes
+    assert f"kubectl apply -n {(namespaces or ['default'])[0]} -f -" in notes
+
+
+def test_the_readmes_values_are_values():
+    """What it shows under `monitoring:` and after `--set`."""
+    readme = (CHART / "README.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    shown = [values for block in blocks if "scrape_configs" not in (values := yaml.safe_load(block))]
+    sets = re.findall(r"--set '?([^' \n]+)'?", readme)
+    assert shown
+    assert sets
+    with helm.Chart.load(CHART) as chart:
+        for values in [*shown, *map(helm.parse_set_string, sets)]:
+            chart.validate_schema(values)
