@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -91,6 +91,9 @@ async def watch(
         tasks = await kopf.spawn_tasks(
             registry=registry(api, cluster),
             settings=settings(),
+            # Never told to anybody (standalone), but kopf's own guess fails for a user id without a name, which is what
+            # a container has: getpass in kopf/_core/engines/peering.py.
+            identity=cast(Any, PLURAL),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=list(namespaces),

@@ -10,6 +10,7 @@ does not know are left out where they only tune it.
 
 from __future__ import annotations
 
+import base64
 import secrets
 import shutil
 import ssl
@@ -90,7 +91,8 @@ class ControlPlane:
         return path
 
     def _kubeconfig(self, token: str) -> str:
-        cluster = {"server": self.url, "certificate-authority": str(self.ca)}
+        authority = base64.b64encode(self.ca.read_bytes()).decode()
+        cluster = {"server": self.url, "certificate-authority-data": authority}
         return yaml.safe_dump(
             {
                 "apiVersion": "v1",

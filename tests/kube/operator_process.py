@@ -16,6 +16,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from control_plane import die_with_parent, free_ports
@@ -24,10 +25,13 @@ from kubectl import wait
 READY_SECONDS = 30.0
 
 
+COMMAND = (sys.executable, "-m", "hftitan_operator.cli", "operator")
+
+
 class OperatorProcess:
-    def __init__(self, kubeconfig: Path, log: Path, *options: str) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, *options: str, command: Sequence[str] = COMMAND) -> None:
         """`options` as on the command line, say `--namespace team`."""
-        self.kubeconfig, self.log, self.options = kubeconfig, log, options
+        self.kubeconfig, self.log, self.options, self.command = kubeconfig, log, options, command
         self.port = free_ports(1)[0]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -37,7 +41,7 @@ class OperatorProcess:
         words = ["--kubeconfig", str(self.kubeconfig), "--host", "127.0.0.1", "--port", str(self.port), *self.options]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "hftitan_operator.cli", "operator", *words],
+                [*self.command, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
