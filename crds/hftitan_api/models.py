@@ -178,7 +178,9 @@ class TrainingSpec(ApiModel):
 class OptimizerSpec(ApiModel):
     """The optimizer and its settings."""
 
-    name: Literal["AdamW", "Adam"] = "AdamW"
+    name: Literal["AdamW", "Adam", "DistMuon"] = "AdamW"
+    """AdamW and Adam run as one fused kernel, on CPUs too. Adam adds weightDecay x weight to the gradient, AdamW takes
+    it off the weight. DistMuon, torchtitan's Muon, is not supported yet."""
     lr: Annotated[float, Field(gt=0, le=10)] = 5e-5
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
         default_factory=lambda: [0.9, 0.95]

@@ -19,6 +19,13 @@ _NOT_YET: tuple[tuple[str, Callable[[JobSpec], object], str], ...] = (
         lambda s: s.checkpoint.async_mode if s.checkpoint.async_mode == "async_with_pinned_mem" else None,
         "use async (pinned copies need a GPU, and room in /dev/shm that is not reckoned with)",
     ),
+    (
+        "spec.optimizer.name",
+        # torchtitan 0.3 distributed/flex_shard/dist_muon.py: matrices alone, each with the layout it is computed in,
+        # and a second optimizer for the rest; no such table exists for transformers' models.
+        lambda s: s.optimizer.name if s.optimizer.name == "DistMuon" else None,
+        "use AdamW (torchtitan's DistMuon wants a layout for each matrix by name, which its own models alone have)",
+    ),
 )
 
 

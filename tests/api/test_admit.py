@@ -171,6 +171,13 @@ MISTAKES = {
             "use truncate"
         ],
     ),
+    "an optimizer of torchtitan's own models": (
+        {"optimizer": {"name": "DistMuon"}},
+        [
+            "spec.optimizer.name: DistMuon is not supported yet; use AdamW (torchtitan's DistMuon wants a layout for "
+            "each matrix by name, which its own models alone have)"
+        ],
+    ),
     "checkpoints meanwhile": (
         {"checkpoint": {"asyncMode": "async_with_pinned_mem"}},
         [

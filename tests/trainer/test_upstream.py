@@ -123,6 +123,18 @@ def test_fused_projections_are_refused_where_nothing_is_cut(facts):
     assert "no recognized query projection" in facts["fused projections without tensor parallelism"]
 
 
+def test_its_optimizers_are_adam_adamw_and_one_that_wants_a_table_of_the_models_matrices(facts):
+    """support.py: _NOT_YET (spec.optimizer.name)."""
+    assert facts["optimizers"] == ["Adam", "AdamW", "DistMuon"]
+    assert "compute_sharding_by_fqn" in facts["DistMuon as AdamW is given"]
+
+
+def test_its_lora_finds_no_layer_in_a_model_of_transformers(facts):
+    """support.py: _NOT_YET (spec.training.lora)."""
+    assert facts["linear layers in the backend's config"] == 0
+    assert facts["what LoRA makes of it"] == []
+
+
 def test_a_models_aliases_become_those_of_all_configs(facts):
     """model.py: Config.update_from_config (attribute_map)."""
     assert facts["aliases of one model are all models'"] is True

@@ -154,6 +154,26 @@ def main_on_cpu(folder: Path) -> None:
     )
     facts["tied as parallelized"] = model.lm_head.weight is model.tok_embeddings.weight
 
+    # --- support.py: what is refused
+    from torchtitan.components.lora import LoRAConverter
+    from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
+    from torchtitan.models.common.linear import Linear
+
+    facts["optimizers"] = [
+        name
+        for name in ("Adam", "AdamW", "DistMuon", "Muon", "SGD", "Lion")
+        if not attempt(lambda name=name: OptimizersContainer._resolve_optimizer_factory(name))
+    ]
+    muon = ParamGroupConfig(pattern=".*", optimizer_name="DistMuon", optimizer_kwargs={"lr": 1e-3})
+    facts["DistMuon as AdamW is given"] = attempt(
+        lambda: OptimizersContainer(OptimizersContainer.Config(param_groups=[muon]), model_parts=[model])
+    )
+    config = flavors["full"]._replace()
+    facts["linear layers in the backend's config"] = len(list(config.traverse(Linear.Config)))
+    with torch.device("meta"):
+        converted = LoRAConverter(LoRAConverter.Config(rank=4)).convert(config)
+    facts["what LoRA makes of it"] = sorted(fqn for fqn, *_ in converted.traverse(Linear.Config))
+
     # --- model.py: update_from_config; last, since every config of this process changes
     built("aliased")
     facts["aliases of one model are all models'"] = "num_experts" in PretrainedConfig.attribute_map

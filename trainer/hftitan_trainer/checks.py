@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hftitan_api import rules
 from hftitan_api.models import JobSpec, MeshSpec
 from hftitan_api.shape import ModelShape
+from hftitan_api.support import unsupported
 from hftitan_trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,13 @@ def check_model_on_mesh(config: PretrainedConfig, spec: TrainerSpec) -> None:
             device=mesh.device,
         ),
         training=spec.training,
+        optimizer=spec.optimizer,
     )
     shape = ModelShape.from_config(config.to_dict())
-    for problem in (*rules.model(job, shape), *rules.pipeline(job), *rules.sequence(job)):
+    for problem in (
+        *unsupported(job),
+        *rules.model(job, shape),
+        *rules.pipeline(job),
+        *rules.sequence(job),
+    ):
         raise UserError(problem.path, problem.message)
