@@ -51,6 +51,7 @@ __all__ = [
     "JobSpec",
     "JobStatus",
     "LRScheduleSpec",
+    "LoRASpec",
     "MeshSpec",
     "ModelSpec",
     "MonitoringSpec",
@@ -146,6 +147,16 @@ class MeshSpec(ApiModel):
     """`cpu` trains with gloo on processors: for laptops, tests and small models."""
 
 
+class LoRASpec(ApiModel):
+    """Low-rank adapters beside frozen weights. Not supported yet."""
+
+    rank: Annotated[int, Field(ge=1, le=65_536)] = 8
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
+    """The adapters' output is scaled by alpha / rank."""
+    target_modules: Annotated[list[ShortText], Field(max_length=64)] | None = None
+    """Names of linear layers, for example `q_proj`. Unset: all of them."""
+
+
 class TrainingSpec(ApiModel):
     """The training loop."""
 
@@ -173,6 +184,8 @@ class TrainingSpec(ApiModel):
     """torch.compile each transformer block."""
     pipeline_schedule: Literal["1F1B", "GPipe", "Interleaved1F1B"] | None = None
     """With pp > 1. Unset: 1F1B."""
+    lora: LoRASpec | None = None
+    """Train low-rank adapters instead of the weights. Not supported yet."""
 
 
 class OptimizerSpec(ApiModel):

@@ -20,6 +20,13 @@ _NOT_YET: tuple[tuple[str, Callable[[JobSpec], object], str], ...] = (
         "use async (pinned copies need a GPU, and room in /dev/shm that is not reckoned with)",
     ),
     (
+        "spec.training.lora",
+        # torchtitan 0.3 components/lora.py: without a word it would find nothing to put adapters beside, and train all
+        # weights.
+        lambda s: s.training.lora is not None,
+        "remove it (torchtitan's LoRA rewrites its own linear layers' configs, and models of transformers have none)",
+    ),
+    (
         "spec.optimizer.name",
         # torchtitan 0.3 distributed/flex_shard/dist_muon.py: matrices alone, each with the layout it is computed in,
         # and a second optimizer for the rest; no such table exists for transformers' models.

@@ -171,6 +171,13 @@ MISTAKES = {
             "use truncate"
         ],
     ),
+    "adapters": (
+        {"training": {"lora": {"rank": 4, "targetModules": ["q_proj"]}}},
+        [
+            "spec.training.lora: this is not supported yet; remove it (torchtitan's LoRA rewrites its own linear "
+            "layers' configs, and models of transformers have none)"
+        ],
+    ),
     "an optimizer of torchtitan's own models": (
         {"optimizer": {"name": "DistMuon"}},
         [

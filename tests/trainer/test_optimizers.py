@@ -56,6 +56,8 @@ def trained(tmp_path_factory):
         }
         for name in ("AdamW", "Adam", "DistMuon")
     }
+    adapters = harness.trainer_spec(folder, training={**training, "lora": {}})
+    cases["LoRA"] = {"spec": adapters, "rows": rows, "fails": True}
     results = harness.run_worker(list(cases.values()), root / "work", world=1)
     return folder, rows, dict(zip(cases, results, strict=True))
 
@@ -75,7 +77,14 @@ def test_adam_and_adamw_differ_in_what_weight_decay_is(trained):
     assert abs(adam / adamw - 1) > 1e-3
 
 
-def test_distmuon_is_refused_by_name_without_an_operator_too(trained):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("DistMuon", "spec.optimizer.name: DistMuon is not supported yet; use AdamW ("),
+        ("LoRA", "spec.training.lora: this is not supported yet; remove it ("),
+    ],
+)
+def test_refused_by_name_without_an_operator_too(trained, name, said):
     _, _, found = trained
-    assert found["DistMuon"]["error"] == "UserError"
-    assert found["DistMuon"]["message"].startswith("spec.optimizer.name: DistMuon is not supported yet; use AdamW (")
+    assert found[name]["error"] == "UserError"
+    assert found[name]["message"].startswith(said)
