@@ -33,6 +33,7 @@ check: $(READY)  ## Format, lint, types, import layers
 
 generate: $(READY)  ## Rewrite every generated file
 	$(PY) -m hftitan_api.crd > crds/hftitanjobs.yaml.new && mv crds/hftitanjobs.yaml.new crds/hftitanjobs.yaml
+	$(PY) -m hftitan_api.reference > docs/spec.md.new && mv docs/spec.md.new docs/spec.md
 	$(PY) tests/core/core_golden.py
 	$(PY) hack/dashboards
 	$(PY) hack/dashboards/document.py

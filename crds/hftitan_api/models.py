@@ -170,6 +170,7 @@ class TrainingSpec(ApiModel):
     """Sequences for each optimizer step over all ranks; more than one pass each means gradient accumulation.
     Unset: localBatchSize x data-parallel degree."""
     seed: Annotated[int, Field(ge=0, le=INT32_MAX)] = 42
+    """Of weights that start at random, dropout, and the order of the data."""
     deterministic: bool = False
     """Deterministic kernels (slower)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -195,20 +196,26 @@ class OptimizerSpec(ApiModel):
     """AdamW and Adam run as one fused kernel, on CPUs too. Adam adds weightDecay x weight to the gradient, AdamW takes
     it off the weight. DistMuon, torchtitan's Muon, is not supported yet."""
     lr: Annotated[float, Field(gt=0, le=10)] = 5e-5
+    """Peak learning rate."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
         default_factory=lambda: [0.9, 0.95]
     )
+    """Decay of the running averages of gradient and squared gradient."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """Decoupled weight decay."""
 
 
 class LRScheduleSpec(ApiModel):
     """Warm-up, then constant, then decay over the last decayRatio of the steps."""
 
     warmup_steps: Annotated[int, Field(ge=0, le=INT32_MAX)] = 0
+    """Steps from zero to the peak."""
     decay_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the steps, at the end, over which the learning rate decays; 0 keeps it constant."""
     decay_type: Literal["linear", "cosine", "sqrt"] = "linear"
+    """Shape of the decay."""
     min_lr_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The decay ends at lr x this."""
 
@@ -288,7 +295,9 @@ class SchedulingSpec(ApiModel):
     gang: Literal["none", "kueue", "volcano", "coscheduling", "kai", "kubernetes"] = "none"
     """Who admits the pods all together."""
     queue: Name | None = None
+    """Name of the queue that admits the gang."""
     priority_class: Name | None = None
+    """PriorityClass of the pods."""
     topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
     """Node label whose value all pods of the job should share."""
 
