@@ -73,7 +73,7 @@ class ControlPlane:
 
     @property
     def admin(self) -> Kubectl:
-        return Kubectl(self.url, self.ca, self.admin_token)
+        return Kubectl(self.url, self.ca.read_text(), self.admin_token)
 
     def kubeconfig(self, user: str = "admin") -> Path:
         """Of a user in USERS, or of `system:serviceaccount:NAMESPACE:NAME`, which must exist."""

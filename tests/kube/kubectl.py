@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import ssl
@@ -61,9 +62,10 @@ def path_of(resource: str, name: str = "", namespace: str | None = "default") ->
 
 
 class Kubectl:
-    def __init__(self, url: str, ca: Path, token: str) -> None:
+    def __init__(self, url: str, ca: str, token: str) -> None:
+        """`ca`: the certificate itself."""
         self._host = urllib.parse.urlsplit(url).netloc
-        self._tls = ssl.create_default_context(cafile=ca)
+        self._tls = ssl.create_default_context(cadata=ca)
         self._token = token
         self._local = threading.local()
 
@@ -72,7 +74,8 @@ class Kubectl:
         """From a kubeconfig as ControlPlane.kubeconfig writes it."""
         config = yaml.safe_load(kubeconfig.read_text())
         cluster = config["clusters"][0]["cluster"]
-        return cls(cluster["server"], Path(cluster["certificate-authority"]), config["users"][0]["user"]["token"])
+        ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
+        return cls(cluster["server"], ca, config["users"][0]["user"]["token"])
 
     # --- verbs ----------------------------------------------------------------------------------------------
 
