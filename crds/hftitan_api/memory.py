@@ -13,7 +13,10 @@ cut); activations and what is gathered for a moment are rough, and the allocator
   attention and sequence parallelism: norms 4h, q k v and attention output (2 heads + 2 kv heads) x head_dim, SwiGLU 4I.
   `full` recomputation keeps the block's input, `selective` the input, the attention output and every second matmul
   (torchtitan's SelectiveAC); both hold one whole block while they recompute it;
-- logits: the computing dtype, a float32 copy and its gradient, on the last pipeline stage.
+- logits: the computing dtype, a float32 copy and its gradient, on the last pipeline stage;
+- staged: an asynchronous checkpoint is saved from a copy in the host's memory of what a rank has of parameters and
+  optimizer (DCP's async_save; 512 MiB of state took 518 MiB). On CPU meshes it is the process's own memory, on GPUs
+  `host_bytes` tells it for a node.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ class MemoryEstimate:
     gathered: int
     activations: int
     logits: int
+    staged: int = 0
+    """For asynchronous checkpoints, where the device is the host."""
 
     @property
     def total(self) -> int:
@@ -108,7 +113,20 @@ def estimate(shape: ModelShape, spec: JobSpec, plan: MeshPlan) -> MemoryEstimate
 
     activations, tokens = _activations(shape, spec, plan, layers, compute)
     logits = tokens * (shape.vocab_size or 0) * (compute + 8) // degrees.tp
-    return MemoryEstimate(mine * master, mine * master, 2 * mine * master, gathered, activations, logits)
+    parameters, optimizer = mine * master, 2 * mine * master
+    staged = parameters + optimizer if _stages(spec) and not on_gpu else 0
+    return MemoryEstimate(parameters, parameters, optimizer, gathered, activations, logits, staged)
+
+
+def host_bytes(estimated: MemoryEstimate, spec: JobSpec, plan: MeshPlan) -> int:
+    """Of each node's memory, what its ranks copy there from their GPUs to save from; 0 where nothing is copied."""
+    if not _stages(spec) or plan.degrees.device == "cpu":
+        return 0
+    return plan.degrees.ranks_per_node * (estimated.parameters + estimated.optimizer)
+
+
+def _stages(spec: JobSpec) -> bool:
+    return spec.checkpoint.async_mode != "disabled" and spec.checkpoint.interval > 0
 
 
 def _activations(shape: ModelShape, spec: JobSpec, plan: MeshPlan, layers: int, compute: int) -> tuple[int, int]:

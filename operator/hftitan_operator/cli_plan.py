@@ -13,6 +13,7 @@ from hftitan_api import memory
 from hftitan_api.mesh import AXES, MeshPlan
 from hftitan_api.models import HFTitanJob
 from hftitan_api.shape import ModelShape
+from hftitan_operator.core import quantity, sizing
 from hftitan_operator.core.state import Manifest
 
 SHOWN = 8
@@ -52,13 +53,30 @@ def _memory_text(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any]) -> 
     counted, estimated = memory.count(shape), memory.estimate(shape, job.spec, plan)
     if counted is None or estimated is None:
         return f"memory   not estimated: the parameters of model type {shape.model_type!r} are not known exactly\n"
-    parts = ", ".join(f"{part.name} {_gib(getattr(estimated, part.name))}" for part in fields(estimated))
+    named = [(part.name, getattr(estimated, part.name)) for part in fields(estimated)]
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in named if size or name != "staged")
     each = "GPU" if plan.degrees.device == "gpu" else "process"
     return (
         f"model    {counted.total:,} parameters\n"
         f"memory   about {_gib(estimated.total)} GiB on the fullest {each} ({parts}), "
         "the runtime's own 1 to 2 GiB not counted\n"
+        + _host_text(job, plan, memory.host_bytes(estimated, job.spec, plan))
     )
+
+
+def _host_text(job: HFTitanJob, plan: MeshPlan, needed: int) -> str:
+    """The nodes' own memory, where GPUs copy their state there, beside what the pods ask for."""
+    if not needed:
+        return ""
+    shm = sizing.shm(job.spec.pod, plan.degrees)
+    asked = sizing.resources(job.spec.pod, plan.degrees, shm)["requests"]["memory"]
+    more = ""
+    if quantity.parse(asked) <= needed + shm:
+        least = quantity.mebibytes(needed + shm)
+        more = (
+            f"; the pods ask for {asked}: raise spec.pod.resources.requests.memory well above {least} (with /dev/shm)"
+        )
+    return f"host     about {_gib(needed)} GiB on each node for the copies that asyncMode saves from{more}\n"
 
 
 def _gib(size: int) -> str:
@@ -122,6 +140,7 @@ def plan_json(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None 
         if estimated is not None:
             found["memory"] = {part.name: getattr(estimated, part.name) for part in fields(estimated)}
             found["memory"]["total"] = estimated.total
+            found["memory"]["hostPerNode"] = memory.host_bytes(estimated, job.spec, plan)
     return found
 
 

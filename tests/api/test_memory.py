@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hftitan_api.memory import count, estimate
+from hftitan_api.memory import count, estimate, host_bytes
 from hftitan_api.mesh import plan
 from hftitan_api.shape import ModelShape
 
@@ -79,6 +79,30 @@ def test_one_process_on_a_cpu_by_hand(spec):
     assert e.activations == 30 * block * 256 * 4
     assert e.logits == 256 * 49152 * (4 + 8)
     assert e.total == e.parameters + e.gradients + e.optimizer + e.activations + e.logits
+
+
+ASYNC = {"asyncMode": "async", "interval": 10}
+
+
+def test_an_asynchronous_checkpoint_is_a_copy_of_parameters_and_optimizer(spec):
+    e = _estimate(spec, SMOLLM2, mesh={"device": "cpu"}, checkpoint=ASYNC)
+    assert e.staged == 12 * 134_515_008
+    assert e.total == _estimate(spec, SMOLLM2, mesh={"device": "cpu"}).total + e.staged
+
+
+def test_gpus_copy_it_to_their_node(spec):
+    job = spec(mesh={"nodes": 2, "gpusPerNode": 8, "dpReplicate": 2}, checkpoint=ASYNC)
+    e = estimate(ModelShape.from_config(LLAMA_8B), job, plan(job))
+    assert e.staged == 0
+    assert host_bytes(e, job, plan(job)) == 12 * 8_030_261_248  # each replica is a node's
+
+
+@pytest.mark.parametrize("checkpoint", [{}, {"asyncMode": "async", "interval": 0}], ids=["sync", "the last step alone"])
+def test_a_checkpoint_that_is_waited_for_is_no_copy(spec, checkpoint):
+    for device in ("gpu", "cpu"):
+        job = spec(mesh={"device": device}, checkpoint=checkpoint)
+        e = estimate(ModelShape.from_config(SMOLLM2), job, plan(job))
+        assert (e.staged, host_bytes(e, job, plan(job))) == (0, 0)
 
 
 def test_llama_8b_on_eight_gpus_by_hand(spec):

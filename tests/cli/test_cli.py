@@ -197,6 +197,21 @@ def test_plan_estimates_memory_when_the_model_is_known(hftitan, job, model):
     plan = json.loads(hftitan("plan", "job.yaml", "-o", "json").stdout)
     assert plan["memory"]["parameters"] == 134_515_008 * 4 // 2
     assert plan["memory"]["total"] > plan["memory"]["parameters"] * 4 - 1
+    assert plan["memory"]["hostPerNode"] == 0
+    assert "host  " not in text
+
+
+def test_plan_counts_the_copy_that_an_asynchronous_checkpoint_is_saved_from(hftitan, job, model):
+    checkpoint = {"asyncMode": "async", "interval": 10}
+    training = {"steps": 1, "seqLen": 64}
+    job(model={"name": model}, mesh={"gpusPerNode": 2}, training=training, checkpoint=checkpoint)
+    line = "host     about 1.50 GiB on each node for the copies that asyncMode saves from\n"
+    assert line in hftitan("plan", "job.yaml").stdout
+    assert json.loads(hftitan("plan", "job.yaml", "-o", "json").stdout)["memory"]["hostPerNode"] == 12 * 134_515_008
+    tight = hftitan("plan", "job.yaml", "--set", "spec.pod.resources.requests.memory=2Gi").stdout
+    assert "; the pods ask for 2Gi: raise spec.pod.resources.requests.memory well above 2564Mi (with /dev/shm)" in tight
+    job(model={"name": model}, mesh={"device": "cpu"}, training=training, checkpoint=checkpoint)
+    assert ", staged 1.50)" in hftitan("plan", "job.yaml").stdout
 
 
 @pytest.mark.parametrize(
