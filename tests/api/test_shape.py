@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftitan_api.shape import ModelShape
+from hftitan_api.shape import UNBUILDABLE, ModelShape
 
 READ = {
     "gpt2's own names": (
@@ -56,6 +56,12 @@ def test_read(case):
 def test_a_layout_the_backend_does_not_know_is_refused():
     (reason,) = ModelShape.from_config({"model_type": "glm4"}).refused
     assert "model type glm4" in reason
+
+
+@pytest.mark.parametrize("model_type", UNBUILDABLE)
+def test_a_family_that_the_backend_fails_on_is_refused_by_name(model_type):
+    (reason,) = ModelShape.from_config({"model_type": model_type}).refused
+    assert reason.startswith(f"torchtitan's transformers backend fails on model type {model_type}: ")
 
 
 def test_a_llama_is_refused_nothing():

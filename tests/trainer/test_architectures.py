@@ -20,6 +20,8 @@ import harness  # noqa: E402
 from test_meshes import distance, losses, norms  # noqa: E402
 from test_parity import OTHERS, reference  # noqa: E402
 
+from hftitan_api.shape import UNBUILDABLE  # noqa: E402
+
 TABLE = HERE.parents[1] / "docs" / "architectures.md"
 AXES = {
     "dp": {"dpShard": 2},
@@ -44,7 +46,7 @@ config that asks for it (`output_router_logits`) is refused.
 Families without a row: the first step of {", ".join(OTHERS[:-1])} and {OTHERS[-1]} equals
 transformers' as well. What has mixtures of another type, layers with a state (Mamba, linear attention), attention to
 later words or parts of other names than Llama's is refused by name; other families are trained by transformers' own
-forward pass, uncompared.
+forward pass, uncompared. On {", ".join(UNBUILDABLE)} the backend fails; they are refused by name.
 
 """
 
