@@ -87,7 +87,7 @@ def validate(
 def plan(
     source: JobArgument,
     settings: SetOption = None,
-    output: Annotated[TextOrJson, typer.Option("-o", "--output")] = TextOrJson.TEXT,
+    output: Annotated[TextOrJson, typer.Option("-o", "--output", help="Tables, or JSON.")] = TextOrJson.TEXT,
 ) -> None:
     """Show the mesh of a job: which ranks run where, who talks to whom, and what a GPU must hold."""
     import json
@@ -110,7 +110,9 @@ def render(
     source: JobArgument,
     settings: SetOption = None,
     attempt: Annotated[int, typer.Option(min=1, help="Number of the attempt.")] = 1,
-    output: Annotated[YamlOrJson, typer.Option("-o", "--output")] = YamlOrJson.YAML,
+    output: Annotated[
+        YamlOrJson, typer.Option("-o", "--output", help="YAML documents, or one JSON List.")
+    ] = YamlOrJson.YAML,
 ) -> None:
     """Print the exact objects that a cluster would get: Service, ConfigMap and pods. Changes nothing."""
     from hftitan_api import mesh
@@ -141,7 +143,7 @@ def operator(
     context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
     host: Annotated[str, typer.Option(help="Address of /metrics, /healthz and /readyz.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Their port; 0 serves none.")] = 8080,
-    log_level: Annotated[LogLevel, typer.Option()] = LogLevel.INFO,
+    log_level: Annotated[LogLevel, typer.Option(help="What it logs.")] = LogLevel.INFO,
 ) -> None:
     """Serve the jobs of a cluster: what runs in the operator's pod. SIGTERM ends it; jobs go on without it."""
     from hftitan_operator import operate

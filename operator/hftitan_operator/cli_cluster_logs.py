@@ -108,7 +108,7 @@ def nodes_of(job: HFTitanJob, wanted: Wanted) -> list[int]:
 
 async def logs(cluster: Cluster, name: str, wanted: Wanted, out: Out) -> None:
     """Every line to `out`. With `follow` until the job is over, or the attempt that was asked for."""
-    seen = 0
+    seen, waiting = 0, False
     async for obj in cluster.follow(name):
         if obj is None:
             out.note(f"job {name} was deleted")
@@ -133,6 +133,10 @@ async def logs(cluster: Cluster, name: str, wanted: Wanted, out: Out) -> None:
                 return
             if wanted.attempt is not None:
                 return
+        elif not seen and wanted.follow:
+            if not waiting:
+                out.note(f"{name} has no pods yet ({status.phase or 'Pending'}: {status.message or 'not seen yet'})")
+            waiting = True
         elif not wanted.follow:
             raise Trouble(
                 f"job {name} has no pods yet ({status.phase or 'Pending'}: {status.message or 'not seen yet'})"

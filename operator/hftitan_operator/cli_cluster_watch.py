@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from hftitan_api.models import KIND, TERMINAL, HFTitanJob, ProgressStatus
-from hftitan_api.wire import Progress
+from hftitan_api.wire import ExitReport, Progress
 from hftitan_operator.cli_cluster_client import Cluster, Trouble
 from hftitan_operator.cluster.kube_api import Json
-from hftitan_operator.cluster.kube_views import job_view
+from hftitan_operator.cluster.kube_views import job_view, pod_view
 from hftitan_operator.core import clock
 from hftitan_operator.core import status as st
 from hftitan_operator.core.state import Event
@@ -21,12 +22,17 @@ from hftitan_operator.run import EXIT_FAILED, EXIT_OK, End, Reporter
 EVENT_SECONDS = 2.0
 """Between two looks at the events: they explain, and nothing waits for them."""
 
+LAST_EVENT_SECONDS = 6.0
+
+Told = set[tuple[str, int, str]]
+"""Events by uid, count and reason."""
+
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 
 
 async def watch(cluster: Cluster, name: str, reporter: Reporter, *, from_start: bool = False) -> int:
     """Until the job is over; the exit code of `hftitan run`. `from_start`: tell the events so far too."""
-    told: set[tuple[str, int]] = set()
+    told: Told = set()
     if not from_start:
         await _tell_events(cluster, name, None, told)
     events = asyncio.create_task(_events(cluster, name, reporter, told))
@@ -36,8 +42,8 @@ async def watch(cluster: Cluster, name: str, reporter: Reporter, *, from_start: 
         events.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await events
-    await _tell_events(cluster, name, reporter, told)
-    end = summary(job)
+    await _last_events(cluster, job, reporter, told)
+    end = summary(job, await _reports(cluster, job))
     reporter.end(end)
     return end.exit_code
 
@@ -62,20 +68,40 @@ async def _follow(cluster: Cluster, name: str, reporter: Reporter) -> HFTitanJob
     raise AssertionError("a job is followed for ever")
 
 
-async def _events(cluster: Cluster, name: str, reporter: Reporter, told: set[tuple[str, int]]) -> None:
+async def _events(cluster: Cluster, name: str, reporter: Reporter, told: Told) -> None:
     while True:
         await _tell_events(cluster, name, reporter, told)
         await asyncio.sleep(EVENT_SECONDS)
 
 
-async def _tell_events(cluster: Cluster, name: str, reporter: Reporter | None, told: set[tuple[str, int]]) -> None:
+async def _tell_events(cluster: Cluster, name: str, reporter: Reporter | None, told: Told) -> None:
     with contextlib.suppress(Trouble):  # a user who may not see events sees the job all the same
         for event in await cluster.events(kind=KIND, name=name):
-            key = (event["metadata"]["uid"], event.get("count") or 1)
+            key = (event["metadata"]["uid"], event.get("count") or 1, event.get("reason", ""))
             if key not in told:
                 told.add(key)
                 if reporter is not None:
                     reporter.event(_event(event))
+
+
+async def _last_events(cluster: Cluster, job: HFTitanJob, reporter: Reporter, told: Told) -> None:
+    """The operator writes events after the status, and when it has much to do some seconds after: what a job that has
+    just ended died of is worth a moment."""
+    ended = clock.maybe_unix(job.status.completion_time) or 0.0
+    while True:
+        await _tell_events(cluster, job.metadata.name, reporter, told)
+        last = {"Succeeded"} | {c.reason for c in job.status.conditions if c.type == "Failed"}
+        if time.time() - ended > LAST_EVENT_SECONDS or last & {reason for _, _, reason in told}:
+            return
+        await asyncio.sleep(EVENT_SECONDS / 4)
+
+
+async def _reports(cluster: Cluster, job: HFTitanJob) -> list[ExitReport]:
+    """What the trainers of the last attempt left: they know a step that the operator may not have seen."""
+    with contextlib.suppress(Trouble):
+        views = [pod_view(pod) for pod in await cluster.pods(job.metadata.name)]
+        return [view.report for view in views if view and view.report and view.attempt == job.status.attempt]
+    return []
 
 
 def _event(event: Json) -> Event:
@@ -125,8 +151,8 @@ def age(job: HFTitanJob) -> float:
     return 0.0 if since is None else max(0.0, time.time() - since)
 
 
-def summary(job: HFTitanJob) -> End:
-    """How it ended, from the status alone."""
+def summary(job: HFTitanJob, reports: Sequence[ExitReport] = ()) -> End:
+    """How it ended, from the status and the exit reports of its pods."""
     status = job.status
     failed = st.condition(status, "Failed")
     began = clock.maybe_unix(status.start_time or job.metadata.creation_timestamp)
@@ -136,7 +162,7 @@ def summary(job: HFTitanJob) -> End:
         exit_code=EXIT_OK if status.phase == "Succeeded" else EXIT_FAILED,
         message=status.message or "",
         reason=failed.reason if failed and failed.status == "True" else None,
-        step=status.progress.step if status.progress else 0,
+        step=max([report.step for report in reports], default=status.progress.step if status.progress else 0),
         steps=job.spec.training.steps,
         attempt=status.attempt,
         restarts=status.restarts,

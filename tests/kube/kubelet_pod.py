@@ -87,6 +87,15 @@ class ProcessPod:
         )
 
     @property
+    def log(self) -> Path | None:
+        return self._process.log if self._process is not None else None
+
+    @property
+    def started_at(self) -> float:
+        assert self._process is not None
+        return self._process.started_at
+
+    @property
     def exit_code(self) -> int:
         assert self._process is not None
         assert self._process.ended is not None

@@ -44,6 +44,7 @@ class KubeletProcess:
             "--workdir": workdir,
             "--gpus": gpus,
             "--renew": renew,
+            "--certificate": plane.ca,
         }
         words = [str(word) for option in options.items() for word in option]
         for name, program in (programs or {}).items():

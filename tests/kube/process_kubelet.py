@@ -27,6 +27,7 @@ import aiohttp
 import kubelet_status as status
 from kubelet_api import MERGE, STRATEGIC, Api, Gone, Object
 from kubelet_fake import FakePod
+from kubelet_logs import LogServer
 from kubelet_pod import Node, ProcessPod, Refused
 
 PROBE_SECONDS = 0.25
@@ -54,13 +55,18 @@ class Entry:
 
 
 class Kubelet:
-    def __init__(self, api: Api, nodes: dict[str, Node], renew: float, script: object | None) -> None:
+    def __init__(
+        self, api: Api, nodes: dict[str, Node], renew: float, script: object | None, certificate: Path | None
+    ) -> None:
+        self._certificate, self._log_port = certificate, 0
         self._api, self._nodes, self._renew, self._script = api, nodes, renew, script
         self._entries: dict[str, Entry] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._http = aiohttp.ClientSession()
 
     async def run(self) -> None:
+        if self._certificate is not None:
+            self._log_port = await LogServer(self._logged).start(self._certificate)
         await asyncio.gather(*(self._register(node) for node in self._nodes.values()))
         print("registered", flush=True)
         self._spawn(self._heartbeat())
@@ -105,12 +111,15 @@ class Kubelet:
             capacity["nvidia.com/gpu"] = str(node.gpus)
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "a process kubelet"}
         ready |= {"lastHeartbeatTime": status.now(), "lastTransitionTime": status.now()}
-        addresses = {"InternalIP": status.HOST_IP, "Hostname": node.name}
+        addresses = {
+            "InternalIP": status.HOST_IP
+        }  # no Hostname: the API server would prefer it, and it resolves nowhere
         state = {
             "capacity": capacity,
             "allocatable": capacity,
             "conditions": [ready],
             "addresses": [{"type": kind, "address": address} for kind, address in addresses.items()],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self._log_port}},
         }
         await self._api.call("PATCH", f"{NODES}/{node.name}/status", {"status": state}, STRATEGIC)
 
@@ -129,6 +138,13 @@ class Kubelet:
                 await self._report(node)
         except Gone:
             pass  # somebody took the node out of the cluster
+
+    def _logged(self, namespace: str, name: str) -> ProcessPod | None:
+        for entry in reversed(self._entries.values()):
+            life = entry.life
+            if isinstance(life, ProcessPod) and (life.namespace, life.name) == (namespace, name):
+                return life
+        return None
 
     # --- pods -----------------------------------------------------------------------------------------------
 
@@ -254,6 +270,7 @@ async def main() -> None:
     parser.add_argument("--gpus", type=int, default=8, help="of each node")
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of each rank")
     parser.add_argument("--program", action="append", default=[], metavar="NAME=WORDS", help="to run in place of NAME")
+    parser.add_argument("--certificate", type=Path, help="serve logs under this one, its key beside it")
     parser.add_argument("--renew", type=float, default=1.0, help="seconds between signs of life")
     parser.add_argument(
         "--fake", nargs="?", const="{}", type=json.loads, metavar="SCRIPT", help="no processes: see kubelet_fake.py"
@@ -266,7 +283,8 @@ async def main() -> None:
         for name in options.node.split(",")
     }
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sys.exit, 0)
-    await Kubelet(Api(options.kubeconfig), nodes, options.renew, options.fake).run()
+    kubelet = Kubelet(Api(options.kubeconfig), nodes, options.renew, options.fake, options.certificate)
+    await kubelet.run()
 
 
 if __name__ == "__main__":
