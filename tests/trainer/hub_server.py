@@ -54,6 +54,7 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []
         self._faults: list[tuple[str, int]] = []
+        self._held: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
         hub = self
 
@@ -75,6 +76,10 @@ class Hub:
         """The next requests that match this pattern ("POST .*/commit/") are answered so, in this order."""
         self._faults += [(request, status) for status in statuses]
 
+    def hold(self, request: str) -> threading.Event:
+        """Requests that match wait until the event is set."""
+        return self._held.setdefault(request, threading.Event())
+
     def fault(self, request: str) -> int | None:
         with self._lock:
             self.asked.append(request)
@@ -82,6 +87,9 @@ class Hub:
                 if re.match(pattern, request):
                     del self._faults[i]
                     return status
+        for pattern, released in self._held.items():
+            if re.match(pattern, request):
+                released.wait(300)
         return None
 
 

@@ -93,7 +93,15 @@ class Run:
 
 
 def start(
-    folder: Path, home: Path, *, ranks: int, restarts: int = 0, attempt: int = 1, interval: int = 0, **spec: Any
+    folder: Path,
+    home: Path,
+    *,
+    ranks: int,
+    restarts: int = 0,
+    attempt: int = 1,
+    interval: int = 0,
+    launcher: tuple[str, ...] | None = None,
+    **spec: Any,
 ) -> Run:
     """Start a pod; a folder used before is gone on with, `env` is its environment's own."""
     folder.mkdir(exist_ok=True)
@@ -134,7 +142,8 @@ def start(
         "HF_TOKEN": "hf_thisIsNoTokenButLooksLikeOne",
         **variables,
     }
-    launcher = (*TORCHRUN, "--max-restarts", str(restarts)) if ranks > 1 else ()
+    if launcher is None:
+        launcher = (*TORCHRUN, "--max-restarts", str(restarts)) if ranks > 1 else ()
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, *launcher, "-m", "hftitan_trainer"], env=env, stdout=log, stderr=log, text=True

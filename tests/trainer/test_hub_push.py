@@ -3,8 +3,10 @@ it."""
 
 from __future__ import annotations
 
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import hub_server
 import runs
 
 from hftitan_api.models import HubPushSpec
+from hftitan_trainer import __main__ as main
 from hftitan_trainer import hub as pushing
 from hftitan_trainer.errors import NetworkError, UserError
+from hftitan_trainer.report import Reporter
 
 REPO = "acme/tiny"
 PUSH = HubPushSpec(repo=REPO)
@@ -151,6 +155,13 @@ def test_a_hub_that_stays_away_leaves_the_export_and_may_be_tried_again(hub: hub
     assert {path: path.read_bytes() for path in export.rglob("*") if path.is_file()} == before
 
 
+def test_an_export_that_a_shared_folder_shows_later(hub: hub_server.Hub, export: Path) -> None:
+    export.rename(export.with_name("elsewhere"))
+    with pytest.raises(NetworkError, match="is not there yet"):
+        push(hub, export)
+    assert hub.repos[REPO].commits == []
+
+
 def test_a_token_that_was_revoked_meanwhile_is_not_tried_again(hub: hub_server.Hub, export: Path) -> None:
     hub.fail("POST .*/commit/main", 401)
     with pytest.raises(UserError, match=rf"hfTokenSecret: .*401.*; the export is kept at {export}") as error:
@@ -168,22 +179,83 @@ def test_no_token_and_no_hub(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatc
         pushing.client()
 
 
-def test_a_run_whose_push_was_refused_keeps_its_export_and_the_next_attempt_only_pushes(
-    tmp_path: Path, tokenizer: Any, hub: hub_server.Hub
-) -> None:
+def test_of_two_pods_one_ends_while_the_other_pushes(tmp_path: Path, tokenizer: Any, hub: hub_server.Hub) -> None:
     home = runs.make_home(tmp_path / "home", tokenizer)
-    spec = {
-        "training": {"steps": 2, "seqLen": 64, "localBatchSize": 1},
+    released = hub.hold("POST .*/commit/main")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        rendezvous = f"127.0.0.1:{probe.getsockname()[1]}"
+    pods = []
+    for index in range(2):
+        torchrun = (
+            "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
+            "--rdzv-endpoint", rendezvous, "--rdzv-conf", f"is_host={index == 0}",
+            "--local-addr", f"127.0.0.{2 - index}",  # ranks follow addresses: rank 0 is in pod 1
+        )  # fmt: skip
+        mesh = {
+            "nodes": 2, "ranksPerNode": 1, "dpReplicate": 1, "dpShard": 2, "cp": 1, "tp": 1, "pp": 1, "ep": 1,
+            "device": "cpu",
+        }  # fmt: skip
+        place = {"HFTITAN_NODE_INDEX": str(index), "HFTITAN_OUTPUT": str(tmp_path / "pod0/out")}
+        spec = {"training": {"steps": 2, "seqLen": 64, "localBatchSize": 1}, "mesh": mesh, **pushing_spec(hub, **place)}
+        pods.append(runs.start(tmp_path / f"pod{index}", home, ranks=1, launcher=torchrun, **spec))
+    try:
+        until(lambda: any("/commit/" in line for line in hub.asked), pods)
+        until(lambda: (pods[1].folder / "termination").read_text() != "", pods)
+        assert {pod.process.poll() for pod in pods} == {None}
+        assert '"phase":"pushing"' in pods[0].get("/progress").replace(" ", "")
+        assert (pods[0].folder / "termination").read_text() == ""
+        assert pods[1].report().reason == "Completed"
+    finally:
+        released.set()
+        ends = [pod.end() for pod in pods]
+    assert ends == [0, 0], pods[0].log() + pods[1].log()
+    assert pods[0].report().message.startswith("all 2 steps done, pushed as ")
+    assert (pods[0].report().rank, pods[1].report().rank) == (1, 0)
+    assert len(hub.repos[REPO].commits) == 1
+
+
+def until(seen: Callable[[], bool], pods: list[runs.Run]) -> None:
+    deadline = time.monotonic() + 240
+    while not seen():
+        assert time.monotonic() < deadline, "\n".join(pod.log() for pod in pods)
+        assert {pod.process.poll() for pod in pods} == {None}, "\n".join(pod.log() for pod in pods)
+        time.sleep(0.05)
+
+
+def test_a_push_that_failed_after_the_other_pods_ended_does_not_wait_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun would restart this pod's workers, and they the rendezvous."""
+    calls: list[str] = []
+    monkeypatch.setattr(main.signals, "stop_agent", lambda: calls.append("agent stopped"))
+    monkeypatch.setattr(main, "_exit", lambda code: calls.append(f"exit {code}"))
+    for ended in (False, True):
+        life = main.Life.__new__(main.Life)
+        life.rank, life.observer, life.reporter, life.stop = 0, None, Reporter(None), lambda: True  # type: ignore[assignment]
+        life.other_pods_ended = ended
+        life._fail(NetworkError("the hub is away"))
+    assert calls == ["exit 1", "agent stopped", "exit 1"]
+
+
+def pushing_spec(hub: hub_server.Hub, **env: str) -> dict[str, Any]:
+    return {
         "checkpoint": {"interval": 0, "pushToHub": {"repo": REPO}},
         "env": {
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_ENDPOINT": hub.url,
             "HF_TOKEN": hub_server.TOKEN,
+            **env,
         },
     }
+
+
+def test_a_run_whose_push_was_refused_keeps_its_export_and_the_next_attempt_only_pushes(
+    tmp_path: Path, tokenizer: Any, hub: hub_server.Hub
+) -> None:
+    home = runs.make_home(tmp_path / "home", tokenizer)
+    spec = {"training": {"steps": 2, "seqLen": 64, "localBatchSize": 1}, **pushing_spec(hub)}
     hub.fail("POST .*/commit/main", 403)
-    first = runs.start(tmp_path / "run", home, ranks=2, **spec)
+    first = runs.start(tmp_path / "run", home, ranks=1, **spec)
     assert first.end() != 0
     report = first.report()
     export = first.output / "export"
@@ -195,7 +267,7 @@ def test_a_run_whose_push_was_refused_keeps_its_export_and_the_next_attempt_only
     assert hub.repos[REPO].files == {}
     assert hub_server.TOKEN not in first.log()
 
-    second = runs.start(tmp_path / "run", home, ranks=2, attempt=2, **spec)
+    second = runs.start(tmp_path / "run", home, ranks=1, attempt=2, **spec)
     assert second.end() == 0, second.log()
     repo = hub.repos[REPO]
     assert second.report().message == f"all 2 steps done, pushed as {hub.url}/{REPO}/commit/{repo.sha}"

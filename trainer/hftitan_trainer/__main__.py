@@ -79,7 +79,8 @@ class Life:
             serve(observer, env.pod_ip, spec.monitoring.port, progress=env.node_index == 0)
         check_paths(spec)
         check_packages(spec)
-        push = spec.checkpoint.push_to_hub if env.rank == 0 else None
+        # Not rank 0, which may be in any pod: torchrun's agent of pod 0 is the one whose end the others do not survive.
+        push = spec.checkpoint.push_to_hub if (env.node_index, env.local_rank) == (0, 0) else None
         if push is not None:
             hub.prepare(push, hub.client())
 
@@ -141,7 +142,7 @@ class Life:
             # After the last step, before the export: the next attempt has only that to do.
             self._preempted(f"{self.stop.signal_name}: stopped after the last step, before the export")
         if outcome.kind == "completed" and push is not None:
-            # Rank 0 alone, after the last collective: the others are done, however long this takes.
+            # By one rank, after the last collective: the others are done, however long this takes.
             self.other_pods_ended = spec.mesh.nodes > 1
             observer.phase("pushing")
             self.pushed_to = hub.upload(

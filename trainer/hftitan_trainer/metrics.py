@@ -170,7 +170,7 @@ class RunObserver(Observer, Collector):
             logger.info("exported the model to %s", path)
 
     def pushed(self, url: str) -> None:
-        """The export is on the hub, by this commit; rank 0 alone pushes."""
+        """The export is on the hub, by this commit; called on the rank that pushed."""
         self._note("push", url=url)
         logger.info("pushed the export to the hub: %s", url)
 
