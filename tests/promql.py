@@ -69,15 +69,26 @@ class Prometheus:
         ]  # fmt: skip
 
     def __enter__(self) -> Prometheus:
-        from processes import die_with_parent  # of tests/kube
+        # Of tests/kube.
+        from kubectl import wait
+        from processes import die_with_parent
 
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        wait(self._ready, f"Prometheus (see {self._folder}/log)", 30.0)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+
+    def _ready(self) -> bool:
+        assert self._process.poll() is None, self.log
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=10):
+                return True
+        except OSError:
+            return False
 
     @property
     def log(self) -> str:

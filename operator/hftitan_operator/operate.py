@@ -67,6 +67,7 @@ class Operator:
         self._cluster = KubeCluster(api, options.namespaces, self._queue.wake)
         self._cluster.told = self._told
         self._metrics = OperatorMetrics(version("hftitan"))
+        self._cluster.wrote = self._metrics.wrote
         self._metrics.queue_depth.set_function(lambda: self._queue.depth)
         self._ready = False
         self._stop = asyncio.Event()
@@ -153,7 +154,7 @@ class Operator:
         log.log(logging.ERROR if unexpected else logging.WARNING, "%s/%s: %s", *key, error, exc_info=unexpected)
 
     def _told(self, job: HFTitanJob, event: Event) -> None:
-        self._metrics.told(job, event)
+        self._metrics.told(event)
         level = logging.WARNING if event.type == "Warning" else logging.INFO
         log.log(level, "%s/%s: %s: %s", job.metadata.namespace, job.metadata.name, event.reason, event.message)
 

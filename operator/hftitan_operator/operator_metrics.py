@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from hftitan_api import metric_names as names
 from hftitan_api.metric_names import Metric
-from hftitan_api.models import HFTitanJob
+from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_api.wire import ExitReason
 from hftitan_operator.core import clock, reasons
 from hftitan_operator.core import status as st
@@ -68,12 +68,13 @@ class OperatorMetrics:
     def failed(self, error: Exception) -> None:
         self._errors.labels(reason=getattr(error, "reason", None) or type(error).__name__).inc()
 
-    def told(self, job: HFTitanJob, event: Event) -> None:
-        """`job` carries the status before the event."""
+    def told(self, event: Event) -> None:
         self._events.labels(type=event.type, reason=event.reason).inc()
-        history = job.status.restart_history
-        if event.reason == reasons.ATTEMPT_CREATED and history and history[-1].attempt == job.status.attempt:
-            self._restarts.labels(reason=history[-1].reason).inc()
+
+    def wrote(self, job: HFTitanJob, status: JobStatus) -> None:
+        """`job` carries the status before. The end of an attempt and the next one may be one write."""
+        if status.restarts > job.status.restarts and status.restart_history:
+            self._restarts.labels(reason=status.restart_history[-1].reason).inc()
 
 
 class JobsCollector(Collector):

@@ -30,6 +30,13 @@ def control_plane_assets():
 
 
 @pytest.fixture(scope="session")
+def prometheus_programs():
+    """The folder with prometheus and promtool."""
+    done = subprocess.run([ROOT / "hack" / "prometheus"], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="session")
 def control_plane(control_plane_assets, tmp_path_factory):
     """All four programs, and the HFTitanJob CRD."""
     with ControlPlane(tmp_path_factory.mktemp("control-plane"), control_plane_assets, crds=[CRD]) as plane:

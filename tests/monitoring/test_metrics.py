@@ -54,8 +54,11 @@ def operator_metrics():
     metrics.request("GET", 200)
     metrics.failed(OSError("no answer"))
     metrics.pass_seconds.observe(0.02)
+    metrics.told(Event("Normal", "AttemptCreated", "attempt 2"))
     record = {"time": "1970-01-01T00:02:00Z", "attempt": 1, "reason": "Evicted"}
-    metrics.told(job("large", attempt=1, restartHistory=[record]), Event("Normal", "AttemptCreated", "attempt 2"))
+    began, restarted = job("large", attempt=1), job("large", attempt=2, restarts=1, restartHistory=[record])
+    metrics.wrote(began, restarted.status)
+    metrics.wrote(restarted, job("large", attempt=3, restarts=1, restartHistory=[record]).status)  # was suspended
     return metrics
 
 

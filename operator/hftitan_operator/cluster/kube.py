@@ -68,6 +68,8 @@ class KubeCluster:
         """Uids of jobs whose node 0 has not answered us several times in a row."""
         self.told: Callable[[HFTitanJob, Event], None] = lambda job, event: None
         """Hears every event as well."""
+        self.wrote: Callable[[HFTitanJob, JobStatus], None] = lambda job, status: None
+        """Hears of every status that was written: the job as it was, and its new status."""
         self.jobs = Store[JobRecord](job_record, self._job_changed)
         self.pods = Store[PodRecord](pod_record, lambda record: wake(record.key))
         self._services = Store[ObjectRecord](object_record, lambda record: wake(record.key))
@@ -184,6 +186,7 @@ class KubeCluster:
                 raise Conflict(f"the job changed meanwhile: {error}") from error
             raise
         self.jobs.put(written)
+        self.wrote(job, status)
 
     async def emit(self, job: HFTitanJob, event: Event) -> None:
         """Queued: nothing waits for what only humans read, and when thousands wait already it is dropped."""
