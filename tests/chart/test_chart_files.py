@@ -1,8 +1,10 @@
 """The chart's files agree with what they are generated from, with each other, and with the rest of the product."""
 
 import importlib.util
+import itertools
 import json
 import re
+import shlex
 import tomllib
 
 import helm_python as helm
@@ -12,7 +14,7 @@ from helm_chart import CHART, ROOT
 
 from hftitan_api.load import load
 from hftitan_api.pod import PodSpec
-from hftitan_operator.core import admission
+from hftitan_operator.core import admission, naming
 
 _SPEC = importlib.util.spec_from_file_location("hack_chart", ROOT / "hack" / "chart.py")
 generator = importlib.util.module_from_spec(_SPEC)
@@ -133,14 +135,49 @@ def test_the_notes_job_is_a_job(namespaces):
     assert f"kubectl apply -n {(namespaces or ['default'])[0]} -f -" in notes
 
 
-def test_the_readmes_values_are_values():
-    """What it shows under `monitoring:` and after `--set`."""
-    readme = (CHART / "README.md").read_text()
-    blocks = re.findall(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    shown = [values for block in blocks if "scrape_configs" not in (values := yaml.safe_load(block))]
-    sets = re.findall(r"--set '?([^' \n]+)'?", readme)
+README = (CHART / "README.md").read_text()
+BLOCKS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)]
+
+
+def test_the_values_that_the_readme_shows_are_values():
+    shown = [values for values in BLOCKS if "scrape_configs" not in values]
     assert shown
-    assert sets
     with helm.Chart.load(CHART) as chart:
-        for values in [*shown, *map(helm.parse_set_string, sets)]:
+        for values in shown:
             chart.validate_schema(values)
+
+
+def test_the_helm_commands_of_the_readmes_install_this_chart():
+    lines = [*README.splitlines(), *(ROOT / "README.md").read_text().splitlines()]
+    commands = [shlex.split(line.partition(" #")[0])[1:] for line in lines if line.startswith("helm ")]
+    assert len(commands) > 4
+    for verb, release, *words in commands:
+        helm.validate_release_name(release)
+        if verb in ("install", "upgrade"):
+            sets = [helm.parse_set_string(words[i + 1]) for i, word in enumerate(words) if word == "--set"]
+            assert (ROOT / words[0]) == CHART
+            with helm.Chart.load(ROOT / words[0]) as chart:
+                for values in sets:
+                    chart.validate_schema(values)
+
+
+def test_the_readmes_scrape_config_finds_the_pods_of_jobs_alone():
+    (config,) = (c for block in BLOCKS for c in block.get("scrape_configs", []))
+    labels = {"trainer": naming.pod_labels("x", 1, 0)}
+    labels["operator"] = {**labels["trainer"], "app.kubernetes.io/component": "operator"}
+    targets = itertools.product(labels, ("metrics", "rendezvous"), ("Running", "Failed"))
+    rules = config["relabel_configs"]
+    kept = [(who, port, phase) for who, port, phase in targets if scraped(rules, labels[who], port, phase)]
+    assert kept == [("trainer", "metrics", "Running")]
+
+
+def scraped(rules, labels, port, phase):
+    """Whether Prometheus keeps the target, by the rules that keep or drop."""
+    meta = {f"pod_label_{re.sub('[^a-zA-Z0-9]', '_', key)}": value for key, value in labels.items()}
+    meta |= {"pod_container_port_name": port, "pod_phase": phase}
+    for rule in rules:
+        text = ";".join(meta.get(name.removeprefix("__meta_kubernetes_"), "") for name in rule["source_labels"])
+        matches = re.fullmatch(rule.get("regex", "(.*)"), text) is not None
+        if (rule.get("action") == "keep" and not matches) or (rule.get("action") == "drop" and matches):
+            return False
+    return True
