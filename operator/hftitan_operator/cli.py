@@ -253,6 +253,24 @@ def _reporter(output: TextOrJson, file: JobFile, workdir: Path) -> Iterator[Repo
         yield LineReporter()
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Work folder of a run: runs/<job>.")],
+    out: Annotated[Path | None, typer.Option(help="The page.  [default: report.html in the folder]")] = None,
+) -> None:
+    """Write one HTML page about a run: curves, restarts, checkpoints, config. It needs no network and no server."""
+    from hftitan_operator import cli_job, cli_report
+
+    with told():
+        text = cli_report.page(cli_report.read(folder))
+        target = out or folder / "report.html"
+        try:
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise cli_job.BadInput([f"{target}: {error.strerror}"]) from None
+    typer.echo(target)
+
+
 app.add_typer(cli_cluster.app)
 
 

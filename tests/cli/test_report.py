@@ -1,0 +1,159 @@
+"""`hftitan report`: what is in the page, that it needs nothing else, and what is no run."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from typer.testing import CliRunner
+
+from hftitan_operator.cli import app
+from hftitan_operator.cli_report_svg import chart, number, thinned, ticks
+
+
+def line(kind, step, attempt=1, **values):
+    return {"kind": kind, "step": step, "attempt": attempt, "time": 1_800_000_000.0 + step, **values}
+
+
+def step(number, attempt, loss):
+    return line("step", number, attempt, steps=20, loss=loss, gradNorm=1.5, lr=1e-3, tokensPerSecond=1000 + number)
+
+
+RECORDS = [
+    *(step(n, 1, 5 - n / 10) for n in range(1, 13)),
+    line("checkpoint", 10, seconds=0.5),
+    *(step(n, 2, 5 - n / 10) for n in range(11, 21)),
+    line("validation", 20, 2, loss=2.75),
+]
+STATUS = {
+    "phase": "Succeeded",
+    "message": "finished 20 steps <b>&",
+    "mesh": "1x2: dp2",
+    "restarts": 1,
+    "startTime": "2027-01-15T08:00:00Z",
+    "completionTime": "2027-01-15T08:02:05Z",
+    "restartHistory": [
+        {"attempt": 1, "reason": "OOMKilled", "step": 12, "free": False, "time": "2027-01-15T08:01:00Z"},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A work folder as `hftitan run` leaves it; its last line was torn by a crash."""
+    run = tmp_path / "run"
+    (run / ".config" / "tiny-config").mkdir(parents=True)
+    config = {"jobName": "tiny", "model": {"name": "org/</pre><script>"}, "dataset": {"name": "org/data"}}
+    (run / ".config" / "tiny-config" / "trainer.json").write_text(json.dumps(config))
+    (run / "status.json").write_text(json.dumps({"uid": "u", "generation": 1, "status": STATUS}))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS) + '{"kind": "st')
+    return run
+
+
+class Reader(HTMLParser):
+    """Tags that are closed in their order, and every attribute that would fetch something."""
+
+    VOID = ("meta", "line", "circle", "polyline", "rect")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.fetched = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.fetched += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def report(*words):
+    return CliRunner().invoke(app, ["report", *map(str, words)])
+
+
+def test_the_page(folder):
+    done = report(folder)
+    assert done.stdout == f"{folder / 'report.html'}\n", done.output
+    text = (folder / "report.html").read_text()
+    read = Reader(text)
+    assert read.open == []
+    assert (read.fetched, "script" in read.tags) == ([], False)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert read.tags.count("svg") == 4, "loss, gradient norm, learning rate, speed; no MFU, no memory"
+    words = re.sub(r"<[^>]+>", " ", text)
+    for expected in (
+        "finished 20 steps &lt;b&gt;&amp;",
+        "20 of 20",
+        "3.0000",
+        "2.7500 (best 2.7500)",
+        "2m05s",
+        "OOMKilled",
+    ):
+        assert expected in words, expected
+    assert "org/&lt;/pre&gt;&lt;script&gt;" in text
+
+
+def test_the_later_attempt_counts_and_is_marked(folder):
+    report(folder, "--out", folder / "page.html")
+    text = (folder / "page.html").read_text()
+    loss = re.search(r"<figcaption>Loss.*?</figure>", text, re.S)[0]
+    points = re.search(r'<polyline class="c0" points="([^"]+)"', loss)[1].split()
+    assert len(points) == 20, "each step once"
+    assert "<title>attempt 2 from step 11</title>" in loss
+    assert "<title>checkpoint of step 10</title>" in loss
+    assert '<circle class="c1"' in loss, "one validation is a dot"
+
+
+def test_a_folder_of_a_cluster_has_no_status(folder):
+    (folder / "status.json").unlink()
+    assert report(folder).exit_code == 0
+    assert 'class="phase Unknown"' in (folder / "report.html").read_text()
+
+
+def test_what_is_no_run(tmp_path):
+    done = report(tmp_path)
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"{tmp_path}: has neither metrics.jsonl nor status.json; give the work folder of a run, such as runs/<job>\n"
+    )
+
+
+def test_a_page_that_cannot_be_written(folder):
+    done = report(folder, "--out", folder / "none" / "page.html")
+    assert (done.exit_code, done.stderr) == (2, f"{folder / 'none' / 'page.html'}: No such file or directory\n")
+
+
+def test_spikes_of_a_long_run_stay(folder):
+    points = [(float(i), 1.0) for i in range(100_000)]
+    points[54_321] = (54_321.0, 9.0)
+    kept = thinned(points)
+    assert len(kept) <= 602
+    assert points[54_321] in kept
+    assert (kept[0][0], kept[-1]) == (0.0, points[-1])
+
+
+def test_a_curve_without_a_finite_value_is_no_figure():
+    assert chart("Loss", [("", [(1.0, float("nan"))])], []) == ""
+    assert "<circle" in chart("Loss", [("", [(1.0, 2.0)])], [])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 10, [0, 2, 4, 6, 8, 10]), (1.1, 1.6, [1.1, 1.2, 1.3, 1.4, 1.5, 1.6]), (-1, 1, [-1, -0.5, 0, 0.5, 1])],
+)
+def test_ticks_are_round(low, high, expected):
+    assert list(ticks(low, high, 5)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0, "0"), (4.12345, "4.123"), (0.0003, "0.0003"), (12_345, "12.35k"), (3.2e6, "3.2M")]
+)
+def test_numbers(value, words):
+    assert number(value) == words
