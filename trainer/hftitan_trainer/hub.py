@@ -121,9 +121,8 @@ def _upload(folder: Path, repo: str, api: HfApi, message: str, moved: Callable[[
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is not there yet"
-        )  # a shared folder shows what another pod wrote a bit later
+        # A shared folder may show a little later what another pod wrote.
+        raise FileNotFoundError(f"{folder} is not there yet")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     for addition in additions:
