@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help setup demo test check generate bench clean
+.PHONY: help setup demo test check generate images bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,11 @@ generate: $(READY)  ## Rewrite every generated file
 	$(PY) hack/dashboards
 	$(PY) hack/dashboards/document.py
 	$(PY) hack/chart.py
+
+DOCKER ?= docker
+images:  ## The operator's and the trainer's image; DOCKER=podman or DOCKER=buildah do as well
+	$(DOCKER) build --target operator -t ghcr.io/hftitan/operator:0.1.0 .
+	$(DOCKER) build --target trainer -t ghcr.io/hftitan/trainer:0.1.0 .
 
 bench: $(READY)  ## Tokens/s against transformers' own Trainer, and the seconds to the first step
 	$(PY) bench/trainer.py

@@ -394,22 +394,33 @@ class JobStatus(ApiModel):
     """What the operator saw, written by it alone."""
 
     phase: Phase | None = None
+    """Where the job is; Succeeded and Failed are final."""
     conditions: list[Condition] = Field(default_factory=list)
+    """Each with its reason and message."""
     observed_generation: int = 0
+    """Generation of the spec that this status is about."""
     attempt: Attempt = 0
     """Number of the newest gang of pods; the first is 1."""
     restarts: Number = 0
     """New attempts so far, free ones included."""
     restart_history: Annotated[list[RestartRecord], Field(max_length=64)] = Field(default_factory=list)
+    """The newest attempts that ended, oldest first."""
     mesh: str | None = None
     """For example `2x8: dp4 tp4`."""
     world_size: Number | None = None
+    """Ranks of the whole mesh."""
     pods: PodCounts | None = None
+    """Pods of the newest attempt, counted."""
     progress: ProgressStatus | None = None
+    """How far the training is, from node 0."""
     checkpoint: CheckpointStatus | None = None
+    """The newest complete checkpoint."""
     export_path: str | None = None
+    """Where the exported model is."""
     model_revision: str | None = None
+    """Commit of the model on the hub."""
     start_time: Time | None = None
+    """When the job was first seen unsuspended."""
     attempt_start_time: Time | None = None
     """When the pods of the newest attempt were first all running."""
     active_seconds: Annotated[float, Field(ge=0)] = 0.0
@@ -417,9 +428,11 @@ class JobStatus(ApiModel):
     active_since: Time | None = None
     """Start of the current stretch of activity; unset while suspended or finished."""
     completion_time: Time | None = None
+    """When it ended."""
     goodput: float | None = None
     """Share of the active time spent on steps that were kept, 0 to 1."""
     message: str | None = None
+    """What goes on, or why it ended, in a sentence."""
 
 
 class ObjectMeta(BaseModel):

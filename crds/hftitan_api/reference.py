@@ -18,8 +18,8 @@ HEAD = """\
 <!-- Generated from crds/hftitan_api by `make generate`; do not edit. -->
 
 `apiVersion: hftitan.io/v1alpha1`, `kind: HFTitanJob`, `metadata.name`, and a `spec` with what follows. Required fields
-are **bold**; a default stands after the type. `hftitan validate job.yaml` says everything that is wrong at once, by field.
-Only what stands under `spec.runPolicy` may change while a job exists.
+are **bold**; a default stands after the type. `hftitan validate job.yaml` says everything that is wrong at once, by
+field. Only what stands under `spec.runPolicy` may change while a job exists.
 """
 STATUS = """\
 ## status
