@@ -5,18 +5,21 @@ The run goes on until all have their data, so nothing here depends on how fast i
 
 import json
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from kubectl import wait
 from kubelet_fake import SCRIPT
 from kubelets import KubeletProcess
+from operator_process import OperatorProcess
 from processes import free_ports
 from promql import Prometheus, Query, all_queries, pod_targets, scrape_jobs
 from tiny import make_model, make_text
 
 from hftitan_api.wire import ExitReport
 from hftitan_operator.core import access
+from hftitan_operator.operate import LEASE_NAME
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "monitoring.md"
 WITHOUT_DATA = {
@@ -183,3 +186,24 @@ def test_what_prometheus_has_is_what_the_cluster_has(control_plane, namespace, p
     assert prometheus.values(f'count(hftitan_job_phase{{job_namespace="{namespace}"}})') == [5]
     [created] = values("hftitan_job_created_timestamp_seconds", JOB)
     assert time.time() - 600 < created <= time.time()
+
+
+def test_a_replica_that_stands_by_tells_of_no_jobs(control_plane, namespace, tmp_path):
+    """Else a sum over the replicas would count each job twice."""
+    lease = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": LEASE_NAME, "namespace": namespace},
+        "spec": {"holderIdentity": "another", "leaseDurationSeconds": 3600},
+    }
+    control_plane.admin.create(lease)
+    options = ("--leader-elect", "--lease-namespace", namespace)
+    replica = OperatorProcess(control_plane.kubeconfig("admin"), tmp_path / "log", *options).start()
+    try:
+        replica.wait_ready()
+        with urllib.request.urlopen(f"http://127.0.0.1:{replica.port}/metrics") as answer:
+            text = answer.read().decode()
+    finally:
+        replica.kill()
+    assert "\nhftitan_operator_leader 0.0\n" in text
+    assert "hftitan_job" not in text.replace("hftitan_operator_job_events", "")
