@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,20 @@ def test_the_locks_are_those_of_the_project(tmp_path):
         assert pins(lock.read_text()) == pins((tmp_path / lock.name).read_text()), "run hack/lock"
         entries = re.split(r"^(?=\w)", lock.read_text(), flags=re.MULTILINE)[1:]
         assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+
+
+def test_the_trainers_lock_is_whole_and_is_what_the_tests_run_with(tmp_path):
+    """Its image takes gigabytes: here its install is planned for an empty environment, by hash."""
+    lock = LOCKS / "trainer.txt"
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "--quiet", tmp_path / "venv"], check=True)
+    options = ["--dry-run", "--require-hashes", "--only-binary", ":all:", "--python", tmp_path / "venv", "-r", lock]
+    planned = subprocess.run([*uv, "pip", "install", *options], capture_output=True, text=True, timeout=300)
+    assert planned.returncode == 0, planned.stderr
+    found = re.findall(r"^ \+ ([\w.-]+)==(\S+)", planned.stderr, re.MULTILINE)
+    assert dict(found) == {name: pin for name, pin in pins(lock.read_text()).items() if name in dict(found)}
+    assert {"torch", "torchtitan", "transformers", "triton"} <= set(dict(found))
+    assert {name: version(name) for name, _ in found} == dict(found)
 
 
 def test_it_has_the_packages_of_its_lock_and_no_torch(files):
