@@ -25,9 +25,9 @@ STYLE = """
 *{box-sizing:border-box}body{margin:0 auto;max-width:1240px;padding:28px 24px 60px;background:var(--bg);color:var(--fg);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:26px;margin:0}h2{font-size:17px;margin:34px 0 10px}header{display:flex;gap:14px;align-items:center}
-.phase{padding:2px 12px;border-radius:99px;color:#fff;background:var(--dim);font-weight:600}
+.phase{padding:2px 12px;border-radius:99px;color:var(--bg);background:var(--dim);font-weight:600}
 .phase.Succeeded{background:var(--ok)}.phase.Failed{background:var(--bad)}p{color:var(--dim);margin:6px 0 18px}
-dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:10px;margin:0}
+dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:10px;margin:0;grid-auto-flow:dense}
 dl div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:8px 12px;min-width:0}
 dl .wide{grid-column:span 2}dt{color:var(--dim);font-size:12px}dd{margin:0;font-weight:600;overflow-wrap:anywhere}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:14px}

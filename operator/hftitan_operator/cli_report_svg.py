@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 58, 20, 12, 26
 MOST_POINTS = 600
 """Of a curve; beyond it every stretch keeps its lowest and highest value, so that a spike stays in sight."""
 
