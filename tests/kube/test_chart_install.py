@@ -71,7 +71,11 @@ def deployed(control_plane, admin, namespace, kubelet, tmp_path):
             programs={"hftitan": ("sh", str(operator)), "torchrun": (sys.executable, str(FAKE_TRAINER))},
             environ={"FAKE_STEP": "0.02", "NO_PROXY": "127.0.0.0/8,localhost"},
         )
-        rolled_out(admin, namespace, replicas)
+        try:
+            rolled_out(admin, namespace, replicas)
+        except AssertionError as error:
+            logs = (tmp_path / "kubelet" / "pods").glob("*/logs/hftitan-operator-*.log")
+            raise AssertionError("\n".join([str(error), *(log.read_text()[-2000:] for log in logs)])) from None
 
     return start
 
