@@ -147,8 +147,9 @@ def test_the_values_that_the_readme_shows_are_values():
             chart.validate_schema(values)
 
 
-def test_the_helm_commands_of_the_readmes_install_this_chart():
-    lines = [*README.splitlines(), *(ROOT / "README.md").read_text().splitlines()]
+def test_the_helm_commands_of_the_documents_are_for_this_chart():
+    documents = [CHART / "README.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    lines = [line for document in documents for line in document.read_text().splitlines()]
     commands = [shlex.split(line.partition(" #")[0])[1:] for line in lines if line.startswith("helm ")]
     assert len(commands) > 4
     for verb, release, *words in commands:
