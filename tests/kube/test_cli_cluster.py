@@ -262,8 +262,8 @@ def test_a_log_that_breaks_off_goes_on_where_it_did(user, until, control_plane):
     first = following.stdout.readline()
     control_plane.stop_apiserver()
     control_plane.start_apiserver()
-    out, err = following.communicate(timeout=60)
-    assert following.returncode == 0, err
+    out = following.stdout.read()  # not communicate(): it passes over what readline() has buffered
+    assert following.wait(60) == 0, following.stderr.read()
     steps = [int(number) for number in re.findall(r"INFO step (\d+)/", first + out)]
     assert steps == list(range(1, 201))
 
