@@ -61,6 +61,14 @@ def test_stop_lets_the_command_finish(supervise, wait_for, tmp_path):
     assert alive() == []
 
 
+def test_a_stop_that_waits_already_when_the_command_starts_is_not_lost(tmp_path):
+    command = [sys.executable, "-I", "-S", local_supervise.__file__, str(tmp_path / "log"), "sleep", "60"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(b"stop 50\n")
+        process.stdin.flush()
+        assert process.wait(20) == 143
+
+
 def test_stop_kills_the_whole_tree_after_the_grace(supervise, wait_for, tmp_path):
     process, alive = supervise("trap '' TERM; " + TREE + "echo ready; while :; do sleep 1; done")
     wait_for((tmp_path / "log").read_text)
