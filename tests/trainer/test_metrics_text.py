@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hftitan_api import metric_names as names
 from hftitan_api.wire import Progress, TrainerSpec
+from hftitan_trainer import serve as serve_module
 from hftitan_trainer.environment import Environment
 from hftitan_trainer.journal import Journal
 from hftitan_trainer.metrics import RunObserver, duration, step_line
 from hftitan_trainer.observer import DataSeen, StepReport
-from hftitan_trainer.serve import bind_address, serve
+from hftitan_trainer.serve import Scrapes, bind_address, serve
 
 SPEC = TrainerSpec.model_validate(
     {
@@ -311,3 +314,35 @@ def test_the_line_of_a_step() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (185, "3m05s"), (3600, "1h00m")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_end_waits_for_the_last_scrape_of_who_scrapes_at_a_pace(
+    observer: RunObserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scrapes, now = Scrapes(), [0.0]
+    monkeypatch.setattr(serve_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    server = serve(observer, "127.0.0.1", 0, progress=True, scrapes=scrapes)
+    try:
+        scrapes.wait_for_one_more()  # nobody scrapes: it returns
+        get(server, "/metrics")
+        scrapes.wait_for_one_more()  # somebody had a look, once
+        now[0] = 30.0
+        get(server, "/metrics")
+        ending = threading.Thread(target=scrapes.wait_for_one_more)
+        ending.start()
+        get(server, "/progress")
+        ending.join(0.2)
+        assert ending.is_alive(), "the scrape is due in 30 seconds"
+        get(server, "/metrics")
+        ending.join(10)
+        assert not ending.is_alive()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_end_does_not_wait_for_a_scrape_that_is_overdue() -> None:
+    scrapes = Scrapes()
+    scrapes.note()
+    scrapes.note()
+    scrapes.wait_for_one_more()

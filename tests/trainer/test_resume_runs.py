@@ -31,10 +31,24 @@ def home(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Run]:
     run = start(tmp_path_factory.mktemp("runs") / "unbroken", home, ranks=2)
+    while not answers(run):  # during the imports
+        time.sleep(0.05)
     run.wait_for_step(1)
     run.live = (run.get("/progress"), run.get("/metrics"))  # type: ignore[attr-defined]
+    while run.process.poll() is None and not run.lines("end"):
+        time.sleep(0.05)
+    # Who has scraped at a pace, here of some seconds, gets one more.
+    run.last = run.get("/metrics")  # type: ignore[attr-defined]
     assert run.end() == 0, run.log()
     return run
+
+
+def answers(run: Run) -> bool:
+    assert run.process.poll() is None, run.log()
+    try:
+        return bool(run.get("/metrics"))
+    except OSError:
+        return False
 
 
 def card(run: Run) -> str:
@@ -56,6 +70,8 @@ def test_a_run_of_two_processes_from_start_to_end(unbroken: Run) -> None:
     assert (seen.attempt, seen.steps) == (1, STEPS)
     assert seen.step >= 1
     assert 'hftitan_step{job_name="test",job_namespace="default",node_index="0"}' in metrics
+    last = unbroken.last  # type: ignore[attr-defined]
+    assert f'hftitan_step{{job_name="test",job_namespace="default",node_index="0"}} {STEPS}.0' in last
     stages = unbroken.lines("startup")[0]["seconds"]
     assert list(stages) == ["start", "import", "fetch", "build", "load", "first_step"]
     assert stages["start"] > 0

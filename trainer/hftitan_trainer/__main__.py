@@ -22,7 +22,7 @@ from hftitan_trainer.environment import Environment, default_rendezvous, process
 from hftitan_trainer.journal import FILE_NAME, Journal
 from hftitan_trainer.metrics import RunObserver
 from hftitan_trainer.report import Reporter, redact
-from hftitan_trainer.serve import serve
+from hftitan_trainer.serve import Scrapes, serve
 from hftitan_trainer.trackers import Trackers, check_packages
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Life:
         if os.environ["LOCAL_RANK"] == "0":
             self.reporter.clear_older(time.time() - process_age(os.getpid()))
         self.observer: RunObserver | None = None
+        self.scrapes = Scrapes()
         self.pushed_to: str | None = None
         self.other_pods_ended = False
         self.stop = signals.StopFlag(self._stopped_by_signal)
@@ -76,7 +77,8 @@ class Life:
             launched=self.launched,
         )
         if env.local_rank == 0:
-            serve(observer, env.pod_ip, spec.monitoring.port, progress=env.node_index == 0)
+            port = spec.monitoring.port
+            serve(observer, env.pod_ip, port, progress=env.node_index == 0, scrapes=self.scrapes)
         check_paths(spec)
         check_packages(spec)
         # Not rank 0, which may be in any pod: torchrun's agent of pod 0 is the one whose end the others do not survive.
@@ -166,6 +168,7 @@ class Life:
             self.reporter.write(self._report("Completed", message, retryable=False))
         self.observer.phase("done")
         self.observer.ended("Completed")
+        self.scrapes.wait_for_one_more()
         _exit(0)
 
     def _preempted(self, message: str) -> NoReturn:

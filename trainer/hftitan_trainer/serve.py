@@ -9,7 +9,10 @@ import ipaddress
 import logging
 import socket
 import threading
+import time
+from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -17,6 +20,33 @@ from prometheus_client.exposition import choose_encoder
 from hftitan_trainer.metrics import RunObserver
 
 logger = logging.getLogger(__name__)
+
+
+LONGEST_WAIT_SECONDS = 60.0
+"""For the last scrape. GPUs are held meanwhile."""
+
+
+class Scrapes:
+    """When /metrics was read, so that the last numbers of a run are read as well before its process ends."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=5)
+        self._count = 0
+        self._came = threading.Condition()
+
+    def note(self) -> None:
+        with self._came:
+            self._times.append(time.monotonic())
+            self._count += 1
+            self._came.notify_all()
+
+    def wait_for_one_more(self) -> None:
+        """Returns after the next scrape, or when it is overdue; at once when nobody scrapes at a pace."""
+        with self._came:
+            gaps = [after - before for before, after in pairwise(self._times)]
+            if gaps:
+                seen = self._count
+                self._came.wait_for(lambda: self._count > seen, min(1.5 * max(gaps), LONGEST_WAIT_SECONDS))
 
 
 def bind_address(pod_ip: str | None) -> str:
@@ -33,8 +63,11 @@ def bind_address(pod_ip: str | None) -> str:
     return "::" if address.version == 6 else "0.0.0.0"
 
 
-def serve(observer: RunObserver, pod_ip: str | None, port: int, *, progress: bool) -> ThreadingHTTPServer:
+def serve(
+    observer: RunObserver, pod_ip: str | None, port: int, *, progress: bool, scrapes: Scrapes | None = None
+) -> ThreadingHTTPServer:
     """Start the server in a daemon thread. A taken port is a warning, and a free one is taken instead."""
+    scrapes = scrapes or Scrapes()
     registry = CollectorRegistry()
     registry.register(observer)
 
@@ -48,6 +81,7 @@ def serve(observer: RunObserver, pod_ip: str | None, port: int, *, progress: boo
             if path == "/metrics":
                 encode, content_type = choose_encoder(self.headers.get("Accept", ""))
                 self._answer(200, encode(registry), content_type)
+                scrapes.note()
             elif path == "/progress" and progress:
                 self._answer(200, observer.progress().model_dump_json(by_alias=True).encode(), "application/json")
             elif path == "/progress":
