@@ -1,9 +1,10 @@
-"""Losses of fine-tuning SmolLM2-135M on the demo's text, beside those of transformers and torch alone.
+"""Losses of fine-tuning SmolLM2-135M on the demo's text, beside those of transformers' own Trainer.
 
-Both see the same packed rows. The peer is the loop anyone would write: the model of transformers with a mask for each
-document, torch's AdamW and clip_grad_norm_, and the schedule of the demo written out. float32, one process.
+All see the same packed rows. The peer is transformers' Trainer with a mask for each document, torch's AdamW for every
+weight (the Trainer's own leaves out norms), its clipping, and the same schedule. float32; ours on one process and on
+meshes of two.
 
-    python bench/losses.py [--steps 30] [--seq-len 256] [--batch 2]
+    python bench/losses.py [--steps 30] [--seq-len 256] [--batch 2] [--mesh one fsdp2 ddp2 pp2 cp2]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,30 +63,61 @@ def packed(model: Path, count: int, seq_len: int) -> list[dict[str, list[int]]]:
     return rows
 
 
-def ours(model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int, folder: Path) -> list[float]:
+MESHES: dict[str, dict[str, int]] = {
+    "one": {},
+    "fsdp2": {"dpShard": 2},
+    "ddp2": {"dpReplicate": 2},
+    "pp2": {"pp": 2},
+    "cp2": {"cp": 2},
+}
+"""Not tp: the model has nine heads."""
+PEER = "transformers"
+
+
+def ours(
+    model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int, folder: Path, mesh: dict[str, int]
+) -> list[float]:
     """Losses of the trainer."""
     import harness
 
+    dp = mesh.get("dpShard", 1) * mesh.get("dpReplicate", 1)
+    world = 2 if mesh else 1
     training = {
         "steps": steps,
         "seqLen": len(rows[0]["input"]),
-        "localBatchSize": batch,
+        "localBatchSize": batch // dp,
         "globalBatchSize": batch,
         "maxNorm": MAX_NORM,
     }
-    spec = harness.trainer_spec(model, training=training, optimizer=OPTIMIZER, lrSchedule=SCHEDULE)
-    (result,) = harness.run_worker([{"spec": spec, "rows": rows}], folder, world=1, timeout=3600)
+    degrees = {**mesh, "ranksPerNode": world}
+    spec = harness.trainer_spec(model, mesh=degrees, training=training, optimizer=OPTIMIZER, lrSchedule=SCHEDULE)
+    (result,) = harness.run_worker([{"spec": spec, "rows": rows}], folder, world=world, timeout=3600)
     return [step["loss"] for step in result["steps"]]
 
 
-def theirs(model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int) -> list[float]:
-    """Losses of a plain loop."""
+def theirs(model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int, folder: Path) -> list[float]:
+    """Losses of transformers' Trainer."""
     import torch
-    from torch.nn.functional import cross_entropy
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+    class Recording(Trainer):  # type: ignore[misc]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            losses.append(loss.item())
+            return loss
+
+    def collate(part: list[dict[str, list[int]]]) -> dict[str, Any]:
+        tokens, labels, positions = (torch.tensor([row[k] for row in part]) for k in ("input", "labels", "positions"))
+        document = (positions == 0).cumsum(1)
+        mask = (document[:, :, None] == document[:, None, :]).tril().unsqueeze(1)
+        # Ours are shifted already, over the end of a row too.
+        return {
+            "input_ids": tokens, "labels": labels, "shift_labels": labels, "position_ids": positions,
+            "attention_mask": mask,
+        }  # fmt: skip
+
+    losses: list[float] = []
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
-    net.train()
     optimizer = torch.optim.AdamW(
         net.parameters(),
         lr=OPTIMIZER["lr"],
@@ -92,21 +125,15 @@ def theirs(model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int
         eps=OPTIMIZER["eps"],
         weight_decay=OPTIMIZER["weightDecay"],
     )
-    losses = []
-    for step in range(steps):
-        part = rows[step * batch : (step + 1) * batch]
-        tokens, labels, positions = (torch.tensor([row[k] for row in part]) for k in ("input", "labels", "positions"))
-        document = (positions == 0).cumsum(1)
-        mask = (document[:, :, None] == document[:, None, :]).tril().unsqueeze(1)
-        logits = net(tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), MAX_NORM)
-        for group in optimizer.param_groups:
-            group["lr"] = OPTIMIZER["lr"] * factor(step, steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=batch, max_grad_norm=MAX_NORM,
+        use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        remove_unused_columns=False, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(step, steps - 1), steps))
+    Recording(
+        model=net, args=arguments, train_dataset=rows, data_collator=collate, optimizers=(optimizer, schedule)
+    ).train()
     return losses
 
 
@@ -119,16 +146,20 @@ def factor(step: int, steps: int) -> float:
     return float(SCHEDULE["minLrFactor"] + (1 - SCHEDULE["minLrFactor"]) * left)
 
 
-def compare(steps: int, seq_len: int, batch: int, folder: Path) -> list[tuple[float, float]]:
-    """Our loss and theirs, step by step."""
+def compare(
+    steps: int, seq_len: int, batch: int, folder: Path, meshes: Sequence[str] = ("one",)
+) -> dict[str, list[float]]:
+    """The losses of every step: ours by mesh, and those of PEER."""
     model = model_folder()
     rows = packed(model, steps * batch, seq_len)
-    mine = ours(model, rows, steps, batch, folder)
-    return list(zip(mine, theirs(model, rows, steps, batch), strict=True))
+    found = {PEER: theirs(model, rows, steps, batch, folder)}
+    for name in meshes:
+        found[name] = ours(model, rows, steps, batch, folder / name, MESHES[name])
+    return found
 
 
-def largest_difference(losses: list[tuple[float, float]]) -> float:
-    return max(abs(a / b - 1) for a, b in losses)
+def largest_difference(losses: list[float], peer: list[float]) -> float:
+    return max(abs(a / b - 1) for a, b in zip(losses, peer, strict=True))
 
 
 def main() -> None:
@@ -136,14 +167,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--mesh", nargs="+", choices=MESHES, default=list(MESHES), help=", ".join(MESHES))
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
-        losses = compare(args.steps, args.seq_len, args.batch, Path(folder))
-    print("step   hftitan  transformers")
-    for step, (a, b) in enumerate(losses, start=1):
-        print(f"{step:4} {a:9.6f}     {b:9.6f}")
-    print(f"largest relative difference: {largest_difference(losses):.1e}")
+        losses = compare(args.steps, args.seq_len, args.batch, Path(folder), args.mesh)
+    print("step  " + "".join(f"{name:>14}" for name in losses))
+    for step, row in enumerate(zip(*losses.values(), strict=True), start=1):
+        print(f"{step:4}  " + "".join(f"{loss:14.6f}" for loss in row))
+    differences = [largest_difference(losses[name], losses[PEER]) for name in losses]
+    print("diff  " + "".join(f"{difference:14.1e}" for difference in differences))
+    print(f"largest relative difference: {max(differences):.1e}")
 
 
 if __name__ == "__main__":

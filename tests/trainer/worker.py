@@ -49,7 +49,7 @@ class Rows(BaseDataLoader):
     @dataclass(kw_only=True, slots=True)
     class Config(BaseDataLoader.Config):
         rows: list = field(default_factory=list)
-        global_batch: int = 4
+        global_batch: int
 
     def __init__(self, config, *, dp_world_size, dp_rank, local_batch_size, **_kwargs):
         self.rows, self.size = config.rows, local_batch_size
@@ -128,7 +128,7 @@ def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
     model = fetch_model(spec.model)
     initial = str(model.path) if model.pretrained else None
     if "rows" in case:
-        dataloader, tokenizer = Rows.Config(rows=case["rows"]), NoTokenizer.Config()
+        dataloader, tokenizer = Rows.Config(rows=case["rows"], global_batch=rows_of_a_step(spec)), NoTokenizer.Config()
         checkpoint = CheckpointManager.Config(
             enable=True,
             interval=spec.checkpoint.interval or bridge.NEVER,
