@@ -413,7 +413,7 @@ def test_the_operators_own_metrics_tell_of_the_jobs(job, operator):
     job.phase("Succeeded")
     with urllib.request.urlopen(f"http://127.0.0.1:{operator.port}/metrics") as answer:
         text = answer.read().decode()
-    assert f'hftitan_job_restarts{{job_name="x",job_namespace="{job.namespace}"}} 1.0' in text
+    assert f'hftitan_job_restarts_total{{job_name="x",job_namespace="{job.namespace}"}} 1.0' in text
     assert 'hftitan_operator_restarts_total{reason="ExitedWithoutReport"}' in text
     assert "hftitan_operator_leader 1.0" in text
     assert "is forbidden: User" not in operator.log.read_text(), "no right is missing"
