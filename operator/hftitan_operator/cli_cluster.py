@@ -224,12 +224,12 @@ def suspend(
     """Let jobs save and give their pods back; `hftitan resume` goes on from there."""
     from hftitan_operator import cli_cluster_work
 
-    async def work(cluster: Cluster) -> int:
-        return await cli_cluster_work.each(
-            names, output, lambda name: cli_cluster_work.set_suspend(cluster, name, True)
-        )
-
-    cli_cluster_work.on_cluster(_access(kubeconfig, context, namespace), work)
+    cli_cluster_work.on_each(
+        _access(kubeconfig, context, namespace),
+        names,
+        output,
+        lambda cluster, name: cli_cluster_work.set_suspend(cluster, name, True),
+    )
 
 
 @app.command()
@@ -243,12 +243,12 @@ def resume(
     """Let suspended jobs go on from the newest checkpoint."""
     from hftitan_operator import cli_cluster_work
 
-    async def work(cluster: Cluster) -> int:
-        return await cli_cluster_work.each(
-            names, output, lambda name: cli_cluster_work.set_suspend(cluster, name, False)
-        )
-
-    cli_cluster_work.on_cluster(_access(kubeconfig, context, namespace), work)
+    cli_cluster_work.on_each(
+        _access(kubeconfig, context, namespace),
+        names,
+        output,
+        lambda cluster, name: cli_cluster_work.set_suspend(cluster, name, False),
+    )
 
 
 @app.command()
@@ -260,10 +260,6 @@ def delete(
     output: Output = TextOrJson.TEXT,
 ) -> None:
     """Delete jobs and their pods. What they saved on a volume stays."""
-
     from hftitan_operator import cli_cluster_work
 
-    async def work(cluster: Cluster) -> int:
-        return await cli_cluster_work.each(names, output, lambda name: cli_cluster_work.delete(cluster, name))
-
-    cli_cluster_work.on_cluster(_access(kubeconfig, context, namespace), work)
+    cli_cluster_work.on_each(_access(kubeconfig, context, namespace), names, output, cli_cluster_work.delete)

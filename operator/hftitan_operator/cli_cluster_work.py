@@ -94,22 +94,26 @@ def _reporter(output: TextOrJson, obj: Any) -> Iterator[Reporter]:
 
 # --- several jobs at once -------------------------------------------------------------------------------------
 
-One = Callable[[str], Awaitable[tuple[Any, str]]]
-"""A job's name -> the answer of the API server, and words for it."""
+One = Callable[[Cluster, str], Awaitable[tuple[Any, str]]]
+"""With a job's name -> the answer of the API server, and words for it."""
 
 
-async def each(jobs: Sequence[str], output: TextOrJson, one: One) -> int:
+def on_each(access: Access, jobs: Sequence[str], output: TextOrJson, one: One) -> None:
     """Every job, also when one of them cannot be; its exit code then. JSON: an object a line for each that could."""
-    code = 0
-    for name in dict.fromkeys(jobs):
-        try:
-            answer, words = await one(name)
-        except Trouble as trouble:
-            code = trouble.code
-            _say(trouble)
-            continue
-        typer.echo(json.dumps(answer) if output is TextOrJson.JSON else words)
-    return code
+
+    async def work(cluster: Cluster) -> int:
+        code = 0
+        for name in dict.fromkeys(jobs):
+            try:
+                answer, words = await one(cluster, name)
+            except Trouble as trouble:
+                code = trouble.code
+                _say(trouble)
+                continue
+            typer.echo(json.dumps(answer) if output is TextOrJson.JSON else words)
+        return code
+
+    on_cluster(access, work)
 
 
 async def set_suspend(cluster: Cluster, name: str, suspend: bool) -> tuple[Any, str]:

@@ -48,18 +48,6 @@ def admin(control_plane) -> Kubectl:
     return control_plane.admin
 
 
-@pytest.fixture(scope="session")
-def say(request):
-    """Function: print a line, whether output is captured or not: figures that a passing test should not keep back."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-
-    def line(text):
-        with capture.global_and_fixture_disabled():
-            print(f"\n{text}", end="", flush=True)
-
-    return line
-
-
 @pytest.fixture
 def namespace(admin):
     """A namespace of the test's own."""

@@ -30,15 +30,3 @@ def promtool(prometheus_programs):
         return done.stdout + done.stderr
 
     return run
-
-
-@pytest.fixture(scope="session")
-def say(request):
-    """Function: print a line, whether output is captured or not."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-
-    def line(text):
-        with capture.global_and_fixture_disabled():
-            print(f"\n{text}", end="", flush=True)
-
-    return line
