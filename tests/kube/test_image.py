@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hostile_job import job as harmless
 from images import ROOT, Buildah
 from operator_process import OperatorProcess
 
@@ -114,19 +115,8 @@ def test_it_serves_jobs(buildah, container, control_plane, admin, namespace, kub
     try:
         process.wait_ready()
         kubelet(fake={"endsAfter": 0.2})
-        admin.create(
-            {
-                "apiVersion": "hftitan.io/v1alpha1",
-                "kind": "HFTitanJob",
-                "metadata": {"name": "x", "namespace": namespace},
-                "spec": {
-                    "model": {"name": "org/model"},
-                    "dataset": {"name": "org/data"},
-                    "mesh": {"device": "cpu"},
-                    "training": {"steps": 3},
-                },
-            }
-        )
+        admin.make_claim("claim", namespace)
+        admin.create(harmless("x", metadata={"namespace": namespace}))
         admin.wait_for("hftitanjobs", "x", lambda j: j.get("status", {}).get("phase") == "Succeeded", namespace)
     finally:
         with contextlib.suppress(ProcessLookupError):
