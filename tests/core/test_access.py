@@ -9,12 +9,12 @@ from hftitan_operator.core.access import TABLE, Account, cluster_wide, namespace
 # Written out a second time: whoever widens the rights has to say so here too.
 VERBS = {
     "hftitan.io/hftitanjobs": {"get", "list", "watch", "delete"},
-    "hftitan.io/hftitanjobs/status": {"get", "patch"},
+    "hftitan.io/hftitanjobs/status": {"patch"},
     "/pods": {"get", "list", "watch", "create", "delete"},
     "/services": {"get", "list", "watch", "create"},
     "/configmaps": {"get", "list", "watch", "create"},
     "/events": {"create"},
-    "/nodes": {"get", "list", "watch"},
+    "/nodes": {"list", "watch"},
     "coordination.k8s.io/leases": {"get", "create", "update"},
 }
 JOBS = set(VERBS) - {"/nodes", "coordination.k8s.io/leases"}

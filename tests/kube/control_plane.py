@@ -11,6 +11,7 @@ does not know are left out where they only tune it.
 from __future__ import annotations
 
 import base64
+import json
 import secrets
 import shutil
 import ssl
@@ -18,6 +19,7 @@ import subprocess
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from kubectl import ApiError, Kubectl, wait
@@ -30,6 +32,12 @@ USERS: Mapping[str, Sequence[str]] = {
     "alice": (),
 }
 """Name -> groups. Those without a group may do what the tests' own role bindings say."""
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],  # nothing is decided yet
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
 START_SECONDS = 60.0
 
 
@@ -49,10 +57,12 @@ class ControlPlane:
         node_monitor_grace: float = 4.0,
         crds: Sequence[Path] = (),
         users: Mapping[str, Sequence[str]] = USERS,
+        audited: bool = False,
     ) -> None:
+        """`audited`: the API server writes down what service accounts ask of it, for `requests`."""
         self.folder, self.assets = folder, assets
         self._with_manager, self._with_scheduler = controller_manager, scheduler
-        self._grace, self._crds, self._users = node_monitor_grace, crds, users
+        self._grace, self._crds, self._users, self._audited = node_monitor_grace, crds, users, audited
         self._tokens = {user: secrets.token_hex(16) for user in users}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._data: Path | None = None
@@ -74,6 +84,16 @@ class ControlPlane:
     @property
     def admin(self) -> Kubectl:
         return Kubectl(self.url, self.ca.read_text(), self.admin_token)
+
+    def requests(self, user: str) -> list[dict[str, Any]]:
+        """The events of the API server's audit log (audit.k8s.io/v1) about what a service account asked so far."""
+        lines = self._audit_log.read_text().splitlines(keepends=True)
+        events = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [event for event in events if event["user"]["username"] == user]
+
+    @property
+    def _audit_log(self) -> Path:
+        return self.folder / "logs" / "audit.jsonl"
 
     def kubeconfig(self, user: str = "admin") -> Path:
         """Of a user in USERS, or of `system:serviceaccount:NAMESPACE:NAME`, which must exist."""
@@ -199,6 +219,10 @@ class ControlPlane:
         }
         if not self._with_manager:  # nobody makes the service accounts that pods would need
             options["--disable-admission-plugins"] = "ServiceAccount"
+        if self._audited:
+            policy = self.folder / "audit.yaml"
+            policy.write_text(yaml.safe_dump(AUDIT_POLICY))
+            options |= {"--audit-policy-file": str(policy), "--audit-log-path": str(self._audit_log)}
         tuning = {"--max-requests-inflight": "4000", "--max-mutating-requests-inflight": "2000", "--profiling": "false"}
         self._run("kube-apiserver", options, tuning)
         wait(self._ready, "the API server", START_SECONDS)

@@ -7,7 +7,7 @@
 # writes the status, never the user's spec
 - apiGroups: ["hftitan.io"]
   resources: ["hftitanjobs/status"]
-  verbs: ["get", "patch"]
+  verbs: ["patch"]
 # a gang is made and ended, never changed
 - apiGroups: [""]
   resources: ["pods"]
@@ -29,7 +29,7 @@
 # sees a lost node before its pods are given up
 - apiGroups: [""]
   resources: ["nodes"]
-  verbs: ["get", "list", "watch"]
+  verbs: ["list", "watch"]
 {{- end -}}
 {{- define "hftitan.rules.own" -}}
 # of several replicas one acts

@@ -30,12 +30,12 @@ class Access:
 
 TABLE = (
     Access(GROUP, PLURAL, ("get", "list", "watch", "delete"), "jobs", "reads jobs; deletes one when its TTL is over"),
-    Access(GROUP, f"{PLURAL}/status", ("get", "patch"), "jobs", "writes the status, never the user's spec"),
+    Access(GROUP, f"{PLURAL}/status", ("patch",), "jobs", "writes the status, never the user's spec"),
     Access("", "pods", ("get", "list", "watch", "create", "delete"), "jobs", "a gang is made and ended, never changed"),
     Access("", "services", ("get", "list", "watch", "create"), "jobs", "the names of the pods"),
     Access("", "configmaps", ("get", "list", "watch", "create"), "jobs", "the trainer's document, immutable"),
     Access("", "events", ("create",), "jobs", "tells humans"),
-    Access("", "nodes", ("get", "list", "watch"), "cluster", "sees a lost node before its pods are given up"),
+    Access("", "nodes", ("list", "watch"), "cluster", "sees a lost node before its pods are given up"),
     Access("coordination.k8s.io", "leases", ("create", "get", "update"), "own", "of several replicas one acts"),
 )
 """No secrets (pods name them, the kubelet reads them), no exec, no patch of pods, no wildcard."""

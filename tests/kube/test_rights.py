@@ -1,0 +1,163 @@
+"""The rights of the operator, held against what it does: the API server's own audit log is the witness.
+
+Every right of the table is used in these lives, and nothing is refused: so none is missing, and none could go.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from audit import Audit
+from control_plane import ControlPlane
+from fault_proxy import Call, FaultProxy
+from kubectl import Kubectl, wait
+from kubelets import KubeletProcess
+from lives import SCRIPTS, Home, Life, World, poll_all
+from operator_process import OperatorProcess
+
+from hftitan_api.models import GROUP
+from hftitan_operator.core import access, naming
+
+CRD = Path(__file__).parents[2] / "crds" / "hftitanjobs.yaml"
+EVERYWHERE = (GROUP, "", "coordination.k8s.io")
+"""Groups that each cluster has. Rights on others are for schedulers that may be installed beside us."""
+LIFE_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def plane(control_plane_assets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audited")
+    with ControlPlane(folder, control_plane_assets, crds=[CRD], audited=True) as plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def homes(plane, tmp_path_factory):
+    """Two nodes for each of the lives."""
+    names = [f"life-{i}-{side}" for i in range(len(SCRIPTS)) for side in "ab"]
+    kubelet = KubeletProcess(plane, ",".join([*names, "spare"]), tmp_path_factory.mktemp("nodes"), fake={})
+    yield [Home(plane.admin, f"life-{i}", names[2 * i : 2 * i + 2]) for i in range(len(SCRIPTS))]
+    kubelet.close()
+
+
+@dataclass
+class Tenancy:
+    """An operator's account, what it may do, and the namespace with its jobs."""
+
+    account: access.Account
+    team: str
+    manifests: tuple[dict, ...]
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def user(self) -> str:
+        return f"system:serviceaccount:{self.account.namespace}:{self.account.name}"
+
+    @property
+    def granted(self) -> set[tuple[str, ...]]:
+        """Role, group, resource and verb of each right."""
+        return {
+            (role["metadata"]["name"], group, resource, verb)
+            for role in self.manifests
+            for rule in role.get("rules", ())
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+
+
+def whole_cluster(admin: Kubectl) -> Tenancy:
+    account, team = access.Account(namespace=admin.make_namespace("everywhere")), admin.make_namespace("any-team")
+    return Tenancy(account, team, access.cluster_wide(account))
+
+
+def one_namespace(admin: Kubectl) -> Tenancy:
+    """With three roles, so that the log tells which scope of the table a right is of."""
+    account, team = access.Account(namespace=admin.make_namespace("tenant")), admin.make_namespace("team")
+    return Tenancy(account, team, access.namespaced(account, [team], nodes=True), ["--namespace", team])
+
+
+def used(events):
+    """What was asked for, each with the role that allowed it."""
+    found = set()
+    for event in events:
+        about = event.get("objectRef", {})
+        if "resource" not in about:
+            continue  # /version and the like, which Kubernetes lets every account read
+        resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
+        (role,) = re.findall(r' of (?:Cluster)?Role "([^"]+)"', event["annotations"]["authorization.k8s.io/reason"])
+        found.add((role, about.get("apiGroup", ""), resource, event["verb"]))
+    return found
+
+
+def refused(events):
+    return [e["requestURI"] for e in events if e["annotations"]["authorization.k8s.io/decision"] != "allow"]
+
+
+@pytest.mark.parametrize("tenancy", [whole_cluster, one_namespace])
+def test_every_right_is_used_and_nothing_is_refused(tenancy, plane, homes, tmp_path, say):
+    mine = tenancy(plane.admin)
+    for manifest in mine.manifests:
+        plane.admin.apply(manifest)
+    with contextlib.ExitStack() as stack:
+        world = World(plane, stack.enter_context(Audit(plane)))
+        proxy = stack.enter_context(FaultProxy(plane, tmp_path, mine.user))
+        options = [*mine.options, "--leader-elect", "--lease-namespace", mine.account.namespace]
+        replicas = [OperatorProcess(proxy.kubeconfig, tmp_path / f"log-{i}", *options) for i in range(2)]
+        for replica in replicas:
+            stack.callback(replica.kill)
+            replica.start()
+        for replica in replicas:
+            replica.wait_ready()
+        proxy.script = edits_amid(plane.admin, "names-taken")
+        names_are_taken(plane.admin, mine.team)
+        begun = enumerate(zip(SCRIPTS, homes, strict=True))
+        lives = [Life(world, script, mine.team, f"life-{i}", home.name).begin() for i, (script, home) in begun]
+        wait(lambda: poll_all(lives, 1), "the first deed of each life", LIFE_SECONDS)
+        replicas[0].terminate()
+        assert replicas[0].ended(10) == 0
+        wait(lambda: poll_all(lives), f"the lives to end, {[life.done for life in lives]} deeds done", LIFE_SECONDS)
+        assert [problem for life in lives for problem in life.verdict()] == []
+        for home in homes:
+            home.restore()
+    events = plane.requests(mine.user)
+    assert refused(events) == []
+    needed = {right for right in mine.granted if right[1] in EVERYWHERE}
+    assert used(events) == needed
+    say(f"{tenancy.__name__}: {len(needed)} rights, each of them used in {len(events)} requests")
+
+
+def names_are_taken(admin: Kubectl, team: str) -> None:
+    """Jobs whose objects find somebody else's under their names: each is looked at before it is left alone."""
+    config = naming.config_name("names-taken")
+    pod = {"containers": [{"name": "x", "image": "x"}], "nodeSelector": {"no": "where"}}
+    things = (
+        ("Service", "names-taken", {"spec": {"clusterIP": "None"}}),
+        ("ConfigMap", config, {}),
+        ("Pod", "pod-taken-1-0", {"spec": pod}),
+    )
+    for kind, name, content in things:
+        admin.create({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": team}, **content})
+    for name in ("names-taken", "pod-taken"):
+        spec = {"model": {"name": "org/model"}, "dataset": {"name": "org/data"}, "mesh": {"device": "cpu"}}
+        metadata = {"name": name, "namespace": team}
+        job = {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata}
+        admin.create({**job, "spec": {**spec, "training": {"steps": 1}}})
+        refusal = admin.wait_for("hftitanjobs", name, lambda job: "message" in job.get("status", {}), team)
+        assert "is there already and is not this job's" in refusal["status"]["message"]
+        admin.delete("hftitanjobs", name, team)
+
+
+def edits_amid(admin: Kubectl, name: str) -> Callable[[Call], None]:
+    """A script of the proxy: the job changes under the first status that is written to it, which conflicts then."""
+    edited = []
+
+    def script(call: Call) -> None:
+        if (call.name, call.subresource) == (name, "status") and not edited:
+            edited.append(call)
+            admin.patch("hftitanjobs", name, {"metadata": {"labels": {"edited": "yes"}}}, call.namespace)
+
+    return script
