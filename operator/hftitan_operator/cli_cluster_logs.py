@@ -153,8 +153,9 @@ class _Reader:
 
     async def read(self, node: int, *, tail: bool) -> bool:
         """One pod's log to its end; whether there was one. Broken connections go on where they broke."""
-        pod = naming.pod_name(self._job.metadata.name, self._attempt, node)
-        ranks = Ranks(node * self._job.spec.mesh.gpus_per_node, self._job.spec.mesh.gpus_per_node)
+        mesh = self._job.spec.mesh
+        pod = naming.pod_name(self._job.metadata.name, self._attempt, node, mesh.nodes)
+        ranks = Ranks(node * mesh.gpus_per_node, mesh.gpus_per_node)
         newest, told, wanted = "", "", self._wanted
         while True:
             have, broke = newest, False

@@ -249,7 +249,7 @@ def test_job_name(job_dict, name):
 
 
 def test_pods_of_the_longest_job_name_have_host_names():
-    assert len(naming.pod_name("a" * JOB_NAME_LIMIT, 999_999, 99_999)) <= 63
+    assert len(naming.pod_name("a" * JOB_NAME_LIMIT, 999_999, 99_999, 100_000)) <= 63
 
 
 def test_a_namespace_is_checked_too(job_dict):

@@ -24,6 +24,11 @@ def env_of(pod):
     return {var["name"]: var.get("value", var.get("valueFrom")) for var in pod["spec"]["containers"][0]["env"]}
 
 
+def arguments_of(pod):
+    words = (word.partition("=") for word in pod["spec"]["containers"][0]["args"])
+    return {name: value for name, _, value in words}
+
+
 @pytest.mark.parametrize("case", core_golden.CASES)
 def test_whole_objects_are_the_golden_ones(case):
     golden = (core_golden.FOLDER / f"{case}.yaml").read_text()
@@ -57,9 +62,9 @@ def test_pods_of_a_gang_differ_in_name_and_index_only():
     text = json.dumps(two).replace("-1-1", "-1-0")
     found = json.loads(text)
     found["metadata"]["labels"]["hftitan.io/node-index"] = "0"
-    env = {variable["name"]: variable for variable in found["spec"]["containers"][0]["env"]}
-    env["HFTITAN_NODE_INDEX"]["value"] = "0"
-    env["PET_RDZV_CONF"]["value"] = env["PET_RDZV_CONF"]["value"].replace("is_host=false", "is_host=true")
+    container = found["spec"]["containers"][0]
+    next(variable for variable in container["env"] if variable["name"] == "HFTITAN_NODE_INDEX")["value"] = "0"
+    container["args"] = [word.replace("is_host=false", "is_host=true") for word in container["args"]]
     assert found == one
 
 
@@ -93,14 +98,25 @@ def test_rendezvous_is_new_for_each_attempt_and_hosted_by_pod_0_alone():
     envs = [env_of(pod) for pod in (*first, *second)]
     assert [e["PET_RDZV_ID"] for e in envs] == ["uid-1", "uid-1", "uid-2", "uid-2"]
     assert [e["PET_RDZV_ENDPOINT"] for e in envs] == ["x-1-0.x.team.svc:29400"] * 2 + ["x-2-0.x.team.svc:29400"] * 2
-    assert [e["PET_RDZV_CONF"].split(",")[0] for e in envs] == ["is_host=true", "is_host=false"] * 2
-    assert {json.dumps(e["PET_LOCAL_ADDR"]) for e in envs} == {'{"fieldRef": {"fieldPath": "status.podIP"}}'}
+    confs = [arguments_of(pod)["--rdzv-conf"] for pod in (*first, *second)]
+    assert [conf.split(",")[0] for conf in confs] == ["is_host=true", "is_host=false"] * 2
+
+
+def test_torchrun_gives_ranks_in_the_order_of_the_indices():
+    """It sorts the nodes by their addresses as text (torch/distributed/elastic/rendezvous/dynamic_rendezvous.py)."""
+    pods = rendered(job(nodes=12)).pods
+    addresses = [env_of(pod)["PET_LOCAL_ADDR"] for pod in pods]
+    assert addresses == sorted(addresses)
+    assert addresses[2] == "x-1-02.x.team.svc"
+    assert [pod["metadata"]["name"] for pod in pods] == [pod["spec"]["hostname"] for pod in pods]
+    # Each takes the rank of its place: node 0 has the endpoint's store, and its name is resolved already.
+    assert env_of(pods[5])["PET_RDZV_ENDPOINT"] == f"{addresses[0]}:29400"
 
 
 def test_torchrun_lets_the_last_save_finish_before_it_kills():
     pod = rendered(job()).pods[0]
     grace = pod["spec"]["terminationGracePeriodSeconds"]
-    assert 0 < grace - int(env_of(pod)["PET_SHUTDOWN_TIMEOUT"]) <= 30
+    assert 0 < grace - int(arguments_of(pod)["--shutdown-timeout"]) <= 30
 
 
 def test_secrets_are_references_only():
@@ -117,7 +133,7 @@ def test_secrets_are_references_only():
     # Named once in each of the two pods, and nowhere else: neither in the trainer's document nor on a command line.
     assert json.dumps(objects).count("vault-7") == 2
     assert "vault-7" not in json.dumps(objects[:2])
-    assert objects[-1]["spec"]["containers"][0]["args"] == ["-m", "hftitan_trainer"]
+    assert "vault-7" not in json.dumps(objects[-1]["spec"]["containers"][0]["args"])
 
 
 def test_no_pod_is_best_effort_and_shm_is_part_of_the_request():

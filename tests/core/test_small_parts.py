@@ -15,14 +15,21 @@ from hftitan_operator.core import clock, naming, quantity, sizing
 def test_every_name_of_the_longest_job_is_a_label():
     name = "a" * JOB_NAME_LIMIT
     labels = naming.pod_labels(name, 999_999, 99_999)
-    for text in (naming.pod_name(name, 999_999, 99_999), naming.config_name(name), *labels.values()):
+    for text in (naming.pod_name(name, 999_999, 99_999, 100_000), naming.config_name(name), *labels.values()):
         assert len(text) <= naming.LABEL_LIMIT
 
 
 def test_names_of_two_attempts_differ():
-    assert naming.pod_name("x", 1, 0) != naming.pod_name("x", 2, 0)
+    assert naming.pod_name("x", 1, 0, 4) != naming.pod_name("x", 2, 0, 4)
     assert naming.rendezvous_id("u", 1) != naming.rendezvous_id("u", 2)
-    assert naming.rendezvous_endpoint("x", "ns", 2) == "x-2-0.x.ns.svc:29400"
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 10, 11, 100, 5000])
+def test_names_of_pods_sort_as_their_indices_do(nodes):
+    names = [naming.pod_name("x", 1, index, nodes) for index in range(nodes)]
+    assert names == sorted(set(names))
+    assert all(naming.is_pod_of(name, "x") for name in names)
+    assert naming.pod_name("x", 2, 3, 10) == "x-2-3"
 
 
 @pytest.mark.parametrize(

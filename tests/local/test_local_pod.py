@@ -32,9 +32,10 @@ def pod(make_job):
 
 
 def test_the_program_is_the_running_interpreters_torchrun(pod):
-    assert translate(pod(), machine(), PLACE, CONFIGS).argv == (
-        "/py", "-m", "torch.distributed.run", "-m", "hftitan_trainer",
-    )  # fmt: skip
+    argv = translate(pod(), machine(), PLACE, CONFIGS).argv
+    assert argv[:3] == ("/py", "-m", "torch.distributed.run")
+    assert {"--nnodes=2", "--shutdown-timeout=375"} < set(argv)
+    assert argv[-2:] == ("-m", "hftitan_trainer")
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,6 @@ def test_the_program_is_the_running_interpreters_torchrun(pod):
         ("PET_LOCAL_ADDR", "127.3.4.5"),
         ("PET_RDZV_ENDPOINT", "127.3.4.4:40000"),
         ("PET_RDZV_ID", "u-1-2"),
-        ("PET_NNODES", "2"),
-        ("PET_SHUTDOWN_TIMEOUT", "375"),
         ("GLOO_SOCKET_IFNAME", "lo"),
         ("HF_HOME", "/home/me/.cache/huggingface"),
         ("HOME", "/home/me"),

@@ -19,7 +19,7 @@ from typing import Any
 from hftitan_api.models import API_VERSION, GROUP, KIND, PLURAL, VERSION, HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
 from hftitan_operator.cluster import kube_views as views
-from hftitan_operator.cluster.kube_api import MERGE_PATCH, ApiError, Json, KubeApi
+from hftitan_operator.cluster.kube_api import MERGE_PATCH, METADATA_ONLY, ApiError, Json, KubeApi
 from hftitan_operator.cluster.kube_store import (
     JobRecord,
     Key,
@@ -211,7 +211,8 @@ class KubeCluster:
         kind, name, namespace = manifest["kind"], manifest["metadata"]["name"], job.metadata.namespace
         collection = f"/api/v1/namespaces/{namespace}/{_PLURALS[kind]}"
         try:
-            made = await self.api.request("POST", collection, manifest)
+            # The rest of the answer is what was sent; what the server adds to it, the watch tells.
+            made = await self.api.request("POST", collection, manifest, accept=METADATA_ONLY)
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 made = await self._adopt(job, kind, f"{collection}/{name}")

@@ -163,7 +163,7 @@ class _Pass(Draft):
             seen = {pod.index for pod in gang}
             gone = next((i for i in range(self._nodes) if i not in seen), None)
             if gone is not None:
-                name = naming.pod_name(self.job.metadata.name, self.status.attempt, gone)
+                name = naming.pod_name(self.job.metadata.name, self.status.attempt, gone, self._nodes)
                 causes.append(classify.missing(name, gone))
         if causes:
             return min(causes)

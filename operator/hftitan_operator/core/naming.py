@@ -17,9 +17,12 @@ RENDEZVOUS_PORT = 29400
 CONFIG_KEY = "trainer.json"
 
 
-def pod_name(job: str, attempt: int, index: int) -> str:
-    """Also the pod's host name. The attempt is part of it, so that no name outlives its gang."""
-    return f"{job}-{attempt}-{index}"
+def pod_name(job: str, attempt: int, index: int, nodes: int) -> str:
+    """Also the pod's host name. The attempt is part of it, so that no name outlives its gang.
+
+    With as many digits as the last of the `nodes` has: torchrun numbers them in the order of their names as text.
+    """
+    return f"{job}-{attempt}-{index:0{len(str(nodes - 1))}d}"
 
 
 def service_name(job: str) -> str:
@@ -30,13 +33,9 @@ def config_name(job: str) -> str:
     return f"{job}-config"
 
 
-def host_fqdn(job: str, namespace: str, attempt: int, index: int) -> str:
-    """The DNS name of one pod under the job's headless Service; resolves inside the cluster whatever its domain."""
-    return f"{pod_name(job, attempt, index)}.{service_name(job)}.{namespace}.svc"
-
-
-def rendezvous_endpoint(job: str, namespace: str, attempt: int) -> str:
-    return f"{host_fqdn(job, namespace, attempt, 0)}:{RENDEZVOUS_PORT}"
+def host_fqdn(pod: str, job: str, namespace: str) -> str:
+    """The DNS name of a pod under the job's headless Service; resolves inside the cluster whatever its domain."""
+    return f"{pod}.{service_name(job)}.{namespace}.svc"
 
 
 def rendezvous_id(uid: str, attempt: int) -> str:

@@ -135,28 +135,30 @@ def pods(job: HFTitanJob, plan: MeshPlan, attempt: int, indices: Sequence[int]) 
     container = _container(job, resources)
     spec = _pod_spec(job, plan, shm)
     made = []
+    nodes = plan.degrees.nodes
+    host = naming.pod_name(job.metadata.name, attempt, 0, nodes)
     for index in indices:
-        name = naming.pod_name(job.metadata.name, attempt, index)
+        name = naming.pod_name(job.metadata.name, attempt, index, nodes)
         labels = {**wanted.labels, **naming.pod_labels(job.metadata.name, attempt, index)}
-        env = _env(job, plan, attempt, index, threads)
+        own = {"args": _arguments(job, plan, index), "env": _env(job, name, host, attempt, index, threads)}
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": _metadata(job, name, labels, wanted.annotations),
-            "spec": {**spec, "hostname": name, "containers": [{**container, "env": env}]},
+            "spec": {**spec, "hostname": name, "containers": [{**container, **own}]},
         }
         made.append(pod)
     return made
 
 
 def _container(job: HFTitanJob, resources: dict[str, Any]) -> dict[str, Any]:
-    """Without its environment."""
+    """Without its arguments and environment."""
     wanted = job.spec.pod
     container: dict[str, Any] = {
         "name": "trainer",
         "image": wanted.image,
         "command": ["torchrun"],
-        "args": ["-m", "hftitan_trainer"],
+        "args": [],
         "env": [],
         "ports": [
             {"name": "metrics", "containerPort": job.spec.monitoring.port, "protocol": "TCP"},
@@ -234,26 +236,41 @@ def _metadata(
     return metadata
 
 
-def _env(job: HFTitanJob, plan: MeshPlan, attempt: int, index: int, threads: int) -> list[dict[str, Any]]:
-    meta, spec, degrees = job.metadata, job.spec, plan.degrees
-    # torchrun reads every option from PET_<OPTION> (torch/distributed/argparse_util.py).
-    rendezvous = {
+def _arguments(job: HFTitanJob, plan: MeshPlan, index: int) -> list[str]:
+    """torchrun's. Not as PET_* variables: the API server tracks the owner of each field of each variable, and a list of
+    words is one field to it; a pod costs it a tenth less."""
+    conf = {
         # Given, not guessed: torchrun's guess compares host names and misreads those of pods (pytorch#73380).
         "is_host": "true" if index == 0 else "false",
         "join_timeout": str(RENDEZVOUS_SECONDS),
         "read_timeout": str(RENDEZVOUS_SECONDS),
     }
+    # After SIGTERM torchrun would kill its workers at 30 s, in the middle of their last checkpoint.
+    shutdown = sizing.grace_seconds(job.spec.checkpoint) - sizing.SHUTDOWN_MARGIN_SECONDS
+    return [
+        f"--nnodes={plan.degrees.nodes}",
+        f"--nproc-per-node={plan.degrees.ranks_per_node}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-conf={','.join(f'{key}={value}' for key, value in conf.items())}",
+        f"--max-restarts={WORKER_RESTARTS}",
+        f"--monitor-interval={MONITOR_SECONDS}",
+        f"--shutdown-timeout={shutdown}",
+        "-m",
+        "hftitan_trainer",
+    ]
+
+
+def _env(job: HFTitanJob, name: str, host: str, attempt: int, index: int, threads: int) -> list[dict[str, Any]]:
+    """`name`: of the pod; `host`: of the pod with the rendezvous."""
+    meta, spec = job.metadata, job.spec
     fixed = {
-        "PET_NNODES": str(degrees.nodes),
-        "PET_NPROC_PER_NODE": str(degrees.ranks_per_node),
-        "PET_RDZV_BACKEND": "c10d",
-        "PET_RDZV_ENDPOINT": naming.rendezvous_endpoint(meta.name, meta.namespace, attempt),
+        # torchrun reads every option from PET_<OPTION> (torch/distributed/argparse_util.py): these three, since a local
+        # run puts addresses of its own in their place.
+        "PET_RDZV_ENDPOINT": f"{naming.host_fqdn(host, meta.name, meta.namespace)}:{naming.RENDEZVOUS_PORT}",
         "PET_RDZV_ID": naming.rendezvous_id(meta.uid, attempt),
-        "PET_RDZV_CONF": ",".join(f"{key}={value}" for key, value in rendezvous.items()),
-        "PET_MAX_RESTARTS": str(WORKER_RESTARTS),
-        "PET_MONITOR_INTERVAL": str(MONITOR_SECONDS),
-        # After SIGTERM torchrun would kill its workers at 30 s, in the middle of their last checkpoint.
-        "PET_SHUTDOWN_TIMEOUT": str(sizing.grace_seconds(spec.checkpoint) - sizing.SHUTDOWN_MARGIN_SECONDS),
+        # A name, not the address: in its order as text torchrun numbers the nodes, so that rank and index agree (and
+        # stages of a pipeline are where `hftitan plan` says). Resolved for node 0 alone, as the endpoint is.
+        "PET_LOCAL_ADDR": naming.host_fqdn(name, meta.name, meta.namespace),
         # torch 2.15 keeps one store over restarts in place, with the addresses of dead peers under the same keys: more
         # than half of such restarts hang or fail. With this each round of the rendezvous has a store of its own.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -270,12 +287,9 @@ def _env(job: HFTitanJob, plan: MeshPlan, attempt: int, index: int, threads: int
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
     }
-    env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in fixed.items()]
-    env += [
-        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-        for name in (ENV_POD_IP, "PET_LOCAL_ADDR")
-    ]
-    env += [{"name": name, "value": value} for name, value in defaults.items() if name not in theirs]
+    env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in fixed.items()]
+    env.append({"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+    env += [{"name": key, "value": value} for key, value in defaults.items() if key not in theirs]
     if spec.pod.hf_token_secret:
         env.append(_from_secret("HF_TOKEN", spec.pod.hf_token_secret))
     if spec.monitoring.wandb_secret:
