@@ -45,7 +45,7 @@ def _escaped(text: str) -> str:
 def rules_template() -> str:
     """For each scope of the table the rules that a role needs."""
     parts = [HEADER]
-    for scope in ("jobs", "cluster", "own"):
+    for scope in ("jobs", "gangs", "cluster", "own"):
         parts.append(f'{{{{- define "hftitan.rules.{scope}" -}}}}\n')
         for access in TABLE:
             if access.scope == scope:

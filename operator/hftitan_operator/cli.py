@@ -189,13 +189,17 @@ def rbac(
 
     try:
         account = access.Account(service_account, operator_namespace)
-        some = access.namespaced(account, namespace or (), nodes=with_nodes)
+        some = access.namespaced(account, namespace or (), nodes=with_nodes, gangs=with_gangs)
         objects = some if namespace else access.cluster_wide(account)
     except ValueError as error:
         typer.echo(f"hftitan rbac: {error}", err=True)
         raise typer.Exit(EXIT_BAD_INPUT) from None
     typer.echo(cli_plan.objects_text(objects, YamlOrJson.YAML), nl=False)
 
+    with_gangs: Annotated[
+        bool,
+        typer.Option("--with-gangs", help="With --namespace: let it use gang schedulers (docs/scheduling.md)."),
+    ] = False,
 
 @app.command()
 def run(

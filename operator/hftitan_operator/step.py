@@ -11,9 +11,12 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from hftitan_operator.cluster.port import ClusterPort, Denied
+from hftitan_api.models import PodDefaults
+from hftitan_operator.cluster.port import ClusterPort, Denied, Unserved
 from hftitan_operator.core.decide import decide
-from hftitan_operator.core.denied import denied
+from hftitan_operator.core.defaults import NO_DEFAULTS, with_defaults
+from hftitan_operator.core.denied import denied, unserved
+from hftitan_operator.core.scheduling import POD_GROUP
 from hftitan_operator.core.state import Action, Apply, Decision, Seen
 
 
@@ -34,6 +37,8 @@ async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> f
     except Denied as error:
         decision = denied(seen.job, decision, str(error), now)
     else:
+    except Unserved as error:
+        decision = unserved(seen.job, decision, str(error), now)
         decision = await _seen_through(cluster, seen, decision, now)
     if decision.status != seen.job.status:
         await cluster.write_status(seen.job, decision.status)
@@ -57,10 +62,14 @@ async def _seen_through(cluster: ClusterPort, seen: Seen, decision: Decision, no
 
 
 def batches(actions: Sequence[Action]) -> list[list[Action]]:
-    """Actions that may be done at once, in the order of the batches: a pod finds its config and its name service."""
+    """Actions that may be done at once, in the order of the batches: a pod finds its config and its name service, and
+    where nobody knows its PodGroup nothing is made."""
 
     def kind(action: Action) -> object:
-        return (action.manifest["kind"] == "Pod") if isinstance(action, Apply) else type(action)
+        if not isinstance(action, Apply):
+            return type(action)
+        of = action.manifest["kind"]
+        return of if of in ("Pod", POD_GROUP) else "what pods need"
 
     return [list(group) for _, group in groupby(actions, kind)]
 

@@ -21,7 +21,8 @@ LIMIT = 12
 
 
 def live(pod: PodView) -> bool:
-    return pod.phase not in ("Succeeded", "Failed")
+    """It runs, or may come to run: one that is deleted before it has a node gets none any more."""
+    return pod.phase not in ("Succeeded", "Failed") and not (pod.deleting and pod.node is None)
 
 
 def silent(pod: PodView) -> bool:
@@ -178,9 +179,11 @@ class Cluster:
     def kubelet(self) -> None:
         """Pods that were created start; those that are being deleted end, unless their node is silent."""
         for pod in list(self.pods.values()):
-            if silent(pod) or not live(pod):
+            if pod.deleting and pod.node is None:
+                del self.pods[pod.name]  # at last: a finalizer had kept it
+            elif silent(pod) or not live(pod):
                 continue
-            if pod.deleting:
+            elif pod.deleting:
                 del self.pods[pod.name]
             elif pod.phase == "Pending":
                 self.change(pod, phase="Running", ready=True, started_at=self.now, reason=None, node=f"n{pod.index}")

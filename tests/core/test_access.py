@@ -16,8 +16,14 @@ VERBS = {
     "/events": {"create"},
     "/nodes": {"list", "watch"},
     "coordination.k8s.io/leases": {"get", "create", "update"},
+    "kueue.x-k8s.io/localqueues": {"get"},
+    "scheduling.volcano.sh/podgroups": {"create", "delete"},
+    "scheduling.x-k8s.io/podgroups": {"create", "delete"},
+    "scheduling.run.ai/podgroups": {"create", "delete"},
+    "scheduling.k8s.io/podgroups": {"create", "delete"},
 }
-JOBS = set(VERBS) - {"/nodes", "coordination.k8s.io/leases"}
+GANGS = {resource for resource in VERBS if resource.endswith(("/podgroups", "/localqueues"))}
+JOBS = set(VERBS) - GANGS - {"/nodes", "coordination.k8s.io/leases"}
 LEASE = {"coordination.k8s.io/leases"}
 
 MODES = {
@@ -25,7 +31,7 @@ MODES = {
     "cluster": (
         cluster_wide(Account()),
         {
-            (None, "hftitan-system:hftitan-operator"): JOBS | {"/nodes"},
+            (None, "hftitan-system:hftitan-operator"): JOBS | GANGS | {"/nodes"},
             ("hftitan-system", "hftitan-operator-lease"): LEASE,
         },
     ),
@@ -40,6 +46,10 @@ MODES = {
     "namespaces and nodes": (
         namespaced(Account("bot", "a"), ["a"], nodes=True),
         {("a", "bot-lease"): LEASE, ("a", "bot"): JOBS, (None, "a:bot-nodes"): {"/nodes"}},
+    ),
+    "namespaces and gangs": (
+        namespaced(Account("bot", "a"), ["a"], gangs=True),
+        {("a", "bot-lease"): LEASE, ("a", "bot"): JOBS | GANGS},
     ),
 }
 

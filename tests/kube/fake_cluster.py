@@ -7,7 +7,17 @@ import itertools
 from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_operator.cluster.port import Conflict
 from hftitan_operator.core.naming import LABEL_ATTEMPT, LABEL_NODE_INDEX
-from hftitan_operator.core.state import Action, Apply, DeleteJob, DeletePod, Event, Observed, PodView, Seen
+from hftitan_operator.core.state import (
+    Action,
+    Apply,
+    DeleteJob,
+    DeletePod,
+    DeletePodGroup,
+    Event,
+    Observed,
+    PodView,
+    Seen,
+)
 
 
 class FakeCluster:
@@ -43,6 +53,8 @@ class FakeCluster:
             case DeletePod(name, uid, _):
                 if name in self.pods and self.pods[name].uid == uid:
                     del self.pods[name]
+            case DeletePodGroup():
+                self.objects.discard("PodGroup")
             case DeleteJob():
                 self.job, self.pods = None, {}
 

@@ -25,6 +25,28 @@
   resources: ["events"]
   verbs: ["create"]
 {{- end -}}
+{{- define "hftitan.rules.gangs" -}}
+# whether the queue of a job is there
+- apiGroups: ["kueue.x-k8s.io"]
+  resources: ["localqueues"]
+  verbs: ["get"]
+# one for each attempt: volcano
+- apiGroups: ["scheduling.volcano.sh"]
+  resources: ["podgroups"]
+  verbs: ["create", "delete"]
+# one for each attempt: coscheduling
+- apiGroups: ["scheduling.x-k8s.io"]
+  resources: ["podgroups"]
+  verbs: ["create", "delete"]
+# one for each attempt: kai
+- apiGroups: ["scheduling.run.ai"]
+  resources: ["podgroups"]
+  verbs: ["create", "delete"]
+# one for each attempt: kubernetes
+- apiGroups: ["scheduling.k8s.io"]
+  resources: ["podgroups"]
+  verbs: ["create", "delete"]
+{{- end -}}
 {{- define "hftitan.rules.cluster" -}}
 # sees a lost node before its pods are given up
 - apiGroups: [""]

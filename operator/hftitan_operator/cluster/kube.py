@@ -18,6 +18,7 @@ from typing import Any
 
 from hftitan_api.models import API_VERSION, GROUP, KIND, PLURAL, VERSION, HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
+from hftitan_operator.cluster import kube_gang
 from hftitan_operator.cluster import kube_views as views
 from hftitan_operator.cluster.kube_api import MERGE_PATCH, METADATA_ONLY, ApiError, Json, KubeApi
 from hftitan_operator.cluster.kube_store import (
@@ -35,8 +36,20 @@ from hftitan_operator.cluster.kube_store import (
 from hftitan_operator.cluster.kube_watch import Reflector
 from hftitan_operator.cluster.port import Conflict, Denied
 from hftitan_operator.cluster.turns import Turns
-from hftitan_operator.core import naming
-from hftitan_operator.core.state import Action, Apply, DeleteJob, DeletePod, Event, Manifest, Observed, PodView, Seen
+from hftitan_operator.core import naming, scheduling
+from hftitan_operator.core.state import (
+    Action,
+    Apply,
+    DeleteJob,
+    DeletePod,
+    DeletePodGroup,
+    Event,
+    Manifest,
+    Observed,
+    PodView,
+    Require,
+    Seen,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +61,6 @@ EVENTS_WAITING = 2000
 NO_CRD = f"the resource {PLURAL}.{GROUP} is not installed: hftitan crd | kubectl apply -f -"
 COMPONENT = naming.MANAGED_BY
 _PLURALS = {"Pod": "pods", "Service": "services", "ConfigMap": "configmaps"}
-_NOT_NOW = frozenset({401, 408, 409, 410, 425, 429})
-"""Answers that say nothing against the object: the same request may pass a moment later."""
 
 
 class KubeCluster:
@@ -157,8 +168,14 @@ class KubeCluster:
     async def apply(self, job: HFTitanJob, action: Action) -> None:
         async with self._writes.take():
             match action:
+                case Require():
+                    await kube_gang.require(self.api, job.metadata.namespace, action)
+                case Apply({"kind": scheduling.POD_GROUP} as manifest):
+                    await kube_gang.create(self.api, manifest)
                 case Apply(manifest):
                     await self._create(job, manifest)
+                case DeletePodGroup():
+                    await kube_gang.delete(self.api, job.metadata.namespace, action)
                 case DeletePod(name, uid, grace):
                     await self._delete_pod(job.metadata.namespace, name, uid, grace)
                 case DeleteJob():
@@ -216,7 +233,7 @@ class KubeCluster:
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 made = await self._adopt(job, kind, f"{collection}/{name}")
-            elif error.status in _NOT_NOW or error.status >= 500:
+            elif kube_gang.passing(error):
                 raise
             else:
                 raise Denied(f"{kind} {name}: {error}") from error

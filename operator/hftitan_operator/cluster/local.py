@@ -23,7 +23,20 @@ from hftitan_operator.cluster.net import fetch_progress, free_port, loopback, po
 from hftitan_operator.cluster.port import Conflict
 from hftitan_operator.core import sizing
 from hftitan_operator.core.naming import LABEL_ATTEMPT, LABEL_NODE_INDEX
-from hftitan_operator.core.state import Action, Apply, DeleteJob, DeletePod, Event, Manifest, Observed, PodView, Seen
+from hftitan_operator.core.scheduling import POD_GROUP
+from hftitan_operator.core.state import (
+    Action,
+    Apply,
+    DeleteJob,
+    DeletePod,
+    DeletePodGroup,
+    Event,
+    Manifest,
+    Observed,
+    PodView,
+    Require,
+    Seen,
+)
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +119,8 @@ class LocalCluster:
         match action:
             case Apply(manifest):
                 self._create(manifest)
+            case Require() | DeletePodGroup():
+                pass  # one machine has nobody to ask: what it runs it runs at once
             case DeletePod(name, uid, grace):
                 pod = self._pods.get(name)
                 if pod is not None and pod.place.uid == uid:
@@ -179,6 +194,8 @@ class LocalCluster:
             self._configs.add(name)
         elif kind == "Service":
             self._services.add(name)
+        elif kind == POD_GROUP:
+            pass  # placement, as nodeSelector is
         else:
             raise Refused(kind, "no such object in a local run")
 

@@ -16,6 +16,7 @@ What a field means here (everything else in a manifest is refused by its path, n
 | volumeMounts | environment values below a mountPath are rewritten to the folder; subPath honoured |
 | resources.limits of gpuResource | so many of the machine's devices (CUDA_VISIBLE_DEVICES); refused if too few |
 | image and its pulling, nodeSelector, tolerations, affinity, priority, other resources | accepted: placement |
+| schedulerName, schedulingGroup, and the PodGroup beside the pods | accepted: placement |
 | hostname, subdomain, service DNS | loopback addresses, one for each pod |
 | securityContext, service account, probes, ports, labels, annotations | accepted: the process has the caller's rights |
 | terminationGracePeriodSeconds, terminationMessagePath | honoured |
@@ -40,8 +41,9 @@ CACHE_VOLUME = "cache"
 POD_FIELDS = frozenset(
     {
         "affinity", "automountServiceAccountToken", "containers", "enableServiceLinks", "hostname", "imagePullSecrets",
-        "nodeSelector", "priorityClassName", "restartPolicy", "schedulerName", "securityContext", "setHostnameAsFQDN",
-        "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
+        "nodeSelector", "priorityClassName", "restartPolicy", "schedulerName", "schedulingGroup", "securityContext",
+        "setHostnameAsFQDN", "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints",
+        "volumes",
     }
 )  # fmt: skip
 CONTAINER_FIELDS = frozenset(

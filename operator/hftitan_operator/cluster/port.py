@@ -16,6 +16,10 @@ class Denied(Exception):
     """The cluster will not have an object as it is now: quota, admission, a name in use. Its owner must hear of it."""
 
 
+class Unserved(Denied):
+    """The cluster has no such resource at all. Said when it is certain, not when a server does not answer."""
+
+
 class ClusterPort(Protocol):
     """Where jobs live and pods run. Every call may raise `Conflict`, or OSError for a fault worth a retry."""
 
@@ -23,7 +27,8 @@ class ClusterPort(Protocol):
         """The job with all pods that carry its label, of every attempt; None when the job is gone."""
 
     async def apply(self, job: HFTitanJob, action: Action) -> None:
-        """Carry out one action. Repeating it changes nothing. Several may be under way at once. May raise `Denied`."""
+        """Carry out one action. Repeating it changes nothing. Several may be under way at once. May raise `Denied`,
+        and `Unserved` for what spec.scheduling.gang asks for."""
 
     async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
         """Replace the status of the job as observed."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hftitan_api.models import GROUP, PLURAL
+from hftitan_operator.core.scheduling import KUEUE, SCHEDULERS
 from hftitan_operator.core.state import Manifest
 
-Scope = Literal["jobs", "cluster", "own"]
-"""Where: every namespace with jobs to serve; the cluster itself; the operator's own namespace."""
+Scope = Literal["jobs", "gangs", "cluster", "own"]
+"""Where: every namespace with jobs to serve; the same, where spec.scheduling.gang is used; the cluster itself; the
+operator's own namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,14 @@ class Access:
     why: str
 
 
+GANGS = (
+    Access(KUEUE.group, KUEUE.resource, ("get",), "gangs", "whether the queue of a job is there"),
+    *(
+        Access(scheduler.group, scheduler.resource, ("create", "delete"), "gangs", f"one for each attempt: {gang}")
+        for gang, scheduler in SCHEDULERS.items()
+        if scheduler is not KUEUE
+    ),
+)
 TABLE = (
     Access(GROUP, PLURAL, ("get", "list", "watch", "delete"), "jobs", "reads jobs; deletes one when its TTL is over"),
     Access(GROUP, f"{PLURAL}/status", ("patch",), "jobs", "writes the status, never the user's spec"),
@@ -35,6 +45,7 @@ TABLE = (
     Access("", "services", ("get", "list", "watch", "create"), "jobs", "the names of the pods"),
     Access("", "configmaps", ("get", "list", "watch", "create"), "jobs", "the trainer's document, immutable"),
     Access("", "events", ("create",), "jobs", "tells humans"),
+    *GANGS,
     Access("", "nodes", ("list", "watch"), "cluster", "sees a lost node before its pods are given up"),
     Access("coordination.k8s.io", "leases", ("create", "get", "update"), "own", "of several replicas one acts"),
 )
@@ -57,18 +68,22 @@ class Account:
 
 def cluster_wide(account: Account) -> tuple[Manifest, ...]:
     """The objects for an operator that serves every namespace."""
-    return (*_own(account), *_granted(account, None, _global_name(account), "jobs", "cluster"))
+    return (*_own(account), *_granted(account, None, _global_name(account), "jobs", "gangs", "cluster"))
 
 
-def namespaced(account: Account, namespaces: Sequence[str], *, nodes: bool = False) -> tuple[Manifest, ...]:
+def namespaced(
+    account: Account, namespaces: Sequence[str], *, nodes: bool = False, gangs: bool = False
+) -> tuple[Manifest, ...]:
     """The objects for an operator that serves these namespaces only. ValueError for a name that is none.
 
     Without `nodes`, which takes a ClusterRole, lost nodes are noticed when the control plane gives their pods up.
+    `gangs` is for spec.scheduling.gang; who grants these rights must have them, as few admins of a namespace do.
     """
+    scopes: tuple[Scope, ...] = ("jobs", "gangs") if gangs else ("jobs",)
     found = [*_own(account)]
     for namespace in dict.fromkeys(namespaces):
         _label(namespace, "namespace")
-        found += _granted(account, namespace, account.name, "jobs")
+        found += _granted(account, namespace, account.name, *scopes)
     if nodes:
         found += _granted(account, None, f"{_global_name(account)}-nodes", "cluster")
     return tuple(found)

@@ -39,7 +39,11 @@ class Cause:
 
 
 def finished(pod: PodView) -> bool:
-    return pod.phase in ("Succeeded", "Failed")
+    """Nothing of it runs, now or later: it ended, or was deleted before it had a node.
+
+    The API server binds no pod that is being deleted, and a finalizer (Kueue puts one on pods) may keep its object.
+    """
+    return pod.phase in ("Succeeded", "Failed") or (pod.phase == "Pending" and pod.deleting and pod.node is None)
 
 
 def completed(pod: PodView) -> bool:

@@ -28,7 +28,19 @@ from hftitan_api import mesh
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import TERMINAL, HFTitanJob, RestartRecord
 from hftitan_api.wire import Progress
-from hftitan_operator.core import admission, budget, classify, clock, describe, drain, naming, reasons, sizing, watchdog
+from hftitan_operator.core import (
+    admission,
+    budget,
+    classify,
+    clock,
+    describe,
+    drain,
+    naming,
+    reasons,
+    scheduling,
+    sizing,
+    watchdog,
+)
 from hftitan_operator.core import gang as creation
 from hftitan_operator.core import status as st
 from hftitan_operator.core.classify import Cause, finished
@@ -102,6 +114,7 @@ class _Pass(Draft):
             due = self.now + limit - st.active_seconds(self.status, self.now)
             if due <= self.now:
                 field = "spec.runPolicy.activeDeadlineSeconds"
+                self.actions += scheduling.over(self.job, self.status.attempt)
                 return self.fail(reasons.DEADLINE_EXCEEDED, f"not finished within {clock.duration(limit)} ({field})")
             self.wakes.append(due)
         cause = self._cause(gang)
@@ -202,6 +215,7 @@ class _Pass(Draft):
         )
         history = budget.remember(self.status.restart_history, record)
         self.set(restart_history=history)
+        self.actions += scheduling.over(self.job, self.status.attempt)
         if cause.fatal:
             return self.fail(cause.reason, cause.message)
         if budget.no_progress(history):
@@ -306,6 +320,7 @@ class _Pass(Draft):
     def _suspend(self) -> Decision:
         if self.status.phase != "Suspended":
             message = "suspended by spec.runPolicy.suspend"
+            self.actions += scheduling.over(self.job, self.status.attempt)
             self.status = st.stopped_clock(self.status, self.now)
             self.condition(reasons.SUSPENDED, "True", reasons.BY_USER, message)
             self.condition(reasons.RUNNING, "False", reasons.SUSPENDED)

@@ -1,9 +1,9 @@
-"""What becomes of a decision whose objects the cluster refused."""
+"""What becomes of a decision whose objects the cluster refused, or knows nothing of."""
 
 from __future__ import annotations
 
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core import reasons
+from hftitan_operator.core import reasons, scheduling
 from hftitan_operator.core import status as st
 from hftitan_operator.core.draft import Draft
 from hftitan_operator.core.state import Decision
@@ -25,3 +25,11 @@ def denied(job: HFTitanJob, decision: Decision, why: str, now: float) -> Decisio
         draft.event(reasons.DENIED, message, warning=True)
     draft.wakes.append(now + RECHECK_SECONDS)
     return draft.decision()
+
+
+def unserved(job: HFTitanJob, decision: Decision, why: str, now: float) -> Decision:
+    """The cluster lacks the API of the job's gang scheduler: refused, without pods. A job that had pods already waits
+    instead: that API may be away for the moment of its own upgrade."""
+    if job.status.attempt:
+        return denied(job, decision, why, now)
+    return Draft(job, now, st.first_seen(job, now)).reject(reasons.NO_GANG_SCHEDULER, scheduling.absent(job))

@@ -20,6 +20,7 @@ CONDITION_TYPES: Final = (ACCEPTED, PODS_CREATED, RUNNING, SUSPENDED, SUCCEEDED,
 VALID: Final = "Valid"
 INVALID_SPEC: Final = "InvalidSpec"
 MESH_CHANGED: Final = "MeshChanged"
+NO_GANG_SCHEDULER: Final = "NoGangScheduler"
 CREATING: Final = "Creating"
 CREATED: Final = "Created"
 DENIED: Final = "Denied"

@@ -21,7 +21,7 @@ from hftitan_api.wire import (
     ENV_TERMINATION_LOG,
     TrainerSpec,
 )
-from hftitan_operator.core import naming, podcheck, quantity, sizing
+from hftitan_operator.core import naming, podcheck, quantity, scheduling, sizing
 from hftitan_operator.core.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, SHM_DIR, TERMINATION_LOG, TMP_DIR
 from hftitan_operator.core.state import Manifest
 
@@ -46,15 +46,19 @@ class Rendered:
     config: Manifest
     pods: tuple[Manifest, ...]
 
+    pod_group: Manifest | None = None
+    """What spec.scheduling.gang reads of the attempt, if it is an object."""
     @property
     def objects(self) -> tuple[Manifest, ...]:
-        """In the order to create them: a pod finds its config and its name service."""
-        return (self.service, self.config, *self.pods)
+        """In the order to create them: a pod finds its group, its config and its name service."""
+        group = () if self.pod_group is None else (self.pod_group,)
+        return (*group, self.service, self.config, *self.pods)
 
 
 def render(job: HFTitanJob, plan: MeshPlan, attempt: int) -> Rendered:
     """All objects of an attempt (from 1). Raises SpecError when `spec.pod` collides with what the operator sets."""
-    return Rendered(service(job), config(job, plan), tuple(pods(job, plan, attempt, range(plan.degrees.nodes))))
+    made = tuple(pods(job, plan, attempt, range(plan.degrees.nodes)))
+    return Rendered(service(job), config(job, plan), made, pod_group(job, plan, attempt))
 
 
 def service(job: HFTitanJob) -> Manifest:
@@ -93,6 +97,17 @@ def config(job: HFTitanJob, plan: MeshPlan) -> Manifest:
 
 
 def trainer_spec(job: HFTitanJob, plan: MeshPlan) -> TrainerSpec:
+def pod_group(job: HFTitanJob, plan: MeshPlan, attempt: int) -> Manifest | None:
+    """The PodGroup of an attempt, where spec.scheduling.gang has one."""
+    asked = scheduling.pod_group(job, plan.degrees.nodes)
+    if asked is None:
+        return None
+    api_version, spec = asked
+    labels = {**naming.job_labels(job.metadata.name), naming.LABEL_ATTEMPT: str(attempt)}
+    metadata = _metadata(job, scheduling.group_name(job, attempt), labels)
+    return {"apiVersion": api_version, "kind": scheduling.POD_GROUP, "metadata": metadata, "spec": spec}
+
+
     """What the trainer reads, with the defaults that depend on the device or mesh filled in."""
     spec, gpu = job.spec, plan.degrees.device == "gpu"
     resolved: dict[str, Any] = {}
@@ -135,16 +150,20 @@ def pods(job: HFTitanJob, plan: MeshPlan, attempt: int, indices: Sequence[int]) 
     container = _container(job, resources)
     spec = _pod_spec(job, plan, shm)
     made = []
+    added = scheduling.pod_additions(job, attempt, nodes)
+    spec = {**_pod_spec(job, plan, attempt, shm), **added.spec}
+    annotations = {**wanted.annotations, **added.annotations}
+    made = []
     nodes = plan.degrees.nodes
     host = naming.pod_name(job.metadata.name, attempt, 0, nodes)
     for index in indices:
         name = naming.pod_name(job.metadata.name, attempt, index, nodes)
-        labels = {**wanted.labels, **naming.pod_labels(job.metadata.name, attempt, index)}
+        labels = {**wanted.labels, **naming.pod_labels(job.metadata.name, attempt, index), **added.labels}
         own = {"args": _arguments(job, plan, index), "env": _env(job, name, host, attempt, index, threads)}
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": _metadata(job, name, labels, wanted.annotations),
+            "metadata": _metadata(job, name, labels, annotations),
             "spec": {**spec, "hostname": name, "containers": [{**container, **own}]},
         }
         made.append(pod)
@@ -187,7 +206,7 @@ def _container(job: HFTitanJob, resources: dict[str, Any]) -> dict[str, Any]:
     return container
 
 
-def _pod_spec(job: HFTitanJob, plan: MeshPlan, shm: int) -> dict[str, Any]:
+def _pod_spec(job: HFTitanJob, plan: MeshPlan, attempt: int, shm: int) -> dict[str, Any]:
     """Without host name and container."""
     return {
         "restartPolicy": "Never",
@@ -208,7 +227,7 @@ def _pod_spec(job: HFTitanJob, plan: MeshPlan, shm: int) -> dict[str, Any]:
         "containers": [],
         "volumes": _volumes(job, shm),
         "tolerations": _tolerations(job, gpu=plan.degrees.device == "gpu"),
-        **_placement(job),
+        **_placement(job, attempt),
     }
 
 
@@ -347,11 +366,15 @@ def _tolerations(job: HFTitanJob, *, gpu: bool) -> list[dict[str, Any]]:
     return ours + theirs
 
 
-def _placement(job: HFTitanJob) -> dict[str, Any]:
+def _placement(job: HFTitanJob, attempt: int) -> dict[str, Any]:
     """The optional fields, left out when unset."""
     wanted = job.spec.pod.to_dict()
     chosen = {key: wanted[key] for key in ("nodeSelector", "affinity", "runtimeClassName") if wanted.get(key)}
     if job.spec.pod.image_pull_secrets:
+    term = scheduling.together(job, attempt)
+    if term is not None:
+        of_pods = wanted.setdefault("affinity", {}).setdefault("podAffinity", {})
+        of_pods.setdefault("requiredDuringSchedulingIgnoredDuringExecution", []).append(term)
         chosen["imagePullSecrets"] = [{"name": name} for name in job.spec.pod.image_pull_secrets]
     if job.spec.scheduling.priority_class:
         chosen["priorityClassName"] = job.spec.scheduling.priority_class

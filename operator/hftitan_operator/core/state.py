@@ -76,6 +76,24 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Require:
+    """Done when the cluster has this object of the job's namespace, which is somebody else's."""
+
+    api_version: str
+    resource: str
+    """Plural, as in the API's paths."""
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePodGroup:
+    """The attempt is over, and no scheduler shall wait for its pods. Its name has the job's uid in it."""
+
+    api_version: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeletePod:
     name: str
     uid: str
@@ -89,7 +107,7 @@ class DeleteJob:
     """The TTL is over: delete the job; the garbage collector takes what it owns."""
 
 
-Action = Apply | DeletePod | DeleteJob
+Action = Require | Apply | DeletePodGroup | DeletePod | DeleteJob
 
 
 @dataclass(frozen=True, slots=True)
