@@ -148,8 +148,6 @@ def pods(job: HFTitanJob, plan: MeshPlan, attempt: int, indices: Sequence[int]) 
     resources = sizing.resources(wanted, plan.degrees, shm)
     threads = sizing.threads_per_rank(resources["requests"], plan.degrees)
     container = _container(job, resources)
-    spec = _pod_spec(job, plan, shm)
-    made = []
     added = scheduling.pod_additions(job, attempt, nodes)
     spec = {**_pod_spec(job, plan, attempt, shm), **added.spec}
     annotations = {**wanted.annotations, **added.annotations}
