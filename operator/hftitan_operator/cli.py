@@ -182,6 +182,10 @@ def rbac(
     with_nodes: Annotated[
         bool, typer.Option("--with-nodes", help="With --namespace: let it see nodes too (takes a ClusterRole).")
     ] = False,
+    with_gangs: Annotated[
+        bool,
+        typer.Option("--with-gangs", help="With --namespace: let it use gang schedulers (docs/scheduling.md)."),
+    ] = False,
 ) -> None:
     """Print the rights that the operator needs, as RBAC objects for `kubectl apply -f -`."""
     from hftitan_operator import cli_plan
@@ -196,10 +200,6 @@ def rbac(
         raise typer.Exit(EXIT_BAD_INPUT) from None
     typer.echo(cli_plan.objects_text(objects, YamlOrJson.YAML), nl=False)
 
-    with_gangs: Annotated[
-        bool,
-        typer.Option("--with-gangs", help="With --namespace: let it use gang schedulers (docs/scheduling.md)."),
-    ] = False,
 
 @app.command()
 def run(

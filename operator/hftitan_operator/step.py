@@ -32,11 +32,11 @@ async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> f
     try:
         for together in batches(decision.actions):
             await _all(cluster.apply(seen.job, action) for action in together)
+    except Unserved as error:
+        decision = unserved(seen.job, decision, str(error), now)
     except Denied as error:
         decision = denied(seen.job, decision, str(error), now)
     else:
-    except Unserved as error:
-        decision = unserved(seen.job, decision, str(error), now)
         decision = await _seen_through(cluster, seen, decision, now)
     if decision.status != seen.job.status:
         await cluster.write_status(seen.job, decision.status)

@@ -45,9 +45,9 @@ class Rendered:
     service: Manifest
     config: Manifest
     pods: tuple[Manifest, ...]
-
     pod_group: Manifest | None = None
     """What spec.scheduling.gang reads of the attempt, if it is an object."""
+
     @property
     def objects(self) -> tuple[Manifest, ...]:
         """In the order to create them: a pod finds its group, its config and its name service."""
@@ -96,7 +96,6 @@ def config(job: HFTitanJob, plan: MeshPlan) -> Manifest:
     }
 
 
-def trainer_spec(job: HFTitanJob, plan: MeshPlan) -> TrainerSpec:
 def pod_group(job: HFTitanJob, plan: MeshPlan, attempt: int) -> Manifest | None:
     """The PodGroup of an attempt, where spec.scheduling.gang has one."""
     asked = scheduling.pod_group(job, plan.degrees.nodes)
@@ -108,6 +107,7 @@ def pod_group(job: HFTitanJob, plan: MeshPlan, attempt: int) -> Manifest | None:
     return {"apiVersion": api_version, "kind": scheduling.POD_GROUP, "metadata": metadata, "spec": spec}
 
 
+def trainer_spec(job: HFTitanJob, plan: MeshPlan) -> TrainerSpec:
     """What the trainer reads, with the defaults that depend on the device or mesh filled in."""
     spec, gpu = job.spec, plan.degrees.device == "gpu"
     resolved: dict[str, Any] = {}
@@ -148,11 +148,11 @@ def pods(job: HFTitanJob, plan: MeshPlan, attempt: int, indices: Sequence[int]) 
     resources = sizing.resources(wanted, plan.degrees, shm)
     threads = sizing.threads_per_rank(resources["requests"], plan.degrees)
     container = _container(job, resources)
+    nodes = plan.degrees.nodes
     added = scheduling.pod_additions(job, attempt, nodes)
     spec = {**_pod_spec(job, plan, attempt, shm), **added.spec}
     annotations = {**wanted.annotations, **added.annotations}
     made = []
-    nodes = plan.degrees.nodes
     host = naming.pod_name(job.metadata.name, attempt, 0, nodes)
     for index in indices:
         name = naming.pod_name(job.metadata.name, attempt, index, nodes)
@@ -367,12 +367,12 @@ def _tolerations(job: HFTitanJob, *, gpu: bool) -> list[dict[str, Any]]:
 def _placement(job: HFTitanJob, attempt: int) -> dict[str, Any]:
     """The optional fields, left out when unset."""
     wanted = job.spec.pod.to_dict()
-    chosen = {key: wanted[key] for key in ("nodeSelector", "affinity", "runtimeClassName") if wanted.get(key)}
-    if job.spec.pod.image_pull_secrets:
     term = scheduling.together(job, attempt)
     if term is not None:
         of_pods = wanted.setdefault("affinity", {}).setdefault("podAffinity", {})
         of_pods.setdefault("requiredDuringSchedulingIgnoredDuringExecution", []).append(term)
+    chosen = {key: wanted[key] for key in ("nodeSelector", "affinity", "runtimeClassName") if wanted.get(key)}
+    if job.spec.pod.image_pull_secrets:
         chosen["imagePullSecrets"] = [{"name": name} for name in job.spec.pod.image_pull_secrets]
     if job.spec.scheduling.priority_class:
         chosen["priorityClassName"] = job.spec.scheduling.priority_class
