@@ -215,15 +215,18 @@ def _doc(model: type[BaseModel]) -> str:
 
 
 def _field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """The strings that stand below the fields in the source."""
-    tree = ast.parse(inspect.getsource(importlib.import_module(model.__module__)))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == model.__name__)
+    """The strings that stand below the fields in the source, of inherited fields too."""
     found: dict[str, str] = {}
-    for field, text in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-            value = text.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                found[field.target.id] = _one_line(value.value)
+    for owner in reversed(model.__mro__):
+        if not issubclass(owner, BaseModel) or owner.__module__.startswith("pydantic."):
+            continue
+        tree = ast.parse(inspect.getsource(importlib.import_module(owner.__module__)))
+        body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == owner.__name__)
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                value = text.value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found[field.target.id] = _one_line(value.value)
     return found
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from hftitan_api.admit import admit
-from hftitan_api.models import API_VERSION, KIND, HFTitanJob
+from hftitan_api.models import API_VERSION, KIND, HFTitanJob, PodDefaults
 from hftitan_api.words import path_text, schema_problems
 from hftitan_api.yamltext import Document, FieldPath, YamlError, parse
 
-__all__ = ["Loaded", "Problem", "admit", "load", "parse_object", "review"]
+__all__ = ["Loaded", "Problem", "admit", "load", "load_defaults", "parse_object", "review"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,32 @@ def parse_object(obj: Mapping[str, Any], document: Document | None = None) -> Lo
         problems += [problem(path, message) for path, message in schema_problems(error, HFTitanJob)]
         return Loaded(None, tuple(problems))
     return Loaded(job, tuple(problems))
+
+
+def load_defaults(text: str | bytes) -> tuple[PodDefaults | None, tuple[Problem, ...]]:
+    """Read the YAML of a cluster's defaults for jobs: some fields of spec.pod, at the top level; or the problems."""
+    try:
+        document = parse(text)
+    except YamlError as error:
+        return None, (Problem("", error.message, error.line),)
+    value = document.value
+    if not isinstance(value, dict):
+        return None, (Problem("", "must hold fields of spec.pod, for example `image: registry/trainer:1`", 1),)
+    try:
+        defaults = PodDefaults.model_validate(_without_nulls(value), strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        found = schema_problems(error, PodDefaults)
+        return None, tuple(Problem(path_text(path), message, document.line_of(path)) for path, message in found)
+    # What holds beyond the schema is asked of a job that has them.
+    job = HFTitanJob.model_validate({**_ANY_JOB, "spec": {**_ANY_JOB["spec"], "pod": defaults.to_dict()}})
+    problems = [Problem(e.path.removeprefix("spec.pod").removeprefix("."), e.message) for e in admit(job)]
+    return (None if problems else defaults), tuple(problems)
+
+
+_ANY_JOB: dict[str, Any] = {
+    "metadata": {"name": "any"},
+    "spec": {"model": {"name": "any"}, "dataset": {"name": "any"}, "training": {"steps": 1}},
+}
 
 
 def _line(lines: Mapping[str, int], path: str) -> int | None:

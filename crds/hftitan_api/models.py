@@ -30,7 +30,7 @@ from hftitan_api.base import (
     Subpath,
     Time,
 )
-from hftitan_api.pod import EnvVar, PodSpec, Resources, Toleration, Volume, VolumeMount
+from hftitan_api.pod import EnvVar, PodDefaults, PodSpec, Resources, Toleration, Volume, VolumeMount
 
 __all__ = [
     "API_VERSION",
@@ -59,6 +59,7 @@ __all__ = [
     "OptimizerSpec",
     "Phase",
     "PodCounts",
+    "PodDefaults",
     "PodSpec",
     "ProgressStatus",
     "Resources",

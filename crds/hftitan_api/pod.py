@@ -90,15 +90,36 @@ class Resources(ApiModel):
     """None unless set, but for the GPUs."""
 
 
-class PodSpec(ApiModel):
-    """What may be said about the pods. An allowlist: no hostPath, hostNetwork, privileged mode or service account."""
+TRAINER_IMAGE = "ghcr.io/hftitan/trainer:0.1.0"
 
-    image: ImageName = "ghcr.io/hftitan/trainer:0.1.0"
-    """Image of the trainer, or one built from it."""
+
+class PodDefaults(ApiModel):
+    """What of spec.pod a cluster may set for the jobs that leave it out."""
+
+    image: ImageName | None = None
+    """Image of the trainer, or one built from it. Unset: the cluster's default, and without one
+    ghcr.io/hftitan/trainer:0.1.0."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """Kubernetes' own default when unset."""
     image_pull_secrets: Annotated[list[Name], Field(max_length=16)] = Field(default_factory=list)
     """Names of secrets with credentials of a registry."""
+    node_selector: LabelMap = Field(default_factory=dict)
+    """Labels of the nodes that the pods may go to."""
+    tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(default_factory=list)
+    """Taints that the pods bear, beside those of GPUs and of nodes that go silent, which are set."""
+    runtime_class_name: Name | None = None
+    """RuntimeClass of the pods."""
+    hf_token_secret: SecretKey | None = None
+    """Hugging Face token, for gated models and datasets; reaches the pod as HF_TOKEN by reference."""
+    cache_volume: Name | None = None
+    """A PersistentVolumeClaim for the cache of models and datasets (HF_HOME), so that they are downloaded once;
+    ReadWriteMany when pods of several nodes share it. Unset: each pod's own scratch space. `hftitan run` uses the cache
+    of its user instead."""
+
+
+class PodSpec(PodDefaults):
+    """What may be said about the pods. An allowlist: no hostPath, hostNetwork, privileged mode or service account."""
+
     gpu_resource: Annotated[str, Field(min_length=1, max_length=317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] = (
         "nvidia.com/gpu"
     )
@@ -106,10 +127,6 @@ class PodSpec(ApiModel):
     resources: Resources = Field(default_factory=Resources)
     shm_size: Quantity | None = None
     """Size of /dev/shm. Unset: from the mesh."""
-    node_selector: LabelMap = Field(default_factory=dict)
-    """Labels of the nodes that the pods may go to."""
-    tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(default_factory=list)
-    """Taints that the pods bear, beside those of GPUs and of nodes that go silent, which are set."""
     affinity: Affinity | None = None
     env: Annotated[list[EnvVar], Field(max_length=128)] = Field(default_factory=list)
     """Environment variables of the trainer; names that the operator sets itself are refused."""
@@ -117,10 +134,6 @@ class PodSpec(ApiModel):
     """Volumes beside those of the job itself: claims, config maps, secrets, empty folders."""
     volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] = Field(default_factory=list)
     """Where they are in the pod."""
-    hf_token_secret: SecretKey | None = None
-    """Hugging Face token, for gated models and datasets; reaches the pod as HF_TOKEN by reference."""
-    runtime_class_name: Name | None = None
-    """RuntimeClass of the pods."""
     labels: LabelMap = Field(default_factory=dict)
     """Added to the pods."""
     annotations: LabelMap = Field(default_factory=dict)

@@ -17,6 +17,7 @@ import typer
 from hftitan_operator import cli_cluster
 from hftitan_operator.cli_options import (
     EXIT_BAD_INPUT,
+    DefaultsOption,
     JobArgument,
     LogLevel,
     SetOption,
@@ -62,11 +63,15 @@ def validate(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Jobs as YAML or JSON; - reads standard input.")
     ],
+    job_defaults: DefaultsOption = None,
 ) -> None:
-    """Check jobs and say everything that is wrong with them."""
+    """Check jobs, and a file of defaults for them, and say everything that is wrong."""
     from hftitan_api import mesh
     from hftitan_operator import cli_job
 
+    with told():
+        if job_defaults is not None:
+            cli_job.load_defaults(job_defaults)
     bad = False
     for source in files:
         try:
@@ -109,6 +114,7 @@ def plan(
 def render(
     source: JobArgument,
     settings: SetOption = None,
+    job_defaults: DefaultsOption = None,
     attempt: Annotated[int, typer.Option(min=1, help="Number of the attempt.")] = 1,
     output: Annotated[
         YamlOrJson, typer.Option("-o", "--output", help="YAML documents, or one JSON List.")
@@ -117,11 +123,14 @@ def render(
     """Print the exact objects that a cluster would get: Service, ConfigMap and pods. Changes nothing."""
     from hftitan_api import mesh
     from hftitan_operator import cli_job, cli_plan
+    from hftitan_operator.core.defaults import with_defaults
     from hftitan_operator.core.render import render as render_objects
 
     with told():
         file = cli_job.load(source, settings or ())
         job = cli_plan.with_uid(file.job)
+        if job_defaults is not None:
+            job = with_defaults(job, cli_job.load_defaults(job_defaults))
         objects = render_objects(job, mesh.plan(job.spec, file.config), attempt).objects
         typer.echo(cli_plan.objects_text(objects, output), nl=False)
 
@@ -137,6 +146,7 @@ def operator(
     lease_namespace: Annotated[
         str | None, typer.Option(help="Namespace of the Lease.  [default: the pod's own]")
     ] = None,
+    job_defaults: DefaultsOption = None,
     kubeconfig: Annotated[
         str | None, typer.Option(help="Access to the cluster.  [default: the pod's account, else kubectl's]")
     ] = None,
@@ -146,9 +156,13 @@ def operator(
     log_level: Annotated[LogLevel, typer.Option(help="What it logs.")] = LogLevel.INFO,
 ) -> None:
     """Serve the jobs of a cluster: what runs in the operator's pod. SIGTERM ends it; jobs go on without it."""
-    from hftitan_operator import operate
+    from hftitan_operator import cli_job, operate
+    from hftitan_operator.core.defaults import NO_DEFAULTS
 
+    with told():
+        defaults = NO_DEFAULTS if job_defaults is None else cli_job.load_defaults(job_defaults)
     options = operate.Options(
+        defaults=defaults,
         namespaces=tuple(namespace or ()),
         kubeconfig=kubeconfig,
         context=context,

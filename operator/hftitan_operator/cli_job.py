@@ -10,7 +10,7 @@ from typing import Any
 
 from hftitan_api import load as loading
 from hftitan_api import yamltext
-from hftitan_api.models import HFTitanJob
+from hftitan_api.models import HFTitanJob, PodDefaults
 from hftitan_api.rules import SpecError
 from hftitan_operator import cli_model
 from hftitan_operator.core import admission
@@ -104,6 +104,14 @@ def load(source: str, settings: Sequence[str] = ()) -> JobFile:
     if loaded.job is None:
         raise BadInput(lines(source, loaded.problems))
     return accept(source, loaded.job)
+
+
+def load_defaults(source: str) -> PodDefaults:
+    """A file of defaults for jobs. Raises BadInput with every problem."""
+    defaults, problems = loading.load_defaults(read(source))
+    if defaults is None:
+        raise BadInput(lines(source, problems))
+    return defaults
 
 
 def lines(source: str, problems: Sequence[SpecError | loading.Problem]) -> list[str]:

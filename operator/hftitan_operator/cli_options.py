@@ -20,6 +20,11 @@ SetOption = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. spec.training.steps=5. May be repeated."),
 ]
 
+DefaultsOption = Annotated[
+    str | None,
+    typer.Option("--job-defaults", metavar="FILE", help="YAML with fields of spec.pod, for jobs that leave them out."),
+]
+
 
 class TextOrJson(StrEnum):
     TEXT = "text"

@@ -19,7 +19,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
-from hftitan_api.models import HFTitanJob
+from hftitan_api.models import HFTitanJob, PodDefaults
 from hftitan_operator import handlers
 from hftitan_operator.cluster.kube import KubeCluster
 from hftitan_operator.cluster.kube_api import KubeApi, NotLeading, load_configuration
@@ -27,6 +27,7 @@ from hftitan_operator.cluster.kube_progress import ProgressPoller
 from hftitan_operator.cluster.kube_store import Key
 from hftitan_operator.cluster.lease import Lease
 from hftitan_operator.cluster.port import Conflict
+from hftitan_operator.core.defaults import NO_DEFAULTS
 from hftitan_operator.core.state import Event
 from hftitan_operator.operator_metrics import JobsCollector, OperatorMetrics
 from hftitan_operator.step import step
@@ -52,6 +53,8 @@ class Options:
     leader_elect: bool = False
     lease_namespace: str | None = None
     """Default: the pod's own."""
+    defaults: PodDefaults = NO_DEFAULTS
+    """Of spec.pod, for jobs that leave it out."""
     host: str = "0.0.0.0"
     port: int = 8080
     """Of /metrics, /healthz and /readyz; 0: none."""
@@ -75,6 +78,9 @@ class Operator:
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT."""
+        defaults = self._options.defaults.model_dump_json(by_alias=True, exclude_defaults=True)
+        if defaults != "{}":
+            log.info("defaults for jobs: %s", defaults)
         async with self._web(), self._cluster:
             self._catch_signals()
             tasks = [asyncio.create_task(self._serve())]
@@ -142,7 +148,7 @@ class Operator:
     async def _pass(self, key: Key) -> float | None:
         began = time.perf_counter()
         try:
-            return await step(self._cluster, *key, time.time())
+            return await step(self._cluster, *key, time.time(), self._options.defaults)
         finally:
             self._metrics.pass_seconds.observe(time.perf_counter() - began)
 

@@ -11,15 +11,20 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+from hftitan_api.models import PodDefaults
 from hftitan_operator.cluster.port import ClusterPort, Denied, Unserved
 from hftitan_operator.core.decide import decide
+from hftitan_operator.core.defaults import NO_DEFAULTS, with_defaults
 from hftitan_operator.core.denied import denied, unserved
 from hftitan_operator.core.scheduling import POD_GROUP
 from hftitan_operator.core.state import Action, Apply, Decision, Seen
 
 
-async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> float | None:
+async def step(
+    cluster: ClusterPort, namespace: str, name: str, now: float, defaults: PodDefaults = NO_DEFAULTS
+) -> float | None:
     """Bring the job one step on; `now` is Unix time. The seconds until time alone calls for another step, or None.
+    `defaults` are for pods made in this step.
 
     Raises what the cluster raises: `Conflict` when the job changed meanwhile (call again at once), OSError for a fault
     worth a retry. The status is written once and only when it differs, the events after it, so that an event is not
@@ -28,7 +33,7 @@ async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> f
     seen = await cluster.observe(namespace, name)
     if seen is None:
         return None
-    decision = decide(seen.job, seen.observed, now, seen.problems)
+    decision = decide(with_defaults(seen.job, defaults), seen.observed, now, seen.problems)
     try:
         for together in batches(decision.actions):
             await _all(cluster.apply(seen.job, action) for action in together)
@@ -37,7 +42,7 @@ async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> f
     except Denied as error:
         decision = denied(seen.job, decision, str(error), now)
     else:
-        decision = await _seen_through(cluster, seen, decision, now)
+        decision = await _seen_through(cluster, seen, decision, now, defaults)
     if decision.status != seen.job.status:
         await cluster.write_status(seen.job, decision.status)
     for event in decision.events:
@@ -45,7 +50,9 @@ async def step(cluster: ClusterPort, namespace: str, name: str, now: float) -> f
     return decision.recheck_after
 
 
-async def _seen_through(cluster: ClusterPort, seen: Seen, decision: Decision, now: float) -> Decision:
+async def _seen_through(
+    cluster: ClusterPort, seen: Seen, decision: Decision, now: float, defaults: PodDefaults
+) -> Decision:
     """The decision once its creations are seen, if that only says more of the same phase: one status write for both."""
     if decision.recheck_after == 0.0 or not any(isinstance(action, Apply) for action in decision.actions):
         return decision
@@ -53,7 +60,7 @@ async def _seen_through(cluster: ClusterPort, seen: Seen, decision: Decision, no
     if after is None or after.job.metadata != seen.job.metadata:
         return decision
     told = seen.job.model_copy(update={"status": decision.status})
-    following = decide(told, after.observed, now, after.problems)
+    following = decide(with_defaults(told, defaults), after.observed, now, after.problems)
     if following.actions or following.status.phase != decision.status.phase:
         return decision
     return replace(following, events=decision.events + following.events)

@@ -13,7 +13,7 @@ import yaml
 from helm_chart import CHART, ROOT
 
 from hftitan_api.load import load
-from hftitan_api.pod import PodSpec
+from hftitan_api.pod import TRAINER_IMAGE
 from hftitan_operator.core import admission, naming
 
 _SPEC = importlib.util.spec_from_file_location("hack_chart", ROOT / "hack" / "chart.py")
@@ -99,7 +99,7 @@ def test_versions_are_the_products():
 def test_artifacthub_names_the_images_that_are_used():
     images = {entry["name"]: entry["image"] for entry in yaml.safe_load(ARTIFACTHUB["images"])}
     operator = f"{VALUES['image']['repository']}:{META['appVersion']}"
-    assert images == {"operator": operator, "trainer": PodSpec().image}
+    assert images == {"operator": operator, "trainer": TRAINER_IMAGE}
     for image in images.values():
         assert image in (ROOT / "Dockerfile").read_text()
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hftitan_api.models import HFTitanJob
+from hftitan_api.models import HFTitanJob, PodDefaults
 from hftitan_operator.cluster.local_prepare import localize
 from hftitan_operator.core.state import Apply, Observed, PodView, Seen
 from hftitan_operator.step import step
@@ -88,3 +88,13 @@ def test_an_error_of_the_cluster_comes_out_before_the_status_is_written(ledger):
     with pytest.raises(OSError, match="no room"):
         run(ledger)
     assert ledger.done == []
+
+
+def test_pods_are_made_with_the_defaults_of_the_moment(ledger):
+    """Those of the cluster when the pods are made, though the job as it is written never has them."""
+    made = []
+    ledger.apply = lambda job, action: asyncio.sleep(0, made.append(action.manifest))
+    asyncio.run(step(ledger, "default", "tiny", NOW, PodDefaults(image="registry.example/trainer:2")))
+    images = {c["image"] for thing in made if thing["kind"] == "Pod" for c in thing["spec"]["containers"]}
+    assert images == {"registry.example/trainer:2"}
+    assert ledger.job.spec.pod.image is None

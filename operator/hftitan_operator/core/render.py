@@ -12,6 +12,7 @@ from typing import Any
 
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import API_VERSION, KIND, HFTitanJob, SecretKey
+from hftitan_api.pod import TRAINER_IMAGE
 from hftitan_api.wire import (
     ENV_ATTEMPT,
     ENV_CONFIG,
@@ -173,7 +174,7 @@ def _container(job: HFTitanJob, resources: dict[str, Any]) -> dict[str, Any]:
     wanted = job.spec.pod
     container: dict[str, Any] = {
         "name": "trainer",
-        "image": wanted.image,
+        "image": wanted.image or TRAINER_IMAGE,
         "command": ["torchrun"],
         "args": [],
         "env": [],
@@ -334,7 +335,6 @@ def _mounts(job: HFTitanJob) -> list[dict[str, Any]]:
 
 
 def _volumes(job: HFTitanJob, shm: int) -> list[dict[str, Any]]:
-    claim = job.spec.checkpoint.volume
     ours: list[dict[str, Any]] = [
         {
             "name": "config",
@@ -343,12 +343,16 @@ def _volumes(job: HFTitanJob, shm: int) -> list[dict[str, Any]]:
                 "items": [{"key": naming.CONFIG_KEY, "path": naming.CONFIG_KEY}],
             },
         },
-        {"name": "output", **({"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}})},
-        {"name": "cache", "emptyDir": {}},
+        {"name": "output", **_claim_or_scratch(job.spec.checkpoint.volume)},
+        {"name": "cache", **_claim_or_scratch(job.spec.pod.cache_volume)},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity.mebibytes(shm)}},
         {"name": "tmp", "emptyDir": {}},
     ]
     return ours + [volume.to_dict() for volume in job.spec.pod.volumes]
+
+
+def _claim_or_scratch(claim: str | None) -> dict[str, Any]:
+    return {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
 
 
 def _tolerations(job: HFTitanJob, *, gpu: bool) -> list[dict[str, Any]]:

@@ -1,0 +1,25 @@
+"""What a job leaves out of `spec.pod`, filled in from the cluster's defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hftitan_api.models import HFTitanJob, PodDefaults
+
+NO_DEFAULTS = PodDefaults()
+
+
+def with_defaults(job: HFTitanJob, defaults: PodDefaults) -> HFTitanJob:
+    """The job with those of `defaults` that it says nothing about. What it says is its own as a whole: lists and maps
+    are replaced, not joined, and an empty one says nothing."""
+    pod = job.spec.pod
+    filled: dict[str, Any] = {
+        name: value
+        for name in PodDefaults.model_fields
+        if (value := getattr(defaults, name)) and not getattr(pod, name)
+    }
+    if any(variable.name == "HF_TOKEN" for variable in pod.env):
+        filled.pop("hf_token_secret", None)  # its own token, in another way
+    if not filled:
+        return job
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"pod": pod.model_copy(update=filled)})})

@@ -1,0 +1,61 @@
+"""`--job-defaults FILE` of render, validate and operator."""
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hftitan_operator import operate
+from hftitan_operator.cli import app
+
+JOB = {
+    "apiVersion": "hftitan.io/v1alpha1",
+    "kind": "HFTitanJob",
+    "metadata": {"name": "tiny"},
+    "spec": {
+        "model": {"name": "org/model"},
+        "dataset": {"name": "org/data"},
+        "mesh": {"device": "cpu"},
+        "training": {"steps": 5},
+    },
+}
+
+
+@pytest.fixture
+def hftitan(tmp_path, monkeypatch):
+    """Function: run a command beside job.yaml, good.yaml and bad.yaml."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
+    (tmp_path / "good.yaml").write_text("image: registry.example/trainer:2\n")
+    (tmp_path / "bad.yaml").write_text("imgae: x\n")
+    return lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+def test_render_shows_the_pods_of_a_cluster_with_them(hftitan):
+    done = hftitan("render", "job.yaml", "--job-defaults", "good.yaml")
+    (pod,) = (thing for thing in yaml.safe_load_all(done.stdout) if thing["kind"] == "Pod")
+    assert pod["spec"]["containers"][0]["image"] == "registry.example/trainer:2"
+
+
+@pytest.mark.parametrize("command", [("render", "job.yaml"), ("validate", "job.yaml"), ("operator",)])
+def test_a_mistake_ends_each_command_with_file_and_field(hftitan, command):
+    done = hftitan(*command, "--job-defaults", "bad.yaml")
+    assert done.exit_code == 2
+    assert done.stderr == "bad.yaml: imgae: unknown field; did you mean image?\n"
+
+
+def test_a_file_that_is_not_there(hftitan):
+    done = hftitan("operator", "--job-defaults", "none.yaml")
+    assert (done.exit_code, done.stderr) == (2, "none.yaml: No such file or directory\n")
+
+
+def test_validate_takes_a_good_one(hftitan):
+    assert hftitan("validate", "job.yaml", "--job-defaults", "good.yaml").exit_code == 0
+
+
+def test_the_operator_gets_them(hftitan, monkeypatch):
+    given = []
+    monkeypatch.setattr(operate, "main", lambda options, level: given.append(options))
+    assert hftitan("operator", "--job-defaults", "good.yaml").exit_code == 0
+    assert given[0].defaults.image == "registry.example/trainer:2"
