@@ -24,12 +24,13 @@ STYLE = """
 --c0:#74a9ff;--c1:#ff9f5c;--ok:#4cc38a;--bad:#ff8787}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:1240px;padding:28px 24px 60px;background:var(--bg);color:var(--fg);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-h1{font-size:26px;margin:0}h2{font-size:17px;margin:34px 0 10px}header{display:flex;gap:14px;align-items:center}
+h1{font-size:26px;margin:0;min-width:0}h1,p,dd{overflow-wrap:anywhere}
+h2{font-size:17px;margin:34px 0 10px}header{display:flex;gap:14px;align-items:center}
 .phase{padding:2px 12px;border-radius:99px;color:var(--bg);background:var(--dim);font-weight:600}
 .phase.Succeeded{background:var(--ok)}.phase.Failed{background:var(--bad)}p{color:var(--dim);margin:6px 0 18px}
 dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:10px;margin:0;grid-auto-flow:dense}
 dl div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:8px 12px;min-width:0}
-dl .wide{grid-column:span 2}dt{color:var(--dim);font-size:12px}dd{margin:0;font-weight:600;overflow-wrap:anywhere}
+dl .wide{grid-column:span 2}dt{color:var(--dim);font-size:12px}dd{margin:0;font-weight:600}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:14px}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px}
 figcaption{display:flex;justify-content:space-between;font-weight:600;font-size:14px}
@@ -41,8 +42,11 @@ stroke-width:2.2}circle.c0{fill:var(--c0)}circle.c1{fill:var(--c1)}
 svg .attempt{stroke:var(--bad);stroke-dasharray:4 3}svg .checkpoint{stroke:var(--ok);stroke-width:2}
 .key{color:var(--dim);font-size:13px;margin-top:8px}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
+.scroll{overflow-x:auto}td:last-child{overflow-wrap:anywhere;min-width:9em}
 th{color:var(--dim);font-weight:600;font-size:13px}summary{cursor:pointer}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;overflow:auto;font-size:13px}
+@media(max-width:600px){body{padding:20px 12px 40px}svg{overflow:visible}svg text{font-size:15px}
+th,td{font-size:12px;padding-right:8px}td:last-child{min-width:7em}}
 """
 
 CURVES = (
@@ -205,7 +209,8 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         "<tr>" + "".join(f"<td>{escape('' if cell is None else str(cell))}</td>" for cell in row) + "</tr>"
         for row in rows
     )
-    return f"<h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    rows_of = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<h2>{escape(title)}</h2><div class="scroll">{rows_of}</div>'
 
 
 def _points(steps: Sequence[Record], key: str) -> list[tuple[float, float]]:

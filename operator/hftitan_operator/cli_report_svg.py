@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 20, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 64, 20, 12, 26
 MOST_POINTS = 600
 """Of a curve; beyond it every stretch keeps its lowest and highest value, so that a spike stays in sight."""
 
@@ -97,13 +97,17 @@ def ticks(low: float, high: float, count: int) -> Iterator[float]:
 
 
 def number(value: float) -> str:
-    """`4.13`, `0.0003`, `12k`, `3.2M`."""
+    """`4.13`, `0.0003`, `1.175e-4`, `12k`, `3.2M`: room for eight characters is enough, but for a sign."""
     if value == 0:
         return "0"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / min(size, 1e3 if unit == 'k' else size):.4g}{unit}"
-    return f"{value:.4g}"
+    words = f"{value:.4g}"
+    if abs(value) < 1e-3 and len(words) > 7:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        words = f"{float(mantissa):g}e{int(exponent)}"
+    return words
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

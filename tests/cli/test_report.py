@@ -153,7 +153,8 @@ def test_ticks_are_round(low, high, expected):
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(0, "0"), (4.12345, "4.123"), (0.0003, "0.0003"), (12_345, "12.35k"), (3.2e6, "3.2M")]
+    ("value", "words"),
+    [(0, "0"), (4.12345, "4.123"), (0.0003, "0.0003"), (0.0001175, "1.175e-4"), (12_345, "12.35k"), (3.2e6, "3.2M")],
 )
 def test_numbers(value, words):
     assert number(value) == words
