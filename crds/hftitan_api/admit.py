@@ -28,6 +28,12 @@ JSON_LIMIT = 16 * 1024
 ENV_LIMIT = 256 * 1024
 """Bytes of all variables together."""
 
+LABEL_LIMIT = 63
+"""Characters of a label's value."""
+QUEUE_KNOWN = ("kueue", "volcano", "kai")
+QUEUE_NEEDED = ("kueue", "kai")
+"""Volcano has a queue for those who name none."""
+
 _JOB_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?\Z")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
@@ -49,7 +55,7 @@ def admit(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> lis
     """Every reason, beyond its schema, not to run a job. `model_config` is the model's config.json, if at hand."""
     spec = job.spec
     found = [*_metadata(job), *_model(spec), *_dataset(spec), *mesh.check(spec, model_config)]
-    for rule in (_push, _env, _labels, _tolerations, _resources, _sizes, _characters):
+    for rule in (_push, _scheduling, _env, _labels, _tolerations, _resources, _sizes, _characters):
         found += rule(spec)
     shape = None if model_config is None else ModelShape.from_config(model_config, spec.model.overrides)
     return [*found, *unsupported(spec, shape)]
@@ -127,6 +133,23 @@ def _push(spec: JobSpec) -> Iterator[SpecError]:
         yield SpecError(
             "spec.pod.hfTokenSecret",
             f"is needed for spec.checkpoint.pushToHub; name a Secret with a token that may write to {push.repo}",
+        )
+
+
+def _scheduling(spec: JobSpec) -> Iterator[SpecError]:
+    gang, queue, key = spec.scheduling.gang, spec.scheduling.queue, spec.scheduling.topology_key
+    path = "spec.scheduling.queue"
+    if queue is None and gang in QUEUE_NEEDED:
+        what = "a LocalQueue of the job's namespace" if gang == "kueue" else "a Queue"
+        yield SpecError(path, f"is needed with gang: {gang}; name {what}")
+    if queue is not None and gang not in QUEUE_KNOWN:
+        yield SpecError(path, f"gang: {gang} knows no queues; remove it, or set gang: {', '.join(QUEUE_KNOWN)}")
+    elif queue is not None and gang in QUEUE_NEEDED and len(queue) > LABEL_LIMIT:
+        yield SpecError(path, f"{len(queue)} characters; it becomes a label of the pods, so use at most {LABEL_LIMIT}")
+    if key is not None and not _qualified(key):
+        yield SpecError(
+            "spec.scheduling.topologyKey",
+            f"{_short(key)} is no label of a node; write for example topology.kubernetes.io/zone",
         )
 
 

@@ -91,6 +91,14 @@ SPEC_RULES: Final[tuple[Rule, ...]] = (
         "rule": "!has(self.checkpoint.pushToHub) || has(self.pod.hfTokenSecret)",
         "message": "checkpoint.pushToHub needs pod.hfTokenSecret, with a token that may write to the repository",
     },
+    {
+        "rule": "!(self.scheduling.gang in ['kueue', 'kai']) || has(self.scheduling.queue)",
+        "message": "scheduling.gang kueue and kai need scheduling.queue",
+    },
+    {
+        "rule": "!has(self.scheduling.queue) || self.scheduling.gang in ['kueue', 'volcano', 'kai']",
+        "message": "scheduling.queue needs scheduling.gang kueue, volcano or kai",
+    },
 )
 MUTABLE: Final = frozenset({"runPolicy"})
 """Fields of spec that may change while the job exists."""

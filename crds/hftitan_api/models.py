@@ -294,13 +294,17 @@ class SchedulingSpec(ApiModel):
     """Who admits the pods, and where they go."""
 
     gang: Literal["none", "kueue", "volcano", "coscheduling", "kai", "kubernetes"] = "none"
-    """Who admits the pods all together."""
+    """Who places the pods of an attempt all together or not at all: Kueue, Volcano, Coscheduling (scheduler-plugins),
+    KAI Scheduler, or Kubernetes itself from 1.37 on. A cluster without it refuses the job. `none`: pods are placed one
+    by one, and wait for each other. `hftitan run` places nothing and runs any of them."""
     queue: Name | None = None
-    """Name of the queue that admits the gang."""
+    """Queue that admits the gang: a LocalQueue of the job's namespace with kueue, a Queue with volcano (default:
+    Volcano's own default) or kai. Needed with kueue and kai, refused with the others."""
     priority_class: Name | None = None
-    """PriorityClass of the pods."""
+    """PriorityClass of the pods, and of the gang where its scheduler ranks gangs."""
     topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
-    """Node label whose value all pods of the job should share."""
+    """Node label whose value all pods of an attempt must share, for example topology.kubernetes.io/zone. With kueue a
+    level of the Topology of its nodes."""
 
 
 class MonitoringSpec(ApiModel):

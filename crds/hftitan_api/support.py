@@ -10,9 +10,6 @@ from hftitan_api.shape import ModelShape
 
 _NOT_YET: tuple[tuple[str, Callable[[JobSpec], object], str], ...] = (
     # path, the value when it asks for something (None or False when it does not), what to write instead
-    ("spec.scheduling.gang", lambda s: s.scheduling.gang if s.scheduling.gang != "none" else None, "use none"),
-    ("spec.scheduling.queue", lambda s: s.scheduling.queue, "remove it"),
-    ("spec.scheduling.topologyKey", lambda s: s.scheduling.topology_key, "remove it"),
     (
         "spec.checkpoint.asyncMode",
         # DCP stages it in /dev/shm, for a process of its own, by way of pinned memory: a GPU's, and not sized for yet.

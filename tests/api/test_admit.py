@@ -156,12 +156,31 @@ MISTAKES = {
             "spec.pod.env[1].value: character 2 is the invisible U+0000; remove it",
         ],
     ),
-    "a gang": (
-        {"scheduling": {"gang": "kueue", "queue": "q", "topologyKey": "rack"}},
+    "no queue for Kueue": (
+        {"scheduling": {"gang": "kueue"}},
+        ["spec.scheduling.queue: is needed with gang: kueue; name a LocalQueue of the job's namespace"],
+    ),
+    "no queue for KAI": (
+        {"scheduling": {"gang": "kai"}},
+        ["spec.scheduling.queue: is needed with gang: kai; name a Queue"],
+    ),
+    "a queue for nobody": (
+        {"scheduling": {"queue": "q"}},
+        ["spec.scheduling.queue: gang: none knows no queues; remove it, or set gang: kueue, volcano, kai"],
+    ),
+    "a queue for a scheduler without": (
+        {"scheduling": {"gang": "kubernetes", "queue": "q"}},
+        ["spec.scheduling.queue: gang: kubernetes knows no queues; remove it, or set gang: kueue, volcano, kai"],
+    ),
+    "a queue that is no label": (
+        {"scheduling": {"gang": "kueue", "queue": "q" * 64}},
+        ["spec.scheduling.queue: 64 characters; it becomes a label of the pods, so use at most 63"],
+    ),
+    "a place that is no label": (
+        {"scheduling": {"topologyKey": "the rack"}},
         [
-            "spec.scheduling.gang: kueue is not supported yet; use none",
-            "spec.scheduling.queue: q is not supported yet; remove it",
-            "spec.scheduling.topologyKey: rack is not supported yet; remove it",
+            "spec.scheduling.topologyKey: 'the rack' is no label of a node; write for example "
+            "topology.kubernetes.io/zone"
         ],
     ),
     "a chat in chunks": (

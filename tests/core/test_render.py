@@ -173,6 +173,7 @@ KUBERNETES = (
     "app.kubernetes.io/version, cluster-autoscaler.kubernetes.io/safe-to-evict, "
     "kubectl.kubernetes.io/default-container)"
 )
+SCHEDULERS = "is read by gang schedulers; remove it, and use spec.scheduling"
 RUNTIMES = "is read by container runtimes, which would obey it; remove it"
 COLLISIONS = [
     (
@@ -265,7 +266,12 @@ COLLISIONS = [
         for field, key, message in (
             ("labels", "hftitan.io/job", "is set by the operator; remove it"),
             ("labels", "app.kubernetes.io/managed-by", "is set by the operator; remove it"),
-            ("labels", "kueue.x-k8s.io/queue-name", KUBERNETES),
+            ("labels", "kueue.x-k8s.io/queue-name", SCHEDULERS),
+            ("labels", "scheduling.x-k8s.io/pod-group", SCHEDULERS),
+            ("labels", "kai.scheduler/queue", SCHEDULERS),
+            ("annotations", "scheduling.k8s.io/group-name", SCHEDULERS),
+            ("annotations", "scheduling.volcano.sh/queue-name", SCHEDULERS),
+            ("annotations", "pod-group-name", SCHEDULERS),
             ("labels", "batch.kubernetes.io/job-name", KUBERNETES),
             ("annotations", "hftitan.io/x", "is set by the operator; remove it"),
             ("annotations", "container.apparmor.security.beta.kubernetes.io/trainer", KUBERNETES),

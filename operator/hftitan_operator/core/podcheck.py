@@ -33,6 +33,16 @@ HARMLESS = frozenset(
 )
 """The labels and annotations of Kubernetes' domains that a job may set: one by one, since the others switch off
 seccomp and AppArmor, hand the pod to a queue, or are read by the next controller somebody installs."""
+SCHEDULER_DOMAINS = (
+    "kueue.x-k8s.io",
+    "scheduling.x-k8s.io",
+    "scheduling.k8s.io",
+    "scheduling.volcano.sh",
+    "kai.scheduler",
+)
+"""Of labels and annotations by which a gang scheduler finds the group and the queue of a pod."""
+SCHEDULER_KEYS = ("pod-group-name",)
+"""KAI's, which has no domain."""
 RUNTIME_PREFIXES = ("io.kubernetes.", "io.katacontainers.", "io.containerd.", "dev.gvisor.", "run.oci.")
 RUNTIME_DOMAINS = ("crio.io", "nri.io")
 """Annotations that a container runtime obeys: devices, mounts and settings of the sandbox past the pod's own fields."""
@@ -132,6 +142,8 @@ def _reserved_key(key: str) -> str | None:
         return "is set by the operator; remove it"
     if key in HARMLESS:
         return None
+    if key in SCHEDULER_KEYS or _of_domain(domain, SCHEDULER_DOMAINS):
+        return "is read by gang schedulers; remove it, and use spec.scheduling"
     if _of_domain(domain, RUNTIME_DOMAINS) or key.startswith(RUNTIME_PREFIXES):
         return "is read by container runtimes, which would obey it; remove it"
     if "/" in key and _of_domain(domain, KUBERNETES_DOMAINS):
