@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help setup demo test check generate images bench clean
+.PHONY: help setup demo test check generate pictures images bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,7 @@ test: $(READY)  ## All checks and tests
 	@$(MAKE) --no-print-directory check
 	@hack/control-plane >/dev/null  # here, since the first time takes minutes and a test has a time limit
 	@hack/prometheus >/dev/null
+	@hack/chromium >/dev/null
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
 
 check: $(READY)  ## Format, lint, types, import layers
@@ -39,6 +40,11 @@ generate: $(READY)  ## Rewrite every generated file
 	$(PY) hack/dashboards
 	$(PY) hack/dashboards/document.py
 	$(PY) hack/chart.py
+
+pictures: $(READY)  ## Draw the dashboards in docs/pictures anew, from a test run of three minutes
+	HFTITAN_DASHBOARD_DATA=/tmp/hftitan/answers $(PY) -m pytest -q --basetemp=/tmp/hftitan \
+	    tests/kube/test_monitoring.py -k test_every_query
+	$(PY) hack/dashboard-pictures /tmp/hftitan/answers
 
 DOCKER ?= docker
 images:  ## The operator's and the trainer's image; DOCKER=podman or DOCKER=buildah do as well

@@ -4,11 +4,13 @@ The run goes on until all have their data, so nothing here depends on how fast i
 """
 
 import json
+import os
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from dashboard_data import record
 from kubectl import wait
 from kubelet_fake import SCRIPT
 from kubelets import KubeletProcess
@@ -28,6 +30,9 @@ WITHOUT_DATA = {
 """Panels that have nothing to show here, and why."""
 SECONDS = 120.0
 JOB = "live"
+KEEP = "HFTITAN_DASHBOARD_DATA"
+"""A folder, of `make pictures`: the run is watched for longer, interrupted once, and the answers are kept there."""
+PICTURE_SECONDS = 120.0
 
 
 def document(namespace, name, **spec):
@@ -56,8 +61,8 @@ def live(namespace):
     pod = {"volumes": [claim], "volumeMounts": [mount], "nodeSelector": {"kubernetes.io/hostname": "trainer-node"}}
     return document(
         namespace, JOB, pod=pod,
-        checkpoint={"volume": "results", "interval": 20},
-        validation={"dataset": {"path": "/inputs/text.jsonl"}, "interval": 10, "steps": 1},
+        checkpoint={"volume": "results", "interval": 100},
+        validation={"dataset": {"path": "/inputs/text.jsonl"}, "interval": 25, "steps": 1},
     )  # fmt: skip
 
 
@@ -68,7 +73,7 @@ def namespace(control_plane, operator, tmp_path_factory):
     inputs, nodes = tmp_path_factory.mktemp("inputs"), tmp_path_factory.mktemp("nodes")
     make_model(inputs / "model")
     make_text(inputs / "text.jsonl")
-    name = admin.make_namespace(f"monitoring-{time.time_ns()}")
+    name = admin.make_namespace("monitoring")
     for claim in ("inputs", "results"):
         admin.make_claim(claim, name)
     trainers = KubeletProcess(control_plane, "trainer-node", nodes / "a", gpus=0, environ={"HF_HUB_OFFLINE": "1"})
@@ -88,10 +93,26 @@ def namespace(control_plane, operator, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def prometheus(control_plane, operator, namespace, prometheus_programs, tmp_path_factory):
+def targets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("targets")
+    return {name: folder / f"{name}.json" for name in ("hftitan-trainers", "hftitan-operator")}
+
+
+@pytest.fixture(scope="module")
+def find_trainers(control_plane, namespace, targets):
+    """Function: tell Prometheus of the pods of the training run; whether there are any."""
+
+    def find():
+        pods = control_plane.admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
+        targets["hftitan-trainers"].write_text(json.dumps(pod_targets(pods)))
+        return bool(pod_targets(pods))
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def prometheus(operator, targets, find_trainers, prometheus_programs, tmp_path_factory):
     """Prometheus with the scrape jobs of docs/monitoring.md; the test finds the pods for it."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    targets = {name: folder / f"{name}.json" for name in ("hftitan-trainers", "hftitan-operator")}
     labels = {"app.kubernetes.io/name": "hftitan", "app.kubernetes.io/component": "operator"}
     pod = {
         "metadata": {"name": "hftitan-0", "namespace": "hftitan-system", "labels": labels},
@@ -99,16 +120,11 @@ def prometheus(control_plane, operator, namespace, prometheus_programs, tmp_path
         "status": {"phase": "Running", "podIP": "127.0.0.1"},
     }
     targets["hftitan-operator"].write_text(json.dumps(pod_targets([pod])))
-
-    def trainers():
-        pods = control_plane.admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
-        targets["hftitan-trainers"].write_text(json.dumps(pod_targets(pods)))
-        return pod_targets(pods)
-
-    wait(trainers, "the pod of the training run", 30.0)
+    wait(find_trainers, "the pod of the training run", 30.0)
     often = {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
     config = {"global": often, "scrape_configs": scrape_jobs(DOCUMENT, targets)}
-    with Prometheus(prometheus_programs / "prometheus", folder / "server", config, free_ports(1)[0]) as server:
+    folder = tmp_path_factory.mktemp("prometheus") / "server"
+    with Prometheus(prometheus_programs / "prometheus", folder, config, free_ports(1)[0]) as server:
         yield server
 
 
@@ -127,8 +143,21 @@ def until(done, prometheus, what):
         time.sleep(0.3)
 
 
-def test_every_query_of_the_dashboards_has_data(control_plane, namespace, prometheus, say):
-    began = time.monotonic()
+def keep_for_pictures(folder, admin, namespace, prometheus, find_trainers, began):
+    """The answers, when the run has gone on for a while, through an interruption half-way."""
+    for until in (began + PICTURE_SECONDS / 2, began + PICTURE_SECONDS):
+        while time.time() < until:
+            find_trainers()
+            time.sleep(0.5)
+        if until < began + PICTURE_SECONDS:
+            [pod] = admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
+            admin.delete("pods", pod["metadata"]["name"], namespace)
+    variables = {"namespace": namespace, "job": JOB, "__rate_interval": "10s"}
+    record(prometheus, Path(folder), variables, began, began + PICTURE_SECONDS)
+
+
+def test_every_query_of_the_dashboards_has_data(control_plane, namespace, prometheus, find_trainers, say):
+    began, epoch = time.monotonic(), time.time()
     variables = {"namespace": namespace, "job": JOB, "__rate_interval": "1m"}
     asked = [query.filled(variables) for query in all_queries()]
     assert {query.where for query in asked} >= WITHOUT_DATA.keys()
@@ -159,6 +188,8 @@ def test_every_query_of_the_dashboards_has_data(control_plane, namespace, promet
     for where in WITHOUT_DATA:
         [query] = (query for query in asked if query.where == where)
         assert not prometheus.has_data(query), f"{where} has data: take it off the list"
+    if folder := os.environ.get(KEEP):
+        keep_for_pictures(folder, control_plane.admin, namespace, prometheus, find_trainers, epoch)
 
 
 def test_a_query_without_data_is_noticed(prometheus):

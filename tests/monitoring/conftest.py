@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "kube"))
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "hack/dashboard-pictures"))
 
 
 @pytest.fixture(scope="session")
