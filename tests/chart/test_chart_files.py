@@ -13,7 +13,7 @@ import yaml
 from helm_chart import CHART, ROOT
 
 from hftitan_api.load import load
-from hftitan_api.pod import TRAINER_IMAGE
+from hftitan_api.pod import TRAINER_IMAGE, PodDefaults
 from hftitan_operator.core import admission, naming
 
 _SPEC = importlib.util.spec_from_file_location("hack_chart", ROOT / "hack" / "chart.py")
@@ -70,9 +70,9 @@ def test_the_schema_is_closed():
     objects = [(path, schema) for path, schema in schemas(SCHEMA) if schema.get("type") == "object"]
     assert len(objects) > 15
     for path, schema in objects:
-        # A map of strings, or known keys only. `global` is the parent chart's.
-        closed = schema.get("additionalProperties") in (False, {"type": "string"})
-        assert closed or path == "$.global", path
+        # Known keys only, or a map of strings. `global` is the parent chart's.
+        others = schema.get("additionalProperties", {})
+        assert others is False or others.get("type") == "string" or path == "$.global", path
 
 
 def test_schema_and_values_have_the_same_keys():
@@ -84,11 +84,17 @@ def test_schema_and_values_have_the_same_keys():
         if not schema.get("properties"):
             yield path
 
-    def under_resources(path):
-        return path.startswith("resources.")  # any of the three, and only some have a default
+    def optional(path):
+        """Any of a few keys, of which none or only some have a default."""
+        return path.startswith(("resources.", "jobDefaults.hfTokenSecret"))
 
-    wanted = {path for path in keys(SCHEMA) if not under_resources(path)} - {"global", "enabled"}
-    assert wanted == {path for path in leaves(VALUES) if not under_resources(path)}
+    wanted = {path for path in keys(SCHEMA) if not optional(path)} - {"global", "enabled"}
+    assert wanted == {path for path in leaves(VALUES) if not optional(path)}
+
+
+def test_the_defaults_for_jobs_are_those_that_the_operator_takes():
+    fields = {field.alias for field in PodDefaults.model_fields.values()}
+    assert VALUES["jobDefaults"].keys() == SCHEMA["properties"]["jobDefaults"]["properties"].keys() == fields
 
 
 def test_versions_are_the_products():

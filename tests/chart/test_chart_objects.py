@@ -7,7 +7,10 @@ import typer
 import yaml
 from helm_chart import NAMESPACE, ROOT, objects, of_kind, one
 from pod_security import violations
+from test_chart_values import MATRIX
 
+from hftitan_api.load import load_defaults
+from hftitan_api.pod import PodDefaults
 from hftitan_operator import cli
 from hftitan_operator.core import access, naming
 
@@ -132,6 +135,31 @@ def test_what_is_given_for_the_pod_gets_there():
     assert found["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     assert found["metadata"]["labels"]["team"] == "ml"
     assert found["metadata"]["annotations"]["cost"] == "ml"
+
+
+def test_defaults_for_jobs_reach_the_operator():
+    given = {**MATRIX["defaults-for-jobs"]["jobDefaults"]}
+    rendered = objects(jobDefaults=given)
+    config = one(rendered, "ConfigMap", "hftitan-operator-job-defaults")
+    (file,) = config["data"]
+    assert load_defaults(config["data"][file]) == (PodDefaults.model_validate(given), ())
+    template = one(rendered, "Deployment")["spec"]["template"]
+    (volume,) = (v for v in template["spec"]["volumes"] if "configMap" in v)
+    assert volume["configMap"] == {"name": config["metadata"]["name"]}
+    (inside,) = template["spec"]["containers"]
+    (mount,) = (m for m in inside["volumeMounts"] if m["name"] == volume["name"])
+    assert f"--job-defaults={mount['mountPath']}/{file}" in inside["args"]
+    assert mount["readOnly"] is True
+
+
+def test_another_default_restarts_the_operator_and_none_leaves_no_trace():
+    def annotation(**defaults):
+        return pod(jobDefaults=defaults)["metadata"]["annotations"].get("hftitan.io/job-defaults")
+
+    assert annotation(image="a:1") != annotation(image="a:2")
+    assert annotation() is annotation(image="", nodeSelector={}, hfTokenSecret={}) is None
+    assert objects() == objects(jobDefaults={"image": "", "tolerations": []})
+    assert [v["name"] for v in pod()["spec"]["volumes"]] == ["tmp"]
 
 
 def selects(selector, labels):

@@ -38,6 +38,18 @@ MATRIX = {
         "fullnameOverride": "titan",
         "logLevel": "debug",
     },
+    "defaults-for-jobs": {
+        "jobDefaults": {
+            "image": "registry.example/trainer:2",
+            "imagePullPolicy": "Always",
+            "imagePullSecrets": ["registry"],
+            "nodeSelector": {"pool": "training"},
+            "tolerations": [{"key": "training", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}],
+            "runtimeClassName": "nvidia",
+            "hfTokenSecret": {"name": "hf"},
+            "cacheVolume": "models",
+        },
+    },
     "crd-goes-too": {"crds": {"keep": False}},
 }  # fmt: skip
 
@@ -78,7 +90,12 @@ def test_the_validation_sees_a_mistake():
 REFUSED = {
     "unknown": ({"replicaCount": 3}, "replicaCount"),
     "unknown inside": ({"image": {"name": "x"}}, "name"),
-    "defaults for jobs, which do not exist": ({"jobs": {"image": "x"}}, "jobs"),
+    "defaults for jobs under another name": ({"jobs": {"image": "x"}}, "jobs"),
+    "a default that jobs do not have": ({"jobDefaults": {"hostNetwork": True}}, "hostNetwork"),
+    "a default's value": ({"jobDefaults": {"imagePullPolicy": "Sometimes"}}, "imagePullPolicy"),
+    "a default toleration": ({"jobDefaults": {"tolerations": [{"effect": "No"}]}}, "effect"),
+    "a default claim": ({"jobDefaults": {"cacheVolume": "Models"}}, "cacheVolume"),
+    "a token without its Secret": ({"jobDefaults": {"hfTokenSecret": {"key": "token"}}}, "hfTokenSecret"),
     "replicas as text": ({"replicas": "two"}, "replicas"),
     "too many": ({"replicas": 11}, "replicas"),
     "namespaces as text": ({"namespaces": "a"}, "namespaces"),

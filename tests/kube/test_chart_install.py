@@ -62,13 +62,16 @@ def deployed(control_plane, admin, namespace, kubelet, tmp_path):
     def start(replicas):
         # Pods know their account by a file at a fixed path, and have an address each; processes of one machine do not.
         kubeconfig = control_plane.kubeconfig(f"system:serviceaccount:{namespace}:hftitan-operator")
+        # Nor have they mounts: a ConfigMap is beside the folder that they start in.
+        mounted = '"${@/"=/etc/hftitan/"/=../../.config/hftitan-operator-job-defaults/}"'
         operator = tmp_path / "hftitan"
         operator.write_text(
-            f'exec {sys.executable} -m hftitan_operator.cli "$@" --kubeconfig {kubeconfig} --host "$PET_LOCAL_ADDR"\n'
+            f"exec {sys.executable} -m hftitan_operator.cli {mounted} --kubeconfig {kubeconfig} "
+            '--host "$PET_LOCAL_ADDR"\n'
         )
         kubelet(
             "chart-a,chart-b",
-            programs={"hftitan": ("sh", str(operator)), "torchrun": (sys.executable, str(FAKE_TRAINER))},
+            programs={"hftitan": ("bash", str(operator)), "torchrun": (sys.executable, str(FAKE_TRAINER))},
             environ={"FAKE_STEP": "0.02", "NO_PROXY": "127.0.0.0/8,localhost"},
         )
         try:
@@ -113,7 +116,9 @@ def succeeds(admin, job):
     )
     assert job["status"]["phase"] == "Succeeded", job["status"]
     nodes = job["spec"]["mesh"].get("nodes", 1)
-    assert len(admin.list("pods", namespace, labels=f"hftitan.io/job={name}")) == nodes
+    pods = admin.list("pods", namespace, labels=f"hftitan.io/job={name}")
+    assert len(pods) == nodes
+    return pods
 
 
 def operators(admin, namespace):
@@ -152,11 +157,13 @@ def test_install_train_upgrade_train_uninstall(admin, namespace, release_as, dep
             assert f"\nhftitan_operator_leader {float(name == leader)}\n" in metrics
         resource = admin.get("customresourcedefinitions", CRD_NAME)
 
-        release.upgrade(replicas=1, logLevel="debug")
+        place = {"kubernetes.io/hostname": "chart-b"}
+        release.upgrade(replicas=1, logLevel="debug", jobDefaults={"nodeSelector": place})
         rolled_out(admin, namespace, 1)
         (pod,) = wait(lambda: len(found := operators(admin, namespace)) == 1 and found, "one replica").values()
         assert "--log-level=debug" in pod["spec"]["containers"][0]["args"]
-        succeeds(admin, document("after", team))
+        after = succeeds(admin, document("after", team))
+        assert [pod["spec"]["nodeSelector"] for pod in after] == [place] * 2, "the default for jobs"
         assert admin.get("customresourcedefinitions", CRD_NAME)["spec"] == resource["spec"]
 
         release.uninstall()

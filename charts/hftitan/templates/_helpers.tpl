@@ -46,3 +46,12 @@ app.kubernetes.io/component: trainer
       - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
 {{- end }}
 {{- end -}}
+
+{{/* What is set of the defaults for jobs, as the operator reads it; empty: nothing is. */}}
+{{- define "hftitan.jobDefaults" -}}
+{{- $set := dict -}}
+{{- range $field, $value := .Values.jobDefaults -}}
+{{- if $value -}}{{- $_ := set $set $field $value -}}{{- end -}}
+{{- end -}}
+{{- if $set -}}{{- toYaml $set -}}{{- end -}}
+{{- end -}}
