@@ -1,0 +1,110 @@
+"""The live block on terminals of every width: no word is cut, nothing moves that need not."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hftitan_api.models import HFTitanJob, JobStatus
+from hftitan_api.wire import Progress
+from hftitan_operator.live import LiveReporter, flow, nearby
+from hftitan_operator.run import End
+
+NAME = "llama-3-70b-instruct-finetune"
+JOB = HFTitanJob.model_validate(
+    {
+        "apiVersion": "hftitan.io/v1alpha1",
+        "kind": "HFTitanJob",
+        "metadata": {"name": NAME},
+        "spec": {"model": {"name": "m"}, "dataset": {"name": "d"}, "training": {"steps": 100_000}},
+    }
+)
+WIDTHS = (40, 80, 120)
+
+
+class Terminal:
+    def __init__(self, width, encoding="utf-8"):
+        self.out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+        console = Console(file=self.out, force_terminal=True, width=width, color_system=None)
+        self.live = LiveReporter(JOB, Path("/w"), console)
+        self.live.close()
+
+    def training(self, step, loss=2.5, eta=123_456.0, **changes):
+        status = JobStatus(phase="Running", mesh="8x8: rep2 dp4 tp8", attempt=3, restarts=2)
+        self.live.record({"kind": "step", "step": step, "loss": loss})
+        known = {
+            "attempt": 3, "phase": "training", "step": step, "steps": 100_000, "updated": 1,
+            "tokens_per_second": 1_234_567, "mfu": 0.412, "grad_norm": 12.345, "lr": 2.99e-4, "eta_seconds": eta,
+            "checkpoint_step": 50, "worker_restarts": 1,
+        }  # fmt: skip
+        self.live.progress(JOB.model_copy(update={"status": status}), Progress(**{**known, **changes}))
+        return self
+
+    def lines(self):
+        with self.live.console.capture() as capture:
+            self.live.console.print(self.live.render())
+        return [line.rstrip() for line in capture.get().splitlines()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_word_is_whole(width):
+    lines = Terminal(width).training(59).lines()
+    assert all(len(line) <= width for line in lines)
+    for words in (
+        NAME, "Running", "8x8: rep2 dp4 tp8", "attempt 3, restarts 2", "workers restarted 1x", "step     59/100000",
+        "0% eta 1d10h", "loss 2.5000", "1,234,567 tok/s", "mfu 41.2%", "grad 12.345", "lr 0.000299", "checkpoint 50",
+    ):  # fmt: skip
+        assert any(words in line for line in lines), f"{words}: {lines}"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_changes_does_not_move_what_follows(width):
+    terminal = Terminal(width)
+    for step in range(50):  # The curve has grown to all its width.
+        terminal.training(step, loss=12.3456)
+    before = terminal.lines()
+    after = terminal.training(99_999, 9.8765, None, tokens_per_second=987, grad_norm=1.5, lr=1e-3, mfu=0.4).lines()
+    assert len(after) == len(before)
+    for word in ("/100000", "%", "mfu", "grad", "lr", "checkpoint"):
+        places = [[(i, line.find(word)) for i, line in enumerate(lines) if word in line] for lines in (before, after)]
+        assert places[0] == places[1], word
+
+
+def test_a_terminal_without_unicode_gets_no_blocks():
+    terminal = Terminal(80, "latin-1")
+    for step in range(3):
+        terminal.training(step)
+    text = "\n".join(terminal.lines())
+    assert text.encode("ascii")
+    assert "loss 2.5000" in text
+
+
+def test_paths_at_the_end_can_be_copied():
+    """A line break of ours in a path would be copied with it."""
+    terminal = Terminal(40)
+    log = Path("/home/somebody/with/a/long/path/to/the/runs/logs/rank0.log")
+    terminal.live.end(
+        End(
+            phase="Failed", exit_code=1, message="no such file", reason="UserError", step=3, steps=10, attempt=1,
+            restarts=0, seconds=61.0, checkpoint_step=None, export_path=None, log=log,
+            log_tail=("a line of a traceback that is longer than the terminal",),
+        )
+    )  # fmt: skip
+    terminal.out.flush()
+    text = terminal.out.buffer.getvalue().decode()
+    assert f"log: {log}\n" in text
+    assert "  a line of a traceback that is longer than the terminal\n" in text
+
+
+def test_flow_folds_only_what_is_wider_than_a_line():
+    from rich.text import Text
+
+    assert flow([Text("one"), Text("two"), Text("three")], 8).plain == "one  two\nthree"
+    assert flow([Text("longer than that"), Text("two")], 8).plain == "longer than that\ntwo"
+
+
+def test_a_path_below_is_told_as_one_types_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert nearby(tmp_path / "runs/a/logs") == Path("runs/a/logs")
+    assert nearby(Path("/elsewhere")) == Path("/elsewhere")
