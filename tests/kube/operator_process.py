@@ -102,8 +102,10 @@ _FORKSERVER.set_forkserver_preload(["hftitan_operator.operate"])
 class QuickOperator:
     """Without /metrics and /readyz. `with` starts and kills it."""
 
-    def __init__(self, kubeconfig: Path, log: Path, *namespaces: str) -> None:
-        self._arguments = (str(kubeconfig), str(log), namespaces)
+    def __init__(self, kubeconfig: Path, log: Path, *namespaces: str, leader_elect: bool = False) -> None:
+        """`leader_elect`: with a Lease in the first of the namespaces."""
+        lease = namespaces[0] if leader_elect else None
+        self._arguments = (str(kubeconfig), str(log), namespaces, lease)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._lock = threading.RLock()
         """Who kills is a thread of a proxy, and may come before the start is done."""
@@ -133,7 +135,7 @@ class QuickOperator:
                 self._process.join()
 
 
-def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...]) -> None:
+def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...], lease: str | None) -> None:
     from hftitan_operator import operate
 
     threading.Thread(target=_end_with_the_test, daemon=True).start()
@@ -142,7 +144,8 @@ def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...]) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     logging.root.handlers.clear()
-    operate.main(operate.Options(namespaces=namespaces, kubeconfig=kubeconfig, port=0))
+    elect = {"leader_elect": lease is not None, "lease_namespace": lease}
+    operate.main(operate.Options(namespaces=namespaces, kubeconfig=kubeconfig, port=0, **elect))
 
 
 def _end_with_the_test() -> None:

@@ -16,7 +16,7 @@ from fault_proxy import Call, FaultProxy
 from kubectl import Kubectl, wait
 from kubelets import KubeletProcess
 from lives import SCRIPTS, Home, Life, World, poll_all
-from operator_process import OperatorProcess
+from operator_process import OperatorProcess, QuickOperator
 
 from hftitan_api.models import GROUP
 from hftitan_operator.core import access, naming
@@ -132,23 +132,31 @@ def test_every_right_is_used_and_nothing_is_refused(tenancy, plane, homes, tmp_p
 
 def names_are_taken(admin: Kubectl, team: str) -> None:
     """Jobs whose objects find somebody else's under their names: each is looked at before it is left alone."""
-    config = naming.config_name("names-taken")
+    occupy(admin, team)
+    for name in ("names-taken", "pod-taken"):
+        admin.create(document(name, team))
+        refusal = admin.wait_for("hftitanjobs", name, lambda job: "message" in job.get("status", {}), team)
+        assert "is there already and is not this job's" in refusal["status"]["message"]
+        admin.delete("hftitanjobs", name, team)
+
+
+def occupy(admin: Kubectl, team: str) -> None:
+    """The names that those jobs would have."""
     pod = {"containers": [{"name": "x", "image": "x"}], "nodeSelector": {"no": "where"}}
     things = (
         ("Service", "names-taken", {"spec": {"clusterIP": "None"}}),
-        ("ConfigMap", config, {}),
+        ("ConfigMap", naming.config_name("names-taken"), {}),
         ("Pod", "pod-taken-1-0", {"spec": pod}),
     )
     for kind, name, content in things:
         admin.create({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": team}, **content})
-    for name in ("names-taken", "pod-taken"):
-        spec = {"model": {"name": "org/model"}, "dataset": {"name": "org/data"}, "mesh": {"device": "cpu"}}
-        metadata = {"name": name, "namespace": team}
-        job = {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata}
-        admin.create({**job, "spec": {**spec, "training": {"steps": 1}}})
-        refusal = admin.wait_for("hftitanjobs", name, lambda job: "message" in job.get("status", {}), team)
-        assert "is there already and is not this job's" in refusal["status"]["message"]
-        admin.delete("hftitanjobs", name, team)
+
+
+def document(name: str, team: str, **spec):
+    base = {"model": {"name": "org/model"}, "dataset": {"name": "org/data"}, "mesh": {"device": "cpu"}}
+    metadata = {"name": name, "namespace": team}
+    spec = {**base, "training": {"steps": 1}, **spec}
+    return {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata, "spec": spec}
 
 
 def edits_amid(admin: Kubectl, name: str) -> Callable[[Call], None]:
@@ -161,3 +169,67 @@ def edits_amid(admin: Kubectl, name: str) -> Callable[[Call], None]:
             admin.patch("hftitanjobs", name, {"metadata": {"labels": {"edited": "yes"}}}, call.namespace)
 
     return script
+
+
+# --- without one of them -----------------------------------------------------------------------------------------
+
+RIGHTS = [(a.group, a.resource, verb) for a in access.TABLE if a.group in EVERYWHERE for verb in a.verbs]
+
+
+def test_a_right_that_is_missing_is_named(plane, tmp_path, say):
+    """An operator for each right, without it: each says in its log what it may not do, and goes on."""
+    with contextlib.ExitStack() as stack:
+        logs = {}
+        for number, right in enumerate(RIGHTS):
+            logs[right] = log = tmp_path / f"log-{number}"
+            log.touch()
+            team = plane.admin.make_namespace(f"without-{number}")
+            user = account_without(plane.admin, team, right)
+            proxy = stack.enter_context(FaultProxy(plane, tmp_path, user))
+            proxy.script = edits_amid(plane.admin, "names-taken")
+            needs_lease = right[1] == "leases"
+            stack.enter_context(QuickOperator(proxy.kubeconfig, log, team, leader_elect=needs_lease))
+            occupy(plane.admin, team)
+            mistake = {"pod": {"env": [{"name": "PET_NNODES", "value": "2"}]}}
+            over = {"runPolicy": {"ttlSecondsAfterFinished": 0}}
+            for job in (
+                document("names-taken", team),
+                document("pod-taken", team),
+                document("wrong", team, **mistake, **over),
+                document("stopped", team),
+            ):
+                plane.admin.create(job)
+
+        def unsaid():
+            return [right for right, log in logs.items() if complaint(right) not in log.read_text()]
+
+        def stop_pods():
+            """As soon as there are any."""
+            for pod in plane.admin.list("pods", None, labels="hftitan.io/job=stopped"):
+                suspension = {"spec": {"runPolicy": {"suspend": True}}}
+                plane.admin.patch("hftitanjobs", "stopped", suspension, pod["metadata"]["namespace"])
+
+        with contextlib.suppress(AssertionError):
+            wait(lambda: stop_pods() or not unsaid(), "every complaint", LIFE_SECONDS)
+        assert unsaid() == []
+    say(f"{len(RIGHTS)} rights, each of them missed by name")
+
+
+def complaint(right):
+    """The API server's words."""
+    group, resource, verb = right
+    return f'cannot {verb} resource "{resource}" in API group "{group}"'
+
+
+def account_without(admin: Kubectl, team: str, right) -> str:
+    """A user with all rights but this one."""
+    account = access.Account(namespace=team)
+    for manifest in access.namespaced(account, [team], nodes=True):
+        if "rules" in manifest:
+            rules = [
+                {**rule, "verbs": [v for v in rule["verbs"] if (*rule["apiGroups"], *rule["resources"], v) != right]}
+                for rule in manifest["rules"]
+            ]
+            manifest = {**manifest, "rules": [rule for rule in rules if rule["verbs"]]}
+        admin.apply(manifest)
+    return f"system:serviceaccount:{team}:{account.name}"

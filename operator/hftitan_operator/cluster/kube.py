@@ -33,7 +33,7 @@ from hftitan_operator.cluster.kube_store import (
     object_record,
     pod_record,
 )
-from hftitan_operator.cluster.kube_watch import Reflector
+from hftitan_operator.cluster.kube_watch import Reflector, level
 from hftitan_operator.cluster.port import Conflict, Denied
 from hftitan_operator.cluster.turns import Turns
 from hftitan_operator.core import naming, scheduling
@@ -290,13 +290,16 @@ class KubeCluster:
             self.jobs.forget(job.metadata.uid)
 
     async def _send_events(self) -> None:
+        failures = 0
         while True:
             event = await self._events.get()
             try:
                 async with self._writes.take(EVENT_PATIENCE_SECONDS):
                     await self.api.request("POST", f"/api/v1/namespaces/{event['metadata']['namespace']}/events", event)
+                failures = 0
             except OSError as error:
-                log.debug("event %s: %s", event["metadata"]["name"], error)
+                failures += 1
+                log.log(level(failures), "event %s is lost: %s", event["metadata"]["name"], error)
             finally:
                 self._events.task_done()
 

@@ -171,11 +171,9 @@ class Reflector:
         }
 
     def _tell(self, doing: str, error: OSError, failures: int) -> None:
-        """One failure is the network's everyday; of many in a row the second is said, the fourth, the eighth, ..."""
-        worth_saying = failures > 1 and failures & (failures - 1) == 0
         unknown = self._absent and isinstance(error, ApiError) and error.status == 404
         what = self._absent if unknown else f"{error}; trying again"
-        log.log(logging.WARNING if worth_saying else logging.DEBUG, "%s %s: %s", doing, self._path, what)
+        log.log(level(failures), "%s %s: %s", doing, self._path, what)
 
     def _gives_up(self, error: OSError) -> bool:
         if not (self._optional and isinstance(error, ApiError) and error.status == 403):
@@ -185,6 +183,12 @@ class Reflector:
         self.denied = True
         self.synced.set()
         return True
+
+
+def level(failures: int) -> int:
+    """Of the log, for the last of so many in a row: one failure is the network's everyday; of more the second is said,
+    the fourth, the eighth, ..."""
+    return logging.WARNING if failures > 1 and failures & (failures - 1) == 0 else logging.DEBUG
 
 
 def backoff(failures: int) -> float:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from hftitan_operator.cluster.kube_api import ApiError, Json, KubeApi
+from hftitan_operator.cluster.kube_watch import level
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Lease:
                 failures = 0
             except OSError as error:
                 failures += 1
-                log.log(logging.DEBUG if failures == 1 else logging.WARNING, "lease: %s; trying again", error)
+                log.log(level(failures), "lease: %s; trying again", error)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def renew(self) -> None:
