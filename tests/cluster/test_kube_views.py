@@ -84,14 +84,26 @@ DISRUPTED = [
     {"phase": "Failed", "reason": "Preempting"},
     {
         "phase": "Failed",
-        "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
+        "conditions": [
+            {"type": "TerminationTarget", "status": "False"},
+            {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"},
+        ],
     },
+    {"phase": "Failed", "conditions": [{"type": "TerminationTarget", "status": "True", "reason": "WorkloadEvicted"}]},
 ]
 
 
 @pytest.mark.parametrize("status", DISRUPTED)
 def test_ends_that_are_not_the_jobs_doing(status):
     assert pod_view(pod(status)).disrupted
+
+
+def test_what_kueue_says_of_a_preempted_pod():
+    """pkg/controller/jobs/pod/pod_controller.go of Kueue 0.19.2, Stop: the condition, then the deletion."""
+    said = "Preempted to accommodate a workload (UID: w) due to prioritization in the ClusterQueue"
+    target = {"type": "TerminationTarget", "status": "True", "reason": "WorkloadEvicted", "message": said}
+    view = pod_view(pod({"phase": "Running", "conditions": [target]}))
+    assert (view.reason, view.message) == ("WorkloadEvicted", said)
 
 
 def test_a_pod_being_deleted_knows_until_when():

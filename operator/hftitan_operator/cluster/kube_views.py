@@ -48,7 +48,7 @@ def pod_view(obj: Json) -> PodView | None:
     state = container.get("state") or {}
     ended, running = state.get("terminated") or {}, state.get("running") or {}
     reason, message = _why(status, conditions, state)
-    disruption = conditions.get("DisruptionTarget", {})
+    disruption = _disruption(conditions)
     phase = status.get("phase", "Pending")
     return PodView(
         name=metadata["name"],
@@ -67,7 +67,7 @@ def pod_view(obj: Json) -> PodView | None:
         reason=reason,
         message=message,
         report=exit_report(ended.get("message")),
-        disrupted=disruption.get("status") == "True" or status.get("reason") in _DISRUPTIONS,
+        disrupted=bool(disruption) or status.get("reason") in _DISRUPTIONS,
     )
 
 
@@ -75,8 +75,8 @@ def _why(status: Json, conditions: Mapping[Any, Any], state: Json) -> tuple[str 
     """Kubernetes' word and sentence for an end or a wait: of the pod, its container, its scheduling, in this order."""
     if status.get("reason"):
         return status["reason"], _short(status.get("message"))
-    disruption = conditions.get("DisruptionTarget", {})
-    if disruption.get("status") == "True":
+    disruption = _disruption(conditions)
+    if disruption:
         return disruption.get("reason"), _short(disruption.get("message"))
     for kind in ("terminated", "waiting"):
         said = state.get(kind) or {}
@@ -87,6 +87,12 @@ def _why(status: Json, conditions: Mapping[Any, Any], state: Json) -> tuple[str 
     if scheduled.get("status") == "False":
         return scheduled.get("reason"), _short(scheduled.get("message"))
     return None, None
+
+
+def _disruption(conditions: Mapping[Any, Any]) -> Json:
+    """Why the cluster ended the pod: Kubernetes' own condition, or Kueue's, which it sets before it deletes the pod."""
+    found = (conditions.get(kind, {}) for kind in ("DisruptionTarget", "TerminationTarget"))
+    return next((condition for condition in found if condition.get("status") == "True"), {})
 
 
 def exit_report(text: str | None) -> ExitReport | None:

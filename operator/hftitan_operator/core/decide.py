@@ -298,7 +298,7 @@ class _Pass(Draft):
         """Phase and message of a whole gang in which nothing has gone wrong."""
         attempt = f"attempt {self.status.attempt}"
         if self.status.attempt_start_time is None:
-            waiting = describe.waiting(gang)
+            waiting = describe.waiting(gang, scheduling.gatekeeper(self.job, self.status.attempt))
             if waiting:
                 self.phase("Pending", f"{attempt}: {waiting}")
                 return

@@ -39,14 +39,16 @@ def created(status: JobStatus, attempt: int, nodes: int) -> str:
     return f"{message}, going on {from_step(status)}{after}"
 
 
-def waiting(gang: Sequence[PodView]) -> str | None:
-    """What a whole gang waits for before all of it runs, or None when it does."""
+def waiting(gang: Sequence[PodView], gatekeeper: str | None = None) -> str | None:
+    """What a whole gang waits for before all of it runs, or None when it does. `gatekeeper`: who holds pods back."""
     pending = [pod for pod in gang if pod.phase != "Running" and not finished(pod)]
     if not pending:
         return None
     troubled = next((pod for pod in pending if pod.reason and pod.reason not in _ORDINARY_WAITS), None)
     if troubled is None:
         return f"waiting for {len(pending)} of {pods(len(gang))} to start"
+    if troubled.reason == "SchedulingGated" and gatekeeper:
+        return f"waiting for {gatekeeper}"
     said = f": {troubled.message}" if troubled.message else ""
     if troubled.reason in ("Unschedulable", "SchedulingGated"):
         return f"pod {troubled.name} is not scheduled ({troubled.reason}){said}"

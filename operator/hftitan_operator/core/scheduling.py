@@ -121,6 +121,14 @@ def pod_group(job: HFTitanJob, nodes: int) -> tuple[str, dict[str, Any]] | None:
             return None
 
 
+def gatekeeper(job: HFTitanJob, attempt: int) -> str | None:
+    """Who puts a gate on the pods of an attempt and takes it off, and where to look: `waiting for ...`."""
+    wanted = job.spec.scheduling
+    if wanted.gang != "kueue":
+        return None
+    return f"Kueue to admit the workload {group_name(job, attempt)} from queue {wanted.queue}"
+
+
 def over(job: HFTitanJob, attempt: int) -> list[DeletePodGroup]:
     """Takes back what was asked of a scheduler for an attempt: without pods its PodGroup would wait for ever."""
     asked = pod_group(job, 1)

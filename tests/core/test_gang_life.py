@@ -1,0 +1,239 @@
+"""A job's life with a gang scheduler: what is asked of it and when, what it does to pods, and a cluster without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from core_builders import T0, edited, job, pod, progress, running, seen, settle, with_status
+
+from hftitan_operator.core import gang as creation
+from hftitan_operator.core import reasons
+from hftitan_operator.core import status as st
+from hftitan_operator.core.decide import decide
+from hftitan_operator.core.denied import unserved
+from hftitan_operator.core.state import Apply, DeletePodGroup, Observed, Require
+from hftitan_operator.step import batches
+
+DAY = 86_400.0
+GATED = {
+    "phase": "Pending",
+    "node": None,
+    "reason": "SchedulingGated",
+    "message": "Scheduling is blocked due to non-empty scheduling gates",
+}
+VOLCANO = "scheduling.volcano.sh/v1beta1"
+
+
+def queued(gang="kueue", nodes=2, **spec):
+    queue = {"queue": "team-queue"} if gang in ("kueue", "volcano", "kai") else {}
+    return job(nodes=nodes, scheduling={"gang": gang, **queue}, **spec)
+
+
+def gated(index=0, attempt=1, **changes):
+    return replace(pod(index, attempt, "Pending"), **{**GATED, **changes})
+
+
+def kinds(actions):
+    return [a.manifest["kind"] if isinstance(a, Apply) else type(a).__name__ for a in actions]
+
+
+def groups(actions):
+    """Names of PodGroups: those created, those deleted."""
+    made = [
+        a.manifest["metadata"]["name"] for a in actions if isinstance(a, Apply) and a.manifest["kind"] == "PodGroup"
+    ]
+    return made, [a.name for a in actions if isinstance(a, DeletePodGroup)]
+
+
+# --- what is asked, and when ------------------------------------------------------------------------------------
+
+
+def test_a_pod_group_comes_before_everything_and_in_a_batch_of_its_own():
+    actions = decide(queued("volcano"), Observed(), T0).actions
+    assert kinds(actions) == ["PodGroup", "Service", "ConfigMap", "Pod", "Pod"]
+    assert [kinds(batch) for batch in batches(actions)] == [["PodGroup"], ["Service", "ConfigMap"], ["Pod", "Pod"]]
+
+
+def test_kueues_queue_must_be_there_before_anything_is_made():
+    actions = decide(queued("kueue"), Observed(), T0).actions
+    assert actions[0] == Require("kueue.x-k8s.io/v1beta2", "localqueues", "team-queue")
+    assert [kinds(batch) for batch in batches(actions)] == [["Require"], ["Service", "ConfigMap"], ["Pod", "Pod"]]
+
+
+def test_it_is_asked_again_with_each_slice_of_pods_and_not_once_they_are_there(monkeypatch):
+    monkeypatch.setattr(creation, "PODS_AT_ONCE", 2)
+    of = queued("volcano", nodes=3)
+    first = decide(of, Observed(), T0)
+    assert (groups(first.actions), first.recheck_after) == ((["x-uid-1"], []), 0)
+    of = with_status(of, first)
+    second = decide(of, seen(pod(0, phase="Pending"), pod(1, phase="Pending")), T0)
+    assert kinds(second.actions) == ["PodGroup", "Pod"]
+    of, (whole, *_) = settle(with_status(of, second), seen(*(pod(i, phase="Pending") for i in range(3))), T0)
+    assert whole.actions == ()
+    lost = decide(of, seen(*(pod(i, phase="Pending") for i in range(3)), service=False), T0)
+    assert kinds(lost.actions) == ["Service"]
+
+
+# --- the end of an attempt --------------------------------------------------------------------------------------
+
+
+def test_a_new_attempt_is_a_new_group_and_the_old_one_goes_with_the_verdict():
+    of = running(queued("volcano"))
+    crashed = seen(pod(0, phase="Failed", exit_code=137), pod(1))
+    verdict = decide(of, crashed, T0 + 1)
+    assert verdict.status.phase == "Restarting"
+    assert verdict.actions == (DeletePodGroup(VOLCANO, "x-uid-1"),)
+    of, (*_, drained) = settle(of, crashed, T0 + 1)
+    assert groups(drained.actions) == ([], []), "once, with the verdict"
+    over = seen(pod(0, phase="Failed", exit_code=137), pod(1, phase="Failed", exit_code=143))
+    of, decisions = settle(of, over, T0 + 2)
+    actions = [action for decision in decisions for action in decision.actions]
+    assert of.status.attempt == 2
+    assert groups(actions)[0] == ["x-uid-2"]
+    pods = [a.manifest for a in actions if isinstance(a, Apply) and a.manifest["kind"] == "Pod"]
+    assert [p["metadata"]["annotations"] for p in pods] == [{"scheduling.k8s.io/group-name": "x-uid-2"}] * 2
+
+
+def test_a_suspended_job_waits_in_no_queue_and_goes_on_in_a_new_group():
+    of = edited(running(queued("volcano")), runPolicy={"suspend": True})
+    of, decisions = settle(of, seen(pod(0), pod(1)), T0 + 1)
+    assert [groups(decision.actions)[1] for decision in decisions if groups(decision.actions)[1]] == [["x-uid-1"]]
+    assert groups(decide(of, seen(), T0 + 9).actions) == ([], [])
+    of, decisions = settle(edited(of, runPolicy={"suspend": False}), seen(), T0 + 10)
+    assert groups([a for d in decisions for a in d.actions]) == (["x-uid-2"], [])
+
+
+def test_a_job_created_suspended_has_no_group():
+    assert decide(queued("volcano", runPolicy={"suspend": True}), Observed(), T0).actions == ()
+
+
+def test_the_group_of_a_failed_job_goes_and_that_of_a_finished_one_stays_with_it():
+    of = running(queued("volcano", runPolicy={"activeDeadlineSeconds": 60}))
+    late = decide(of, seen(pod(0), pod(1), progress=progress(11)), T0 + 61)
+    assert (late.status.phase, groups(late.actions)[1]) == ("Failed", ["x-uid-1"])
+    wrong = decide(of, seen(pod(0, phase="Failed", report="UserError"), pod(1)), T0 + 1)
+    assert (wrong.status.phase, groups(wrong.actions)[1]) == ("Failed", ["x-uid-1"])
+    done = decide(of, seen(*(pod(i, phase="Succeeded") for i in range(2))), T0 + 1)
+    assert (done.status.phase, groups(done.actions)) == ("Succeeded", ([], []))
+
+
+# --- a cluster without the scheduler ----------------------------------------------------------------------------
+
+ABSENT = {
+    # what it needs, and what to do about it
+    "kueue": ("localqueues of kueue.x-k8s.io/v1beta2", "install Kueue 0.15 or newer"),
+    "volcano": ("podgroups of scheduling.volcano.sh/v1beta1", "install Volcano"),
+    "coscheduling": ("podgroups of scheduling.x-k8s.io/v1alpha1", "install the scheduler-plugins chart"),
+    "kai": ("podgroups of scheduling.run.ai/v2alpha2", "install KAI Scheduler 0.15 or newer"),
+    "kubernetes": (
+        "podgroups of scheduling.k8s.io/v1beta1",
+        "use Kubernetes 1.37 or newer with this API and the feature gate GenericWorkload enabled",
+    ),
+}
+
+
+@pytest.mark.parametrize("gang", ABSENT)
+def test_a_new_job_is_refused_with_the_field_and_the_fix(gang):
+    needed, remedy = ABSENT[gang]
+    message = (
+        f"spec.scheduling.gang: {gang} needs {needed}, which this cluster does not have; {remedy}, or use gang: none"
+    )
+    of = queued(gang)
+    refused = unserved(of, decide(of, Observed(), T0), "said the server", T0)
+    assert (refused.status.phase, refused.status.message, refused.actions) == ("Failed", message, ())
+    accepted = st.condition(refused.status, reasons.ACCEPTED)
+    assert (accepted.status, accepted.reason, accepted.message) == ("False", "NoGangScheduler", message)
+    assert refused.status.attempt == 0
+    assert [event.reason for event in refused.events] == ["NoGangScheduler"]
+    final = decide(with_status(of, refused), Observed(), T0 + DAY)
+    assert (final.status, final.actions) == (refused.status, ())
+
+
+def test_a_job_that_ran_waits_for_its_scheduler_to_come_back():
+    of = edited(running(queued("volcano")), runPolicy={"suspend": True})
+    of, _ = settle(of, seen(), T0 + 1)
+    of = edited(of, runPolicy={"suspend": False})
+    waiting = unserved(of, decide(of, Observed(), T0 + 2), "no podgroups here", T0 + 2)
+    assert (waiting.status.phase, waiting.recheck_after) == ("Pending", 10)
+    assert waiting.status.message == "the cluster refused an object of attempt 2: no podgroups here"
+
+
+# --- Kueue ------------------------------------------------------------------------------------------------------
+
+
+def test_gated_pods_may_wait_for_days():
+    of, _ = settle(queued(), Observed(), T0)
+    for days in (0, 1, 30):
+        of, decisions = settle(of, seen(gated(0, created_at=T0), gated(1, created_at=T0)), T0 + days * DAY)
+        assert decisions[-1].recheck_after is None, "no timer runs"
+        assert (of.status.phase, of.status.attempt, of.status.restarts) == ("Pending", 1, 0)
+    assert of.status.message == ("attempt 1: waiting for Kueue to admit the workload x-uid-1 from queue team-queue")
+
+
+EVICTED = {"disrupted": True, "reason": "WorkloadEvicted", "message": "Preempted to accommodate a workload (UID: w)"}
+
+
+@pytest.mark.parametrize(
+    ("pods", "why"),
+    [
+        # Told before they are deleted, they save and end, and Kueue's finalizer keeps them for a while ...
+        (
+            [pod(i, phase="Failed", deleting=True, report="Preempted", **EVICTED) for i in range(2)],
+            "pod x-1-0 was evicted (Preempted to accommodate a workload (UID: w))",
+        ),
+        # ... or one of them dies of its peers' going first.
+        (
+            [
+                pod(0, phase="Failed", report={"reason": "NetworkError", "retryable": True}),
+                pod(1, phase="Failed", deleting=True, **EVICTED),
+            ],
+            "pod x-1-1 was evicted (Preempted to accommodate a workload (UID: w))",
+        ),
+        # An older Kueue, which says nothing, and its pods are gone.
+        ([pod(0, phase="Failed", deleting=True, report="Preempted")], "pod x-1-0 was told to stop"),
+        ([], "pod x-1-0 was deleted"),
+    ],
+)
+def test_a_preempted_gang_starts_anew_and_pays_nothing(pods, why):
+    of = running(queued(runPolicy={"maxRestarts": 0}))
+    of, decisions = settle(of, seen(*pods), T0 + 60)
+    assert (of.status.attempt, of.status.restarts) == (2, 1)
+    assert of.status.restart_history[-1].free
+    assert any(why in event.message for decision in decisions for event in decision.events)
+    made = [a.manifest for d in decisions for a in d.actions if isinstance(a, Apply)]
+    assert {m["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] for m in made} == {"x-uid-2"}
+
+
+def test_a_gated_pod_that_is_deleted_holds_nobody_up_however_long_its_object_stays():
+    """The API server binds no pod that is being deleted, so that it never runs; Kueue's finalizer may keep it."""
+    of, _ = settle(queued(), Observed(), T0)
+    of, _ = settle(of, seen(gated(0), gated(1)), T0 + 1)
+    going = [gated(i, deleting=True, deletion_deadline=T0 + 2) for i in range(2)]
+    of, _ = settle(of, seen(*going), T0 + 2)
+    assert (of.status.attempt, of.status.restart_history[-1].free) == (2, True)
+    new = [gated(i, 2) for i in range(2)]
+    of, decisions = settle(of, seen(*going, *new), T0 + DAY)
+    assert (of.status.attempt, of.status.phase, decisions[-1].actions) == (2, "Pending", ())
+
+
+def test_a_bound_pod_that_is_deleted_is_still_waited_for():
+    of = running(queued())
+    leaving = [replace(pod(i), deleting=True, deletion_deadline=T0 + 300) for i in range(2)]
+    of, decisions = settle(of, seen(*leaving), T0 + 1)
+    assert (of.status.attempt, decisions[-1].actions) == (1, ())
+
+
+def test_a_job_suspended_in_the_queue_leaves_it_and_comes_back_as_a_new_group():
+    of, _ = settle(queued(), Observed(), T0)
+    of, _ = settle(of, seen(gated(0), gated(1)), T0 + 1)
+    of = edited(of, runPolicy={"suspend": True})
+    of, decisions = settle(of, seen(gated(0), gated(1)), T0 + 2)
+    assert kinds([a for d in decisions for a in d.actions])[-2:] == ["DeletePod", "DeletePod"]
+    held = seen(*(gated(i, deleting=True, deletion_deadline=T0 + 2) for i in range(2)))
+    of, _ = settle(of, held, T0 + 3)
+    assert (of.status.phase, of.status.message) == ("Suspended", "suspended; will go on from the beginning")
+    of, decisions = settle(edited(of, runPolicy={"suspend": False}), held, T0 + 4)
+    assert of.status.attempt == 2
+    assert kinds([a for d in decisions for a in d.actions]) == ["Require", "Pod", "Pod"]
+    assert not of.status.restart_history

@@ -1,0 +1,192 @@
+"""What each gang scheduler is told, held against what its project publishes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import gang_schemas
+import jsonschema
+import kubernetes_validate
+import pytest
+from core_builders import job
+
+from hftitan_api.mesh import plan
+from hftitan_operator.core import access, admission, naming, scheduling
+from hftitan_operator.core.render import render
+
+UID = "0123abcd-4567-89ab-cdef-0123456789ab"
+GROUP = "x-0123abcd-1"
+QUEUES = {"kueue": "team-queue", "volcano": "research", "kai": "research"}
+GANGS = [*scheduling.SCHEDULERS]
+
+
+def gang_job(gang, **scheduling_spec):
+    queue = {"queue": QUEUES[gang]} if gang in QUEUES else {}
+    return job(nodes=3, meta={"uid": UID}, scheduling={"gang": gang, **queue, **scheduling_spec})
+
+
+def rendered(of, attempt=1):
+    return render(of, plan(of.spec), attempt)
+
+
+def affinity(pod, attempt=1):
+    labels = {"hftitan.io/job": "x", "hftitan.io/attempt": str(attempt)}
+    term = {"topologyKey": "rack", "labelSelector": {"matchLabels": labels}}
+    return term in pod["spec"].get("affinity", {}).get("podAffinity", {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution", []
+    )
+
+
+@pytest.mark.parametrize("gang", GANGS)
+@pytest.mark.parametrize("more", [{}, {"priorityClass": "training", "topologyKey": "example.com/rack"}])
+def test_a_job_of_each_gang_is_admitted_and_its_objects_are_what_the_projects_publish(gang, more):
+    of = gang_job(gang, **more)
+    assert admission.problems(of) == []
+    objects = rendered(of)
+    for manifest in objects.objects:
+        gang_schemas.validate(manifest)
+    assert (objects.pod_group is None) == (gang == "kueue")
+    if objects.pod_group is not None:
+        assert objects.objects[0] == objects.pod_group, "before the pods that name it"
+        assert objects.pod_group["metadata"]["ownerReferences"] == objects.service["metadata"]["ownerReferences"]
+
+
+def test_the_schemas_are_closed():
+    group = rendered(gang_job("volcano")).pod_group
+    with pytest.raises(jsonschema.ValidationError, match="minMembers"):
+        gang_schemas.validate({**group, "spec": {"minMembers": 3}})
+    with pytest.raises(jsonschema.ValidationError, match="is not of type 'integer'"):
+        gang_schemas.validate({**group, "spec": {"minMember": "3"}})
+    group = rendered(gang_job("kubernetes")).pod_group
+    with pytest.raises(kubernetes_validate.ValidationError, match="minMember"):
+        gang_schemas.validate({**group, "spec": {**group["spec"], "minMember": 3}})
+
+
+# gang: the spec of its PodGroup with everything set; what its pods carry: labels, annotations, fields of their spec.
+SAID = {
+    "volcano": (
+        {"minMember": 3, "queue": "research", "priorityClassName": "training"},
+        # apis v1.15.0 pkg/apis/scheduling/v1beta1/labels.go KubeGroupNameAnnotationKey; volcano v1.15.1
+        # pkg/scheduler/api/job_info.go getJobID, cmd/scheduler/app/options/options.go defaultSchedulerName
+        ({}, {"scheduling.k8s.io/group-name": GROUP}, {"schedulerName": "volcano"}),
+    ),
+    "coscheduling": (
+        {"minMember": 3},
+        # scheduler-plugins v0.34.7 apis/scheduling/v1alpha1/types.go PodGroupLabel; its chart's scheduler.name
+        ({"scheduling.x-k8s.io/pod-group": GROUP}, {}, {"schedulerName": "scheduler-plugins-scheduler"}),
+    ),
+    "kai": (
+        {"minMember": 3, "queue": "research", "priorityClassName": "training"},
+        # KAI v0.17.0 pkg/common/constants/constants.go PodGroupAnnotationForPod, SkipPodGrouperAnnotation,
+        # DefaultQueueLabel, DefaultSchedulerName; docs/developer/designs/external-podgroups
+        (
+            {"kai.scheduler/queue": "research"},
+            {"pod-group-name": GROUP, "kai.scheduler/skip-podgrouper": "true"},
+            {"schedulerName": "kai-scheduler"},
+        ),
+    ),
+    "kubernetes": (
+        {
+            "schedulingPolicy": {"gang": {"minCount": 3}},
+            "disruptionMode": {"all": {}},
+            "priorityClassName": "training",
+            "schedulingConstraints": {"topology": [{"key": "rack"}]},
+        },
+        # k8s.io/api v0.37.0-beta.0 core/v1/types.go PodSchedulingGroup
+        ({}, {}, {"schedulingGroup": {"podGroupName": GROUP}}),
+    ),
+    "kueue": (
+        None,
+        # Kueue v0.19.2 pkg/controller/constants/constants.go QueueLabel; pkg/controller/jobs/pod/constants/constants.go
+        # GroupNameLabel, GroupNameAnnotation, GroupTotalCountAnnotation, RetriableInGroupAnnotationKey and -Value;
+        # apis/kueue/v1beta2/topology_types.go PodGroupPodIndexLabelAnnotation, PodSetRequiredTopologyAnnotation
+        (
+            {"kueue.x-k8s.io/queue-name": "team-queue", "kueue.x-k8s.io/pod-group-name": GROUP},
+            {
+                "kueue.x-k8s.io/pod-group-name": GROUP,
+                "kueue.x-k8s.io/pod-group-total-count": "3",
+                "kueue.x-k8s.io/retriable-in-group": "false",
+                "kueue.x-k8s.io/pod-group-pod-index-label": "hftitan.io/node-index",
+                "kueue.x-k8s.io/podset-required-topology": "rack",
+            },
+            {},
+        ),
+    ),
+}
+
+
+def test_every_gang_has_a_row():
+    assert set(SAID) == set(GANGS)
+
+
+@pytest.mark.parametrize("gang", SAID)
+def test_what_is_said_to_each(gang):
+    spec, (labels, annotations, fields) = SAID[gang]
+    of = gang_job(gang, priorityClass="training", topologyKey="rack")
+    said, plain = rendered(of), rendered(job(nodes=3, meta={"uid": UID}))
+    assert (said.pod_group and said.pod_group["spec"]) == spec
+    if spec is not None:
+        assert said.pod_group["metadata"]["name"] == GROUP
+        assert said.pod_group["apiVersion"] == scheduling.SCHEDULERS[gang].api_version
+    for pod, without in zip(said.pods, plain.pods, strict=True):
+        assert pod["metadata"]["labels"] == without["metadata"]["labels"] | labels
+        assert pod["metadata"].get("annotations", {}) == annotations
+        expected = {**without["spec"], **fields, "priorityClassName": "training"}
+        assert {key: value for key, value in pod["spec"].items() if key != "affinity"} == expected
+        assert affinity(pod) == (gang not in ("kueue", "kubernetes")), "these two take the key themselves"
+
+
+def test_without_a_gang_the_pods_still_share_a_value_of_the_topology_key():
+    other = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
+    theirs = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [other]}, "nodeAffinity": {}}
+    of = job(scheduling={"topologyKey": "rack"}, pod={"affinity": theirs})
+    before = of.model_dump_json()
+    objects = rendered(of, 2)
+    assert objects.pod_group is None
+    for pod in objects.pods:
+        assert affinity(pod, 2)
+        assert pod["spec"]["affinity"]["nodeAffinity"] == {}
+        assert other in pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        gang_schemas.validate(pod)
+    assert of.model_dump_json() == before
+
+
+@pytest.mark.parametrize("gang", GANGS)
+def test_each_attempt_is_a_group_of_its_own(gang):
+    of = gang_job(gang)
+    first, second = json.dumps(rendered(of, 1).objects), json.dumps(rendered(of, 2).objects)
+    assert "x-0123abcd-1" in first
+    assert "x-0123abcd-2" in second
+    assert "x-0123abcd-1" not in second
+
+
+def test_the_name_of_a_group_is_a_label_and_of_one_job():
+    longest = job(name="a" * 50, meta={"uid": UID})
+    name = scheduling.group_name(longest, 999_999)
+    assert len(name) <= naming.LABEL_LIMIT
+    assert name.endswith("-0123abcd-999999")
+    cut = job(name=f"{'a' * 46}-{'b' * 3}", meta={"uid": UID})
+    for of in (longest, cut, job(name="x-1", meta={"uid": UID})):
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", scheduling.group_name(of, 1))
+    assert "--" not in scheduling.group_name(cut, 1)
+    again = job(meta={"uid": "f" + UID[1:]})
+    assert scheduling.group_name(again, 1) != scheduling.group_name(job(meta={"uid": UID}), 1), "a job made anew"
+
+
+def test_the_operator_has_the_rights_that_each_gang_takes():
+    granted = {(a.group, a.resource): set(a.verbs) for a in access.TABLE}
+    for gang, scheduler in scheduling.SCHEDULERS.items():
+        needed = {"get"} if gang == "kueue" else {"create", "delete"}
+        assert granted[scheduler.group, scheduler.resource] == needed
+
+
+def test_each_is_asked_for_in_the_version_that_its_project_serves():
+    served = {
+        f"{crd['spec']['group']}/{version['name']}": crd["spec"]["names"]["plural"]
+        for crd in gang_schemas.CRDS.values()
+        for version in crd["spec"]["versions"]
+    }
+    for gang, scheduler in scheduling.SCHEDULERS.items():
+        if gang != "kubernetes":
+            assert served[scheduler.api_version] == scheduler.resource
