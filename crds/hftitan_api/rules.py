@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from hftitan_api.models import JobSpec
-from hftitan_api.shape import ModelShape
+from hftitan_api.shape import WINDOWED, ModelShape
 
 FLEX_BLOCK = 128
 """Queries in a block of the attention mask on GPUs; context parallelism hands out whole blocks."""
@@ -257,12 +257,11 @@ def _positions(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
             f"{seq_len} is more than the {longest} positions of {name}; "
             f"use at most {longest}, or raise max_position_embeddings in model.overrides",
         )
-    elif window and seq_len > window:
-        # One mask serves all layers in the backend (get_attention_masks): up to the window's length both are equal.
+    elif window and seq_len > window and shape.model_type not in WINDOWED:
         yield SpecError(
             "spec.training.seqLen",
-            f"{seq_len} is more than the sliding window of {window} of {name}, which the backend does not apply; "
-            f"use at most {window}",
+            f"{seq_len} is more than the sliding window of {window} of {name}, which was not compared with "
+            f"transformers' for models of type {shape.model_type}; use at most {window}",
         )
 
 

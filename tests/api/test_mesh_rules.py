@@ -316,10 +316,10 @@ WITH_A_MODEL = {
     ),
     "sliding window": (
         {"training": {"seqLen": 8192}},
-        {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 32768},
+        {"model_type": "nonesuch", "sliding_window": 4096, "max_position_embeddings": 32768},
         [
-            f"spec.training.seqLen: 8192 is more than the sliding window of 4096 of {NAME}, which the backend does not "
-            "apply; use at most 4096"
+            f"spec.training.seqLen: 8192 is more than the sliding window of 4096 of {NAME}, which was not compared "
+            "with transformers' for models of type nonesuch; use at most 4096"
         ],
     ),
     "GPT-2": (
@@ -347,6 +347,7 @@ FINE = {
     ),
     "tp 3 of 9 heads": ({"mesh": {"gpusPerNode": 3, "tp": 3}, "training": {"seqLen": 1536}}, SMOLLM2),
     "sequence up to the window": ({"training": {"seqLen": 4096}}, {"sliding_window": 4096}),
+    "a known window": ({"training": {"seqLen": 8192}}, {"model_type": "mistral", "sliding_window": 4096}),
     "window switched off": ({"training": {"seqLen": 8192}}, {"sliding_window": 4096, "use_sliding_window": False}),
     "no layer has the window": (
         {"training": {"seqLen": 8192}},

@@ -17,6 +17,8 @@ from typing import Any
 
 VOCAB = 128
 SEQ = 32
+WINDOW = 5
+"""Of the families that have sliding windows: most documents of `rows` are longer."""
 
 TINY = {
     "model_type": "llama",
@@ -53,12 +55,18 @@ _GEMMA = {"tied": True, **_HEADS, "query_pre_attn_scalar": 8}
 # What each family's tiny model is made of, besides TINY; the rows of docs/architectures.md.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
-    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "mistral": {"model_type": "mistral", "sliding_window": WINDOW},
     "qwen2": {"model_type": "qwen2", "tied": True},
     "qwen3": {"model_type": "qwen3", **_HEADS},
-    "gemma2": {"model_type": "gemma2", **_GEMMA},
-    "gemma3_text": {"model_type": "gemma3_text", **_GEMMA, "sliding_window_pattern": 2, "rope": None},
-    "phi3": {"model_type": "phi3", "pad_token_id": 0},
+    "gemma2": {"model_type": "gemma2", **_GEMMA, "sliding_window": WINDOW},
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        **_GEMMA,
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": 3,
+        "rope": None,
+    },
+    "phi3": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": WINDOW},
     "olmo2": {"model_type": "olmo2"},
     "smollm3": {"model_type": "smollm3", "pad_token_id": 0, "no_rope_layer_interval": 2},
     "granite": {"model_type": "granite", "logits_scaling": 3.0, "embedding_multiplier": 2.0},
@@ -70,7 +78,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "mlp_only_layers": [1],
     },
-    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {"model_type": "mixtral", "sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": {"model_type": "olmoe", **_EXPERTS},
 }
 

@@ -146,29 +146,3 @@ def test_initialisation_leaves_the_callers_random_state_alone():
     before = torch.get_rng_state()
     initialise(tiny_llama(), 0, parameters=True)
     assert torch.get_rng_state().equal(before)
-
-
-# --- attention.py -----------------------------------------------------------------------------------------------
-
-
-def test_rows_of_one_document_need_no_mask():
-    import torch
-
-    from hftitan_trainer.attention import PLAIN_CAUSAL, dense_mask, document_mask
-
-    one, two = torch.arange(4)[None], torch.tensor([[0, 1, 0, 1]])
-    assert document_mask(one).shape == PLAIN_CAUSAL
-    expected = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
-    assert document_mask(two)[0, 0].equal(expected)
-    assert dense_mask(two).equal(document_mask(two))
-    assert dense_mask(one)[0, 0].equal(torch.ones(4, 4, dtype=torch.bool).tril())
-
-
-def test_attention_sinks_are_refused_on_cpus():
-    import torch
-
-    from hftitan_trainer.attention import document_mask, sdpa_attention
-
-    q = torch.randn(1, 2, 4, 8)
-    with pytest.raises(NotImplementedError, match="sinks"):
-        sdpa_attention(torch.nn.Module(), q, q, q, document_mask(torch.arange(4)[None]), s_aux=torch.ones(2))

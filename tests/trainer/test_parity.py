@@ -14,13 +14,21 @@ sys.path.insert(0, str(HERE))
 
 import harness  # noqa: E402
 
+from hftitan_api.shape import WINDOWED  # noqa: E402
+
 # Families that the table of test_architectures.py has no row for.
 OTHERS = (
     "arcee", "bitnet", "cohere", "cohere2", "cwm", "diffllama", "ernie4_5", "exaone4", "gemma", "hyperclovax",
     "internlm3", "iquestcoder", "jais2", "nanochat", "nemotron", "olmo", "olmo3", "phi", "stablelm", "vaultgemma",
 )  # fmt: skip
+# What transformers' classes keep to themselves unless the config says so.
+_WINDOW = {"sliding_window": harness.WINDOW}
+_LATE_WINDOW = {**_WINDOW, "use_sliding_window": True, "max_window_layers": 2, "pad_token_id": 0}
 VARIANTS = {
-    **{family: {"model_type": family, "pad_token_id": 0} for family in OTHERS},
+    **{f: {"model_type": f, "pad_token_id": 0, **(_WINDOW if f in WINDOWED else {})} for f in OTHERS},
+    **{f"{family}-windows": {"model_type": family, **_LATE_WINDOW} for family in ("qwen2", "qwen3", "smollm3")},
+    **{family: harness.FAMILIES[family] for family in ("mistral", "mixtral", "phi3", "gemma2", "gemma3_text")},
+    "qwen3_moe-window": {**harness.FAMILIES["qwen3_moe"], **_WINDOW, "use_sliding_window": True},
     "llama-tied": {"tied": True},
     "llama-bfloat16-file": {"dtype": "bfloat16"},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},
@@ -28,25 +36,30 @@ VARIANTS = {
 }
 
 
-def reference(folder: Path, rows: list[dict]) -> tuple[float, float]:
-    """Loss and gradient norm by transformers alone, with a mask written out from the positions."""
+def reference(folder: Path, rows: list[dict], *, own_mask: bool = False) -> tuple[float, float]:
+    """Loss and gradient norm by transformers alone: with masks written out from the positions, or with those that it
+    makes of them itself."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     tokens, labels, positions = (torch.tensor([row[key] for row in rows]) for key in ("input", "labels", "positions"))
     batch, seq = tokens.shape
-    mask = torch.full((batch, 1, seq, seq), float("-inf"))
+    causal = torch.full((batch, 1, seq, seq), float("-inf"))
+    window = getattr(model.config, "sliding_window", None) or seq
+    sliding = causal.clone()
     for b in range(batch):
         start = 0
         for i in range(seq):
             if positions[b, i] == 0:
                 start = i
-            mask[b, 0, i, start : i + 1] = 0.0
-    masks = mask
-    if getattr(model.config, "layer_types", None) and "sliding_attention" in model.config.layer_types:
-        masks = {"full_attention": mask, "sliding_attention": mask}
-    logits = model(tokens, attention_mask=masks, position_ids=positions, use_cache=False).logits
+            causal[b, 0, i, start : i + 1] = 0.0
+            sliding[b, 0, i, max(start, i + 1 - window) : i + 1] = 0.0
+    kinds = getattr(model.config, "layer_types", None) or ()
+    masks = sliding
+    if kinds:
+        masks = {"full_attention": causal, "sliding_attention": sliding} if "sliding_attention" in kinds else causal
+    logits = model(tokens, attention_mask=None if own_mask else masks, position_ids=positions, use_cache=False).logits
     total = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     loss = total / (labels != -100).sum()
     loss.backward()
@@ -74,6 +87,16 @@ def test_first_step_equals_transformers(families, name):
     loss, norm = reference(folder, rows)
     assert step["loss"] == pytest.approx(loss, rel=1e-4)
     assert step["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_window_is_the_one_that_transformers_makes(families):
+    found, rows = families
+    windowed = [name for name, how in VARIANTS.items() if "sliding_window" in how]
+    assert len(windowed) > 10
+    for name in windowed:
+        folder, step = found[name]
+        loss, norm = reference(folder, rows, own_mask=True)
+        assert [step["loss"], step["grad_norm"]] == pytest.approx([loss, norm], rel=1e-4), name
 
 
 def test_smollm2_first_loss_equals_transformers_in_ten_materialisations(tmp_path):

@@ -19,6 +19,7 @@ from torchtitan.protocols.model_spec import ModelSpec as TitanModelSpec
 
 from hftitan_api.models import TrainingSpec
 from hftitan_api.wire import MeshDegrees, TrainerSpec
+from hftitan_trainer.attention import WHOLE
 from hftitan_trainer.checks import check_model_on_mesh
 from hftitan_trainer.experts import SelectiveRecomputation
 from hftitan_trainer.hf_model import ModelFolder
@@ -117,6 +118,7 @@ def _parallelism(mesh: MeshDegrees, training: TrainingSpec) -> ParallelismConfig
         expert_parallel_degree=mesh.ep,
         # "headtail" cannot shard a flex mask; on CPUs the mask is dense and every rank keeps its contiguous part.
         context_parallel_load_balancer=None if on_cpu else "ptrr",
+        context_parallel_ptrr_mask_key=WHOLE,  # of the two masks that a model with sliding windows has
         # Gathering weights twice costs more than keeping them where memory is the machine's and the wire is loopback.
         fsdp_reshard_after_forward="never" if on_cpu else "default",
     )

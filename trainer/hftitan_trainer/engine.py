@@ -209,7 +209,7 @@ class HFTitanTrainer(HFTransformerTrainer):
         """
         if self.device.type != "cpu" or not self.parallel_dims.cp_enabled:
             return super().post_dataloading_process(input_dict, labels)
-        mask = dense_mask(input_dict["positions"])
+        mask = dense_mask(input_dict["positions"], self.model.sliding_window)
         inputs, labels, extra = Trainer.post_dataloading_process(self, input_dict, labels)
         mesh = self.parallel_dims.get_mesh("cp")
         rows = mask.shape[2] // mesh.size()

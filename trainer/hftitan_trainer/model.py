@@ -82,6 +82,7 @@ class HFTitanModel(HFTransformerModel):
         self._folder: ModelFolder = config._folder
         self._seed: int = config._seed
         self.tied = self._folder.tied
+        self.sliding_window = ModelShape.from_config(self._folder.config.to_dict()).sliding_window
 
     def _patch_hf_llama_like(self, **_classes: Any) -> None:
         """Leave transformers' classes alone.
@@ -131,10 +132,17 @@ class HFTitanModel(HFTransformerModel):
             head.weight = embedding.weight
 
     def get_attention_masks(self, positions: torch.Tensor) -> Any:
-        """Causal inside documents: a flex BlockMask, on CPUs a boolean mask (flex has no backward pass there)."""
+        """Causal inside documents: a flex BlockMask, on CPUs a boolean mask (flex has no backward pass there).
+
+        Where rows are longer than a sliding window, upstream's one mask would let every layer see all of a document:
+        here a second one, and both by the kind of layer (a dict is what torchtitan shards under context parallelism).
+        """
         if positions.device.type == "cpu":
-            return attention.document_mask(positions)
-        return super().get_attention_masks(positions)
+            return attention.document_mask(positions, self.sliding_window)
+        whole = super().get_attention_masks(positions)
+        if self.sliding_window is None or positions.shape[1] <= self.sliding_window:
+            return whole
+        return {attention.WHOLE: whole, attention.WINDOWED: attention.block_mask(positions, self.sliding_window)}
 
     def forward(self, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Logits [batch, seq, vocab] of tokens [batch, seq], or the hidden states a later pipeline stage goes on from.
@@ -146,6 +154,8 @@ class HFTitanModel(HFTransformerModel):
         mask = kwargs.pop("attention_masks", None)
         if mask is None:
             mask = self.get_attention_masks(positions)
+        if isinstance(mask, dict):
+            mask = attention.LayeredMask(mask)
         inputs = {"position_ids": positions, "attention_mask": mask, "use_cache": False, **kwargs}
         if self._skip_lm_head or isinstance(self.lm_head, nn.Identity):
             return self.model.model(tokens, **inputs).last_hidden_state
