@@ -1,0 +1,148 @@
+"""Gang schedulers on a real API server that knows their kinds; what the schedulers do is done by hand.
+
+Nobody here has the schedulers themselves: the tests bind a whole group, hold pods by a finalizer and preempt by
+deletion. The operator is a process of its own, with exactly its rights.
+"""
+
+import pytest
+from gang_schemas import FOLDER
+from kubectl import ApiError, wait
+
+VOLCANO = "/apis/scheduling.volcano.sh/v1beta1/namespaces/{}/podgroups"
+KUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{}/localqueues"
+FINALIZER = "kueue.x-k8s.io/managed"
+
+
+@pytest.fixture(scope="module")
+def kinds(control_plane):
+    """The kinds of Volcano and Kueue, and of no other scheduler."""
+    for name in ("volcano", "kueue"):
+        control_plane.install_crd(FOLDER / f"{name}.yaml")
+    yield
+    for name in ("podgroups.scheduling.volcano.sh", "localqueues.kueue.x-k8s.io"):
+        control_plane.admin.delete("customresourcedefinitions", name)
+
+
+@pytest.fixture
+def team(admin, namespace, kinds, operator):
+    admin.make_claim("claim", namespace)
+    return Team(admin, namespace)
+
+
+class Team:
+    """The jobs of a namespace, and what is made for them."""
+
+    def __init__(self, admin, namespace):
+        self.admin, self.namespace = admin, namespace
+
+    def create(self, name, **scheduling):
+        spec = {
+            "model": {"name": "org/model"},
+            "dataset": {"name": "org/data"},
+            "mesh": {"nodes": 2, "device": "cpu"},
+            "training": {"steps": 3, "seqLen": 64},
+            "checkpoint": {"volume": "claim"},
+            "scheduling": scheduling,
+        }
+        metadata = {"name": name, "namespace": self.namespace}
+        document = {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata, "spec": spec}
+        return self.admin.create(document)["metadata"]["uid"]
+
+    def status(self, name):
+        return self.admin.get("hftitanjobs", name, self.namespace).get("status", {})
+
+    def until(self, name, condition, what):
+        wait(lambda: condition(self.status(name)), what)
+        return self.status(name)
+
+    def pods(self, name, attempt):
+        selector = f"hftitan.io/job={name},hftitan.io/attempt={attempt}"
+        return self.admin.list("pods", self.namespace, labels=selector)
+
+    def gang(self, name, attempt):
+        """The pods of an attempt, once they are there."""
+        wait(lambda: len(self.pods(name, attempt)) == 2, f"the pods of attempt {attempt} of {name}")
+        return self.pods(name, attempt)
+
+    def groups(self):
+        items = self.admin.request("GET", VOLCANO.format(self.namespace))["items"]
+        return {item["metadata"]["name"]: item for item in items}
+
+    def bind(self, pods, node):
+        """As a scheduler does it."""
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"name": node}}
+            self.admin.request("POST", f"/api/v1/namespaces/{self.namespace}/pods/{name}/binding", binding)
+
+
+def test_volcano_gets_a_group_for_each_attempt(team, kubelet):
+    kubelet("gang-a", fake={})
+    uid = team.create("x", gang="volcano", queue="research", topologyKey="kubernetes.io/hostname")
+    pods = team.gang("x", 1)
+    first, second = (f"x-{uid[:8]}-{attempt}" for attempt in (1, 2))
+    (name, group), *others = team.groups().items()
+    assert (name, others) == (first, [])
+    assert group["spec"] == {"minMember": 2, "queue": "research"}
+    assert [owner["uid"] for owner in group["metadata"]["ownerReferences"]] == [uid]
+    assert {pod["metadata"]["annotations"]["scheduling.k8s.io/group-name"] for pod in pods} == {first}
+    assert {(pod["spec"]["schedulerName"], pod["spec"].get("nodeName")) for pod in pods} == {("volcano", None)}
+    team.bind(pods, "gang-a")
+    team.until("x", lambda s: s.get("phase") == "Starting", "the gang to run")
+    team.admin.delete("pods", pods[0]["metadata"]["name"], team.namespace)
+    again = team.gang("x", 2)
+    assert {pod["metadata"]["annotations"]["scheduling.k8s.io/group-name"] for pod in again} == {second}
+    assert set(team.groups()) == {second}
+    team.admin.patch("hftitanjobs", "x", {"spec": {"runPolicy": {"suspend": True}}}, team.namespace)
+    wait(lambda: not team.groups(), "the group of the suspended job to go")
+
+
+def test_a_job_without_its_scheduler_is_refused_and_others_go_on(team, kubelet):
+    kubelet("gang-b", fake={"endsAfter": 0.2})
+    team.create("refused", gang="coscheduling")
+    team.create("fine")
+    status = team.until("refused", lambda s: s.get("phase") == "Failed", "the refusal")
+    message = (
+        "spec.scheduling.gang: coscheduling needs podgroups of scheduling.x-k8s.io/v1alpha1, which this cluster does "
+        "not have; install the scheduler-plugins chart, or use gang: none"
+    )
+    accepted = next(c for c in status["conditions"] if c["type"] == "Accepted")
+    assert (accepted["status"], accepted["reason"], accepted["message"]) == ("False", "NoGangScheduler", message)
+    assert status["message"] == message
+    for resource in ("pods", "services", "configmaps"):
+        assert team.admin.list(resource, team.namespace, labels="hftitan.io/job=refused") == []
+    team.until("fine", lambda s: s.get("phase") == "Succeeded", "the other job")
+
+
+def test_kueue_preempts_by_deletion_and_its_finalizer_holds_nobody_up(team):
+    queue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {"name": "team-queue"}}
+    team.admin.request("POST", KUEUE.format(team.namespace), {**queue, "spec": {"clusterQueue": "all"}})
+    uid = team.create("x", gang="kueue", queue="team-queue")
+    for pod in (pods := team.gang("x", 1)):
+        assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
+        assert pod["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "2"
+    names = [pod["metadata"]["name"] for pod in pods]
+    for name in names:
+        team.admin.patch("pods", name, {"metadata": {"finalizers": [FINALIZER]}}, team.namespace)
+    for name in names:
+        team.admin.delete("pods", name, team.namespace)
+    again = team.gang("x", 2)
+    assert {p["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] for p in again} == {f"x-{uid[:8]}-2"}
+    assert [p["metadata"]["name"] for p in team.pods("x", 1)] == names, "still there, and nobody waits for them"
+    history = team.until("x", lambda s: s.get("attempt") == 2, "the second attempt")["restartHistory"]
+    assert [(r["attempt"], r["reason"], r["free"]) for r in history] == [(1, "PodDeleted", True)]
+    for name in names:
+        team.admin.patch("pods", name, {"metadata": {"finalizers": []}}, team.namespace)
+
+
+def test_a_queue_that_is_not_there_is_told_and_nothing_made(team):
+    team.create("x", gang="kueue", queue="nowhere")
+    status = team.until("x", lambda s: "nowhere" in (s.get("message") or ""), "the message")
+    assert status["phase"] == "Pending"
+    assert status["message"] == (
+        "the cluster refused an object of attempt 1: "
+        f'namespace {team.namespace}: localqueues.kueue.x-k8s.io "nowhere" not found'
+    )
+    assert team.admin.list("pods", team.namespace) == []
+    with pytest.raises(ApiError, match="404"):
+        team.admin.get("services", "x", team.namespace)
