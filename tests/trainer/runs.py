@@ -24,14 +24,14 @@ TORCHRUN = (
 
 
 def make_home(folder: Path, tokenizer: Any) -> Path:
-    """A tiny model with its tokenizer, and text."""
+    """A tiny model that drops at random while it trains, with its tokenizer, and text."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, attention_dropout=0.1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

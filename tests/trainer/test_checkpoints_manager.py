@@ -21,6 +21,7 @@ from hftitan_trainer.errors import StorageError, UserError
 slim.install()
 
 from hftitan_trainer.checkpoints import CompleteCheckpoints  # noqa: E402
+from hftitan_trainer.randomness import RandomState  # noqa: E402
 
 MESH = {"nodes": 1, "dpReplicate": 1, "dpShard": 1}
 
@@ -237,6 +238,77 @@ def test_data_dealt_out_in_another_way_is_refused(
 def test_another_mesh_with_the_same_global_batch_is_welcome(tmp_path: Path) -> None:
     Run(tmp_path, data={"sequences": 8}).save(10)
     assert Run(tmp_path, data={"sequences": 8}, mesh={"nodes": 1, "dpReplicate": 2, "dpShard": 2}).manager.load()
+
+
+def drawn() -> list[float]:
+    return torch.rand(4).tolist()
+
+
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_random_numbers_go_on_where_they_were_at_the_save(tmp_path: Path, mode: str) -> None:
+    run = Run(tmp_path, async_mode=mode)
+    run.manager.load()
+    drawn()
+    run.save(10)
+    after = drawn()
+    run.manager.maybe_wait_for_saving()
+    assert drawn() != after
+    again = Run(tmp_path)
+    again.manager.load()
+    assert drawn() == after
+
+
+def test_random_numbers_start_by_seed_and_step_where_the_saved_ones_are_of_another_mesh(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(folder: str, **config: Any) -> list[float]:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="hftitan_trainer"):
+            Run(tmp_path / folder, **config).manager.load()
+        return drawn()
+
+    fresh = start("run")
+    assert start("run") == fresh != start("run", seed=1)
+    assert "random numbers" not in caplog.text
+    Run(tmp_path / "run").save(10)
+    elsewhere = start("run", mesh={**MESH, "dpShard": 2})
+    assert "step 10 was saved on another mesh" in caplog.text
+    assert start("run", mesh={**MESH, "dpShard": 4}) == elsewhere != fresh
+    assert start("run", mesh={**MESH, "dpShard": 2}, seed=1) != elsewhere
+    # What nodes the ranks are on changes nothing.
+    start("run", mesh={**MESH, "nodes": 2})
+    assert "random numbers" not in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_random_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path)
+    del run.manager.states["random"]
+    run.save(10)
+    path = tmp_path / "checkpoint/step-10/complete.json"
+    document = json.loads(path.read_text())
+    del document["random"]
+    path.write_text(json.dumps(document))
+    again = Run(tmp_path)
+    with caplog.at_level(logging.INFO, logger="hftitan_trainer"):
+        assert again.manager.load()
+    assert again.seen() == (10, 10, 10.0)
+    assert "(or by an earlier version): the random numbers of dropout start anew" in caplog.text
+
+
+def test_a_gpus_generator_is_saved_beside_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: where torch's functions for one are called, and with what."""
+    state = RandomState(seed=0, mesh={"device": "gpu"}, rank=3)
+    loaded = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([7], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", loaded.append)
+    saved = state.state_dict()
+    assert list(saved) == ["rank3"]
+    after = drawn()
+    state.load_state_dict(saved)
+    assert loaded == [torch.tensor([7], dtype=torch.uint8)]
+    assert drawn() == after
 
 
 @pytest.fixture

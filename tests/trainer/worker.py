@@ -172,6 +172,7 @@ def run(case: dict, output: Path) -> dict:
         "outcome": asdict(outcome),
         "validations": recorder.validations,
         "random": recorder.random,
+        "first_random": on_all_ranks(recorder.random[:1]),
         "mode": {part.training for part in trainer.model_parts} == {True},
     }
     if case.get("logits"):
@@ -197,14 +198,18 @@ def watch_rows(trainer: HFTitanTrainer) -> dict[int, list[str]]:
     return consumed
 
 
+def on_all_ranks(value) -> list:
+    everybody: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, value)
+    return everybody
+
+
 def over_all_ranks(trainer: HFTitanTrainer, consumed: dict[int, list[str]]) -> dict[int, list[str]]:
     """By step, the rows of all data-parallel ranks in their order; ranks of one must have read the same."""
     dims = trainer.parallel_dims
     mine = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
-    everybody: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, (mine, consumed))
     shares = {}
-    for rank, rows in everybody:
+    for rank, rows in on_all_ranks((mine, consumed)):
         assert shares.setdefault(rank, rows) == rows, "ranks of one batch read different rows"
     return {step: [row for rank in sorted(shares) for row in shares[rank][step]] for step in consumed}
 

@@ -19,7 +19,7 @@ from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.components.checkpointer.base import MODEL
 
 from hftitan_api.wire import TrainerSpec
-from hftitan_trainer import manifest
+from hftitan_trainer import manifest, randomness
 from hftitan_trainer.errors import StorageError, TrainerError, UserError
 from hftitan_trainer.layout import check_layout, layout
 from hftitan_trainer.load_plan import HeadFromEmbedding
@@ -51,12 +51,15 @@ class CompleteCheckpoints(CheckpointManager):
         attempt: int = 1
         mesh: dict[str, Any] = field(default_factory=dict)
         """MeshDegrees, as recorded in the manifest."""
+        seed: int = 0
         data: dict[str, int] = field(default_factory=dict)
         """How the data is dealt out (layout.py), recorded too: the place in it fits no other."""
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self._config = config
+        self._random = randomness.RandomState(config.seed, config.mesh, dist.get_rank())
+        self.states[randomness.KEY] = self._random
         self._path = Path(self.folder)
         self._saved_step = -1
         self._sealed = threading.Event()
@@ -72,8 +75,9 @@ class CompleteCheckpoints(CheckpointManager):
         dealt out in another way, or the folder is not shared by all nodes; StorageError when reading fails.
         """
         self._check_shared()
-        chosen = self._from_rank_zero(lambda: self._choose(step))
+        chosen, same_places = self._from_rank_zero(lambda: self._choose(step))
         self._chosen = chosen
+        self.exclude_from_loading = [] if same_places else [randomness.KEY]
         try:
             loaded = super()._load(chosen)
         except TrainerError:
@@ -82,6 +86,8 @@ class CompleteCheckpoints(CheckpointManager):
             if chosen < 0 or classify(error)[0] == "NetworkError":
                 raise
             raise StorageError(f"loading {self._path / f'step-{chosen}'} failed: {describe(error)}") from error
+        if not same_places:
+            self._random.restart(max(chosen, 0))
         if chosen >= 0:
             self._saved_step = chosen
             self.on_complete(chosen)
@@ -99,8 +105,8 @@ class CompleteCheckpoints(CheckpointManager):
         """Upstream asks for the newest step on every rank; it is decided already."""
         return self._chosen
 
-    def _choose(self, step: int) -> int:
-        """The step to load, or -1. Runs on rank 0 alone."""
+    def _choose(self, step: int) -> tuple[int, bool]:
+        """The step to load, or -1, and whether its random numbers are those of this mesh. Runs on rank 0 alone."""
         found = manifest.scan(self._path)
         for checkpoint in found:
             if checkpoint.problem is None:
@@ -108,7 +114,7 @@ class CompleteCheckpoints(CheckpointManager):
             logger.warning("skipping the checkpoint %s: %s", checkpoint.path, checkpoint.problem)
         complete = [c for c in found if c.problem is None and step in (-1, c.step)]
         if not complete:
-            return -1
+            return -1, False
         newest = complete[0]
         own = newest.info.get("jobUid") == self._config.job_uid
         if not self._config.resume and not own:
@@ -118,7 +124,14 @@ class CompleteCheckpoints(CheckpointManager):
                 "continue it, or another spec.checkpoint.folder",
             )
         check_layout(newest, self._config.data)
-        return newest.step
+        same_places = newest.info.get(randomness.KEY) == randomness.places(self._config.mesh)
+        if not same_places:
+            logger.info(
+                "step %d was saved on another mesh (or by an earlier version): "
+                "the random numbers of dropout start anew, from spec.training.seed and the step",
+                newest.step,
+            )
+        return newest.step, same_places
 
     def _check_shared(self) -> None:
         """That all nodes see one folder, before hours of steps are saved into several."""
@@ -197,6 +210,7 @@ class CompleteCheckpoints(CheckpointManager):
                     attempt=config.attempt,
                     mesh=config.mesh,
                     data=config.data,
+                    **{randomness.KEY: randomness.places(config.mesh)},
                 )
                 break
             except FileNotFoundError:
@@ -258,6 +272,7 @@ def checkpoint_config(spec: TrainerSpec, *, initial_load_path: str | None = None
         job_uid=spec.job_uid,
         attempt=int(os.environ.get("HFTITAN_ATTEMPT") or 1),
         mesh=spec.mesh.to_dict(),
+        seed=spec.training.seed,
         data=layout(spec),
         initial_load_path=initial_load_path,
         initial_load_in_hf=initial_load_path is not None,

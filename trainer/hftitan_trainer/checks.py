@@ -47,3 +47,11 @@ def check_model_on_mesh(config: PretrainedConfig, spec: TrainerSpec) -> None:
         *rules.sequence(job),
     ):
         raise UserError(problem.path, problem.message)
+    # attention.py computes soft-capped scores without dropout; on GPUs the rules refuse any.
+    rate = getattr(config, "attention_dropout", None)
+    if rate and getattr(config, "attn_logit_softcapping", None):
+        raise UserError(
+            "spec.model.overrides.attention_dropout",
+            f"{spec.model.name} has {rate}, and soft-capped attention (attn_logit_softcapping) knows no dropout; "
+            "set it to 0.0",
+        )
