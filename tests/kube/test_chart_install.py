@@ -17,6 +17,7 @@ from kubectl import ApiError, Kubectl, wait
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "hftitan"
+README = CHART / "README.md"
 CRD_NAME = "hftitanjobs.hftitan.io"
 FAKE_TRAINER = ROOT / "tests" / "local" / "fake_trainer.py"
 BASE = {"crds": {"enabled": False}, "podDisruptionBudget": {"enabled": False}}
@@ -259,13 +260,21 @@ def test_the_resource_is_upgraded_and_kept(plane, charts):
     release.uninstall()
     assert "two" in fields()
     assert admin.find("hftitanjobs", "mine") is not None
+    third = charts("three")
     with pytest.raises(helm.HelmError, match="invalid ownership metadata"):
-        other.install(charts("three"), **with_crd)
+        other.install(third, **with_crd)
+    release.install(third, **with_crd)
+    assert "three" in fields(), "the next release of the same name goes on with it"
+    release.uninstall()
 
-    release.install(charts("four"), **{**with_crd, "crds": {"enabled": True, "keep": False}})
+    owned = dict(re.findall(r"(meta\.helm\.sh/[a-z-]+)=(\S+)", README.read_text()))
+    assert owned == {"meta.helm.sh/release-name": "hftitan", "meta.helm.sh/release-namespace": "hftitan-system"}
+    metadata = {"annotations": {**owned, "meta.helm.sh/release-name": "other"}}
+    admin.patch("customresourcedefinitions", CRD_NAME, {"metadata": metadata})
+    other.install(charts("four"), **{**with_crd, "crds": {"enabled": True, "keep": False}})
     assert "four" in fields()
     assert admin.find("hftitanjobs", "mine") is not None
-    release.uninstall()
+    other.uninstall()
     wait(lambda: admin.find("customresourcedefinitions", CRD_NAME) is None, "the resource to go")
     release.config.close()
     other.config.close()
