@@ -37,6 +37,7 @@ ACCOUNT = access.Account(namespace=NAMESPACE)
         ({}, access.cluster_wide(ACCOUNT)),
         ({"namespaces": ["a", "b", "a"]}, access.namespaced(ACCOUNT, ["a", "b"])),
         ({"namespaces": ["a"], "rbac": {"nodes": True}}, access.namespaced(ACCOUNT, ["a"], nodes=True)),
+        ({"namespaces": ["a"], "rbac": {"gangs": True}}, access.namespaced(ACCOUNT, ["a"], gangs=True)),
         ({"rbac": {"nodes": True}}, access.cluster_wide(ACCOUNT)),
         ({"serviceAccount": {"name": "x"}}, None),
     ],

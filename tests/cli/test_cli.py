@@ -253,6 +253,14 @@ def test_render_another_attempt(hftitan, job):
     assert objects[2]["metadata"]["name"] == "tiny-3-0"
 
 
+def test_render_shows_what_the_gangs_scheduler_reads(hftitan, job):
+    job(scheduling={"gang": "volcano", "queue": "research"})
+    group, *_, pod = yaml.safe_load_all(hftitan("render", "job.yaml", "--attempt", "2").stdout)
+    assert (group["kind"], group["spec"]) == ("PodGroup", {"minMember": 2, "queue": "research"})
+    assert pod["metadata"]["annotations"]["scheduling.k8s.io/group-name"] == group["metadata"]["name"]
+    assert group["metadata"]["name"] == "tiny-00000000-2"
+
+
 def test_render_refuses_what_may_not_run(hftitan, job):
     job(mesh={"nodes": 2, "gpusPerNode": 4, "tp": 3})
     result = hftitan("render", "job.yaml")
@@ -298,6 +306,17 @@ def test_rbac_of_a_cluster_and_of_namespaces(hftitan):
         ("ClusterRole", None, "ml:bot-nodes"),
         ("ClusterRoleBinding", None, "ml:bot-nodes"),
     ]
+
+
+def test_rbac_with_gangs_is_more_in_the_same_role(hftitan):
+    def groups(*arguments):
+        objects = yaml.safe_load_all(hftitan("rbac", "--namespace", "team", *arguments).stdout)
+        (role,) = (o for o in objects if (o["kind"], o["metadata"].get("namespace")) == ("Role", "team"))
+        return {group for rule in role["rules"] for group in rule["apiGroups"]}
+
+    more = {"kueue.x-k8s.io", "scheduling.volcano.sh", "scheduling.x-k8s.io", "scheduling.run.ai", "scheduling.k8s.io"}
+    assert groups("--with-gangs") == groups() | more
+    assert not groups() & more
 
 
 def test_rbac_refuses_what_is_no_namespace(hftitan):

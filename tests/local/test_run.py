@@ -80,6 +80,13 @@ def test_a_crash_restarts_the_gang_from_the_checkpoint(hftitan, tmp_path):
     assert [(row["attempt"], row["step"]) for row in rows] == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 5)]
 
 
+@pytest.mark.parametrize("scheduling", [{"gang": "kueue", "queue": "q"}, {"gang": "kubernetes", "topologyKey": "rack"}])
+def test_a_gang_schedulers_job_runs_here_too_through_a_restart(hftitan, job_document, scheduling):
+    """One file for laptop and cluster: admission and placement have no meaning on one machine."""
+    lines, code = objects(hftitan("-o", "json", fake="crash:1:5", job=job_document(scheduling=scheduling)))
+    assert (code, lines[-1]["attempt"], lines[-1]["phase"]) == (0, 2, "Succeeded")
+
+
 def test_restarts_exhausted_exits_1_with_the_traceback(hftitan, job_document):
     job = job_document(runPolicy={"maxRestarts": 0})
     lines, code = objects(hftitan("-o", "json", fake="crash:1:3", job=job))
