@@ -305,6 +305,9 @@ class SchedulingSpec(ApiModel):
     topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
     """Node label whose value all pods of an attempt must share, for example topology.kubernetes.io/zone. With kueue a
     level of the Topology of its nodes."""
+    scheduler_name: Name | None = None
+    """Scheduler of the pods. Unset: volcano, scheduler-plugins-scheduler or kai-scheduler with these gangs, as their
+    own installations call them, else the cluster's default. A name that no scheduler has leaves the pods pending."""
 
 
 class MonitoringSpec(ApiModel):

@@ -120,7 +120,7 @@ def render(
         YamlOrJson, typer.Option("-o", "--output", help="YAML documents, or one JSON List.")
     ] = YamlOrJson.YAML,
 ) -> None:
-    """Print the exact objects that a cluster would get: Service, ConfigMap and pods. Changes nothing."""
+    """Print the exact objects that a cluster would get: Service, ConfigMap, pods, a PodGroup. Changes nothing."""
     from hftitan_api import mesh
     from hftitan_operator import cli_job, cli_plan
     from hftitan_operator.core.defaults import with_defaults

@@ -137,6 +137,12 @@ def test_what_is_said_to_each(gang):
         assert affinity(pod) == (gang not in ("kueue", "kubernetes")), "these two take the key themselves"
 
 
+@pytest.mark.parametrize("gang", ["none", *GANGS])
+def test_a_scheduler_by_another_name(gang):
+    of = gang_job(gang, schedulerName="default-scheduler")
+    assert {pod["spec"]["schedulerName"] for pod in rendered(of).pods} == {"default-scheduler"}
+
+
 def test_without_a_gang_the_pods_still_share_a_value_of_the_topology_key():
     other = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
     theirs = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [other]}, "nodeAffinity": {}}

@@ -138,13 +138,12 @@ def over(job: HFTitanJob, attempt: int) -> list[DeletePodGroup]:
 def pod_additions(job: HFTitanJob, attempt: int, nodes: int) -> PodAdditions:
     """For the pods of an attempt, the same for each."""
     wanted, group = job.spec.scheduling, group_name(job, attempt)
-    scheduler = SCHEDULERS.get(wanted.gang)
-    spec: dict[str, Any] = {}
-    if scheduler is not None and scheduler.scheduler_name is not None:
-        spec["schedulerName"] = scheduler.scheduler_name
+    usual = SCHEDULERS[wanted.gang].scheduler_name if wanted.gang != "none" else None
+    name = wanted.scheduler_name or usual
+    spec = {"schedulerName": name} if name else {}
     match wanted.gang:
         case "kueue":
-            return _kueue(job, group, nodes)
+            return PodAdditions(*_kueue(job, group, nodes), spec)
         case "volcano":
             return PodAdditions(annotations={"scheduling.k8s.io/group-name": group}, spec=spec)
         case "coscheduling":
@@ -155,12 +154,13 @@ def pod_additions(job: HFTitanJob, attempt: int, nodes: int) -> PodAdditions:
             labels = {"kai.scheduler/queue": wanted.queue} if wanted.queue else {}
             return PodAdditions(labels, annotations, spec)
         case "kubernetes":
-            return PodAdditions(spec={"schedulingGroup": {"podGroupName": group}})
+            return PodAdditions(spec={**spec, "schedulingGroup": {"podGroupName": group}})
         case _:
-            return PodAdditions()
+            return PodAdditions(spec=spec)
 
 
-def _kueue(job: HFTitanJob, group: str, nodes: int) -> PodAdditions:
+def _kueue(job: HFTitanJob, group: str, nodes: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels and annotations."""
     wanted = job.spec.scheduling
     labels = {"kueue.x-k8s.io/pod-group-name": group}
     if wanted.queue:
@@ -175,7 +175,7 @@ def _kueue(job: HFTitanJob, group: str, nodes: int) -> PodAdditions:
     }
     if wanted.topology_key:
         annotations["kueue.x-k8s.io/podset-required-topology"] = wanted.topology_key
-    return PodAdditions(labels, annotations)
+    return labels, annotations
 
 
 def together(job: HFTitanJob, attempt: int) -> dict[str, Any] | None:
