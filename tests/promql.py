@@ -9,7 +9,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,25 @@ def scrape_jobs(document: Path, targets: Mapping[str, Path]) -> list[dict[str, A
     return jobs
 
 
+def discover(document: Path, pods_of: Callable[[str | None, str], Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """By scrape job, the targets that the document's `kubernetes_sd_configs` find on a cluster.
+
+    `pods_of(namespace, selector)` asks the API server, as Prometheus does; None: of all namespaces.
+    """
+    config = yaml.safe_load(document.read_text().split("```yaml\n")[1].split("```")[0])
+    found: dict[str, Any] = {}
+    for job in config["scrape_configs"]:
+        [discovery] = job["kubernetes_sd_configs"]
+        assert discovery.keys() <= {"role", "namespaces", "selectors"}, "teach this function"
+        selector = ",".join(entry["label"] for entry in discovery.get("selectors", ()))
+        names = discovery.get("namespaces", {}).get("names", [None])
+        found[job["job_name"]] = pod_targets([pod for name in names for pod in pods_of(name, selector)])
+    return found
+
+
 def pod_targets(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What Prometheus' discovery makes of pods: a target for each container port."""
+    """What Prometheus' discovery makes of pods (discovery/kubernetes/pod.go): nothing of one without an address, else a
+    target for each container port."""
     found = []
     for pod in pods:
         metadata, address = pod["metadata"], pod.get("status", {}).get("podIP")

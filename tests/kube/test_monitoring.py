@@ -9,21 +9,26 @@ import time
 import urllib.request
 from pathlib import Path
 
+import helm_python as helm
 import pytest
+import yaml
 from dashboard_data import record
 from kubectl import wait
 from kubelet_fake import SCRIPT
 from kubelets import KubeletProcess
 from operator_process import OperatorProcess
 from processes import free_ports
-from promql import Prometheus, Query, all_queries, pod_targets, scrape_jobs
+from promql import Prometheus, Query, all_queries, discover, scrape_jobs
 from tiny import make_model, make_text
 
 from hftitan_api.wire import ExitReport
 from hftitan_operator.core import access
 from hftitan_operator.operate import LEASE_NAME
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "monitoring.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "monitoring.md"
+CHART = ROOT / "charts" / "hftitan"
+ACCOUNT = access.Account()
 WITHOUT_DATA = {
     "HFTitanJob / Job: MFU A": "processors have no known peak of FLOPs, so a trainer on them leaves the ratio out",
 }
@@ -99,28 +104,44 @@ def targets(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def find_trainers(control_plane, namespace, targets):
-    """Function: tell Prometheus of the pods of the training run; whether there are any."""
+def find_pods(control_plane, namespace, targets):
+    """Function: tell Prometheus of the pods that there are now; whether one of the training run is among them."""
 
     def find():
-        pods = control_plane.admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
-        targets["hftitan-trainers"].write_text(json.dumps(pod_targets(pods)))
-        return bool(pod_targets(pods))
+        found = discover(DOCUMENT, lambda place, selector: control_plane.admin.list("pods", place, labels=selector))
+        for job, path in targets.items():
+            path.write_text(json.dumps(found[job]))
+        live = {"__meta_kubernetes_namespace": namespace, "__meta_kubernetes_pod_label_hftitan_io_job": JOB}
+        return any(live.items() <= target["labels"].items() for target in found["hftitan-trainers"])
 
     return find
 
 
 @pytest.fixture(scope="module")
-def prometheus(operator, targets, find_trainers, prometheus_programs, tmp_path_factory):
-    """Prometheus with the scrape jobs of docs/monitoring.md; the test finds the pods for it."""
-    labels = {"app.kubernetes.io/name": "hftitan", "app.kubernetes.io/component": "operator"}
-    pod = {
-        "metadata": {"name": "hftitan-0", "namespace": "hftitan-system", "labels": labels},
-        "spec": {"containers": [{"ports": [{"name": "metrics", "containerPort": operator.port}]}]},
-        "status": {"phase": "Running", "podIP": "127.0.0.1"},
+def operators_pod(control_plane, operator):
+    """A pod as the chart makes it, at the address of the operator, which is no pod here."""
+    with helm.Chart.load(CHART) as chart:
+        rendered = chart.render({}, name="hftitan", namespace=ACCOUNT.namespace)
+    deployment = yaml.safe_load(rendered["hftitan/templates/deployment.yaml"])
+    template = deployment["spec"]["template"]
+    [container] = template["spec"]["containers"]
+    [port] = container["ports"]
+    spec = {
+        "nodeSelector": {"no": "where"},
+        "containers": [{**container, "volumeMounts": [], "ports": [{**port, "containerPort": operator.port}]}],
     }
-    targets["hftitan-operator"].write_text(json.dumps(pod_targets([pod])))
-    wait(find_trainers, "the pod of the training run", 30.0)
+    metadata = {"name": "hftitan-operator-0", "namespace": ACCOUNT.namespace, "labels": template["metadata"]["labels"]}
+    admin = control_plane.admin
+    admin.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    where = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
+    yield admin.patch("pods", metadata["name"], {"status": where}, ACCOUNT.namespace, subresource="status")
+    admin.delete("pods", metadata["name"], ACCOUNT.namespace, grace=0)
+
+
+@pytest.fixture(scope="module")
+def prometheus(operators_pod, targets, find_pods, prometheus_programs, tmp_path_factory):
+    """Prometheus with the scrape jobs of docs/monitoring.md; the test finds the pods for it, as they say."""
+    wait(find_pods, "the pod of the training run", 30.0)
     often = {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
     config = {"global": often, "scrape_configs": scrape_jobs(DOCUMENT, targets)}
     folder = tmp_path_factory.mktemp("prometheus") / "server"
@@ -143,11 +164,11 @@ def until(done, prometheus, what):
         time.sleep(0.3)
 
 
-def keep_for_pictures(folder, admin, namespace, prometheus, find_trainers, began):
+def keep_for_pictures(folder, admin, namespace, prometheus, find_pods, began):
     """The answers, when the run has gone on for a while, through an interruption half-way."""
     for until in (began + PICTURE_SECONDS / 2, began + PICTURE_SECONDS):
         while time.time() < until:
-            find_trainers()
+            find_pods()
             time.sleep(0.5)
         if until < began + PICTURE_SECONDS:
             [pod] = admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
@@ -156,7 +177,7 @@ def keep_for_pictures(folder, admin, namespace, prometheus, find_trainers, began
     record(prometheus, Path(folder), variables, began, began + PICTURE_SECONDS)
 
 
-def test_every_query_of_the_dashboards_has_data(control_plane, namespace, prometheus, find_trainers, say):
+def test_every_query_of_the_dashboards_has_data(control_plane, namespace, prometheus, find_pods, say):
     began, epoch = time.monotonic(), time.time()
     variables = {"namespace": namespace, "job": JOB, "__rate_interval": "1m"}
     asked = [query.filled(variables) for query in all_queries()]
@@ -189,7 +210,40 @@ def test_every_query_of_the_dashboards_has_data(control_plane, namespace, promet
         [query] = (query for query in asked if query.where == where)
         assert not prometheus.has_data(query), f"{where} has data: take it off the list"
     if folder := os.environ.get(KEEP):
-        keep_for_pictures(folder, control_plane.admin, namespace, prometheus, find_trainers, epoch)
+        keep_for_pictures(folder, control_plane.admin, namespace, prometheus, find_pods, epoch)
+
+
+def test_the_documented_scrape_jobs_choose_the_metrics_of_pods_that_run(
+    namespace, operators_pod, find_pods, prometheus
+):
+    """Of every job, every port and every phase: of the operator, and of each pod of a job that may answer."""
+
+    def of_each_job():
+        find_pods()
+        found = {}
+        for target in prometheus.ask("targets", state="active")["activeTargets"]:
+            found.setdefault(target["labels"]["job"], []).append(target)
+        return found
+
+    def up():
+        found = of_each_job()
+        return found.keys() == targets_of and all(target["health"] != "unknown" for t in found.values() for target in t)
+
+    targets_of = {"hftitan-trainers", "hftitan-operator"}
+    until(up, prometheus, lambda: f"targets {of_each_job()}")
+    found = of_each_job()
+    [operator] = found["hftitan-operator"]
+    where = {"namespace": ACCOUNT.namespace, "pod": operators_pod["metadata"]["name"]}
+    assert (operator["health"], where.items() <= operator["labels"].items()) == ("up", True), operator
+    mine = [target for target in found["hftitan-trainers"] if target["labels"]["namespace"] == namespace]
+    assert {target["discoveredLabels"]["__meta_kubernetes_pod_container_port_name"] for target in mine} == {"metrics"}
+    phases = {target["discoveredLabels"]["__meta_kubernetes_pod_phase"] for target in mine}
+    assert phases <= {"Running", "Pending"}
+    [pod] = [target for target in mine if target["labels"]["pod"].startswith(f"{JOB}-")]
+    assert pod["health"] == "up", pod["lastError"]
+    labels = {"namespace": namespace, "pod": pod["labels"]["pod"], "job_namespace": namespace, "job_name": JOB}
+    chosen = ",".join(f"{key}={json.dumps(value)}" for key, value in labels.items())
+    until(lambda: prometheus.values(f"hftitan_step{{{chosen}}}"), prometheus, lambda: f"no hftitan_step of {labels}")
 
 
 def test_a_query_without_data_is_noticed(prometheus):
