@@ -6,11 +6,11 @@ Starts fast: nothing but typer is imported before a command runs, and each comma
 
 from __future__ import annotations
 
-import contextlib
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,10 +26,6 @@ from hftitan_operator.cli_options import (
     say_notes,
     told,
 )
-
-if TYPE_CHECKING:
-    from hftitan_operator.cli_job import JobFile
-    from hftitan_operator.run import Reporter
 
 app = typer.Typer(
     name="hftitan",
@@ -233,6 +229,7 @@ def run(
 
     Ctrl-C stops the job after saving a checkpoint; a second one kills it.
     """
+    from hftitan_operator import cli_output
     from hftitan_operator.cli_run import prepare_run
     from hftitan_operator.cluster.local_store import Busy
     from hftitan_operator.run import run as drive
@@ -241,34 +238,13 @@ def run(
         file, prepared = prepare_run(source, settings or (), volume or (), workdir)
     say_notes(file)
     machine = prepared.machine
-    with _reporter(output, file, machine.workdir) as reporter:
+    with cli_output.reporter(file.job, machine.workdir, as_json=output is TextOrJson.JSON) as reporter:
         try:
             code = drive(prepared, reporter)
         except (Busy, ValueError) as error:
             typer.echo(f"{source}: {error}", err=True)
             raise typer.Exit(EXIT_BAD_INPUT) from None
     raise typer.Exit(code)
-
-
-@contextlib.contextmanager
-def _reporter(output: TextOrJson, file: JobFile, workdir: Path) -> Iterator[Reporter]:
-    """JSON when asked for, a live view on a terminal, plain lines elsewhere."""
-    if output is TextOrJson.JSON:
-        from hftitan_operator.cli_output import JsonReporter
-
-        yield JsonReporter()
-    elif sys.stdout.isatty():
-        from hftitan_operator.live import LiveReporter
-
-        live = LiveReporter(file.job, workdir)
-        try:
-            yield live
-        finally:
-            live.close()
-    else:
-        from hftitan_operator.cli_output import LineReporter
-
-        yield LineReporter()
 
 
 @app.command()
@@ -294,6 +270,8 @@ app.add_typer(cli_cluster.app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `hftitan` script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a path or a log line need not fit the terminal's character set
     app(args=list(arguments) if arguments is not None else None, prog_name="hftitan")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -15,9 +14,8 @@ from hftitan_api.models import TERMINAL
 from hftitan_operator.cli_cluster_client import Access, Cluster, Trouble, connect
 from hftitan_operator.cli_cluster_watch import age, watch
 from hftitan_operator.cli_options import TextOrJson
-from hftitan_operator.cli_output import JsonReporter, LineReporter
+from hftitan_operator.cli_output import reporter
 from hftitan_operator.cluster.kube_views import job_view
-from hftitan_operator.run import Reporter
 
 EXIT_INTERRUPTED = 130
 COMPLETION_SECONDS = 2.0
@@ -67,29 +65,12 @@ def print_json(value: Any) -> None:
 async def watch_job(cluster: Cluster, obj: Any, output: TextOrJson, *, from_start: bool) -> int:
     name = obj["metadata"]["name"]
     try:
-        with _reporter(output, obj) as reporter:
-            return await watch(cluster, name, reporter, from_start=from_start)
+        job = job_view(obj).job
+        with reporter(job, None, as_json=output is TextOrJson.JSON, age=age(job)) as told:
+            return await watch(cluster, name, told, from_start=from_start)
     except asyncio.CancelledError:
         typer.echo(f"no longer watching; {name} goes on", err=True)
         raise
-
-
-@contextlib.contextmanager
-def _reporter(output: TextOrJson, obj: Any) -> Iterator[Reporter]:
-    """As for a run on this machine: JSON lines, a live view on a terminal, plain lines elsewhere."""
-    if output is TextOrJson.JSON:
-        yield JsonReporter()
-    elif sys.stdout.isatty():
-        from hftitan_operator.live import LiveReporter
-
-        job = job_view(obj).job
-        live = LiveReporter(job, None, age=age(job))
-        try:
-            yield live
-        finally:
-            live.close()
-    else:
-        yield LineReporter()
 
 
 # --- several jobs at once -------------------------------------------------------------------------------------

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 from hftitan_api.models import HFTitanJob
 from hftitan_api.wire import Progress
 from hftitan_operator.core.state import Event
-from hftitan_operator.run import End
+from hftitan_operator.run import End, Reporter
 
 STEP_LINE_SECONDS = 1.0
 """At most one line of progress in this time; the first and the last step always have one."""
@@ -84,6 +87,23 @@ def put(out: TextIO, line: str) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, out.fileno())
         os.close(null)
+
+
+@contextlib.contextmanager
+def reporter(job: HFTitanJob, workdir: Path | None, *, as_json: bool, age: float = 0.0) -> Iterator[Reporter]:
+    """JSON when asked for, a live view on a terminal that can move its cursor, plain lines elsewhere."""
+    if as_json:
+        yield JsonReporter()
+    elif sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
+        from hftitan_operator.live import LiveReporter
+
+        live = LiveReporter(job, workdir, age=age)
+        try:
+            yield live
+        finally:
+            live.close()
+    else:
+        yield LineReporter()
 
 
 class JsonReporter:

@@ -34,7 +34,7 @@ def plan_tables(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | Non
     accumulation = plan.gradient_accumulation_steps
     lines = [
         f"job      {job.metadata.name}: {spec.model.name} on {spec.dataset.name or spec.dataset.path}",
-        f"mesh     {plan.summary}  ({degrees.nodes} nodes x {degrees.ranks_per_node} {_device(plan)}, "
+        f"mesh     {plan.summary}  ({_count(degrees.nodes, 'node')} x {_count(degrees.ranks_per_node, _device(plan))}, "
         f"world size {plan.world_size})",
         f"batch    {plan.global_batch_size} sequences x {spec.training.seq_len} tokens = {plan.tokens_per_step:,} "
         f"tokens per step; {spec.training.local_batch_size} per rank"
@@ -84,7 +84,12 @@ def _gib(size: int) -> str:
 
 
 def _device(plan: MeshPlan) -> str:
-    return "GPUs" if plan.degrees.device == "gpu" else "CPU processes"
+    return "GPU" if plan.degrees.device == "gpu" else "CPU process"
+
+
+def _count(number: int, what: str) -> str:
+    """`1 node`, `8 GPUs`, `2 CPU processes`."""
+    return f"{number} {what}" + ("" if number == 1 else "es" if what.endswith("s") else "s")
 
 
 def _axes(plan: MeshPlan) -> tuple[list[str], list[list[str]]]:

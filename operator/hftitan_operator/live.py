@@ -50,6 +50,7 @@ class LiveReporter:
         self._losses: deque[float] = deque(maxlen=BAR)
         self._widths: dict[str, int] = {}
         """Of the numbers so far: what follows one does not move when it becomes shorter."""
+        self._told = ""
         self._started = time.monotonic() - age
         self._spinner = Spinner("dots" if self.console.encoding.startswith("utf") else "line")
         self._live = Live(
@@ -64,6 +65,9 @@ class LiveReporter:
         self.console.print(f"[dim]{escape(text)}[/]")
 
     def event(self, event: Event) -> None:
+        if event.reason == "Succeeded":  # the last words say it
+            return
+        self._told = event.message
         style = "yellow" if event.type == "Warning" else "dim"
         self.console.print(f"[{style}]{escape(event.reason)}[/]: {escape(event.message)}")
 
@@ -86,7 +90,7 @@ class LiveReporter:
         self.close()
         style = STYLES.get(end.phase, "cyan")
         # Not broken into lines here: a path that the terminal itself wraps can be copied.
-        self.console.print(last_words(end), style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(last_words(end, told=self._told), style=style, markup=False, highlight=False, soft_wrap=True)
         if end.log is not None:
             for line in end.log_tail:
                 self.console.print(f"  {line}", markup=False, highlight=False, style="dim", soft_wrap=True)
@@ -109,7 +113,7 @@ class LiveReporter:
         phase = status.phase or "Pending"
         state = Text(phase, STYLES.get(phase, ""))
         trainer = self._progress.phase if self._progress and self._current else None
-        if trainer and trainer not in ("training", "done"):
+        if trainer and trainer not in ("training", "done", phase.lower()):
             state.append(f" ({trainer})", "dim")
         parts = [Text(self._job.metadata.name, "bold"), state]
         if status.mesh:
@@ -125,7 +129,7 @@ class LiveReporter:
         """All but the bar keeps its width; the bar takes what is left, or is left out."""
         steps, done = self._job.spec.training.steps, self._step
         eta = self._progress.eta_seconds if self._progress and self._current else None
-        step, share = f"step {done:>{len(str(steps))}}/{steps}", f"{done / steps:4.0%}"
+        step, share = f"step {done:>{len(str(steps))}}/{steps}", f"{done * 100 // steps:3}%"
         left = f"eta {duration(eta)}" if eta else ""
         room = min(BAR, width - len(step) - len(share) - len("eta 59m59s") - 3)
         bar = [ProgressBar(steps, done, width=room)] if room >= LEAST else []

@@ -112,9 +112,18 @@ async def _drive(prepared: Prepared, reporter: Reporter) -> int:
     for note in prepared.notes:
         reporter.note(note)
     started = time.monotonic()
-    prepared.machine.workdir.mkdir(parents=True, exist_ok=True)
-    tail = MetricsTail(prepared.machine.workdir / "metrics.jsonl")
-    async with LocalCluster(prepared.job, prepared.machine, reporter.event) as cluster:
+    workdir = prepared.machine.workdir
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"work folder {workdir}: {error.strerror}; give another with --workdir") from error
+    tail = MetricsTail(workdir / "metrics.jsonl")
+
+    def tell(event: Event) -> None:
+        if event.reason != "Suspended" or interrupt.signal is None:  # that a signal stops the job was told
+            reporter.event(event)
+
+    async with LocalCluster(prepared.job, prepared.machine, tell) as cluster:
         interrupt = _Interrupt(cluster, reporter)
         job = await _until_the_end(cluster, reporter, tail, interrupt)
         end = summary(job, cluster, interrupt.signal, time.monotonic() - started)

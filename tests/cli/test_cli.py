@@ -359,7 +359,11 @@ DATA_VOLUME = {"name": "data", "persistentVolumeClaim": {"claimName": "c"}}
             "--volume: data: /nonsuch is not a folder",
         ),
         ({}, ["--volume", "data=."], "--volume: data: no such volume in spec.pod.volumes; there is none"),
-        ({"dataset": {"path": "/nonsuch/text"}}, [], "spec.dataset.path: /nonsuch/text is not on this machine"),
+        (
+            {"dataset": {"path": "/nonsuch/text"}},
+            [],
+            "spec.dataset.path: /nonsuch/text is not on this machine; give a file or a folder that is",
+        ),
         ({"model": {"name": "/nonsuch"}}, [], "spec.model.name: /nonsuch is not a folder on this machine; "),
         (
             {"mesh": {"nodes": 2, "gpusPerNode": 4}},

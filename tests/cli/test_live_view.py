@@ -8,6 +8,8 @@ from rich.console import Console
 
 from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
+from hftitan_operator.cli_output import JsonReporter, LineReporter, reporter
+from hftitan_operator.core.state import Event
 from hftitan_operator.live import LiveReporter, flow, nearby
 from hftitan_operator.run import End
 
@@ -80,21 +82,67 @@ def test_a_terminal_without_unicode_gets_no_blocks():
     assert "loss 2.5000" in text
 
 
+def ended(message, log=None, *tail):
+    return End(
+        phase="Failed", exit_code=1, message=message, reason="UserError", step=3, steps=10, attempt=1, restarts=0,
+        seconds=61.0, checkpoint_step=None, export_path=None, log=log, log_tail=tail,
+    )  # fmt: skip
+
+
 def test_paths_at_the_end_can_be_copied():
     """A line break of ours in a path would be copied with it."""
     terminal = Terminal(40)
     log = Path("/home/somebody/with/a/long/path/to/the/runs/logs/rank0.log")
-    terminal.live.end(
-        End(
-            phase="Failed", exit_code=1, message="no such file", reason="UserError", step=3, steps=10, attempt=1,
-            restarts=0, seconds=61.0, checkpoint_step=None, export_path=None, log=log,
-            log_tail=("a line of a traceback that is longer than the terminal",),
-        )
-    )  # fmt: skip
+    terminal.live.end(ended("no such file", log, "a line of a traceback that is longer than the terminal"))
     terminal.out.flush()
     text = terminal.out.buffer.getvalue().decode()
     assert f"log: {log}\n" in text
     assert "  a line of a traceback that is longer than the terminal\n" in text
+
+
+def test_what_an_event_said_is_not_said_again():
+    terminal = Terminal(80)
+    terminal.live.event(Event("Normal", "Succeeded", "finished 10 steps"))
+    terminal.live.event(Event("Warning", "UserError", "no such file"))
+    terminal.live.end(ended("no such file"))
+    terminal.live.end(ended("another"))
+    terminal.out.flush()
+    assert terminal.out.buffer.getvalue().decode().rpartition("\x1b[2K")[2].splitlines() == [
+        "UserError: no such file",
+        "Failed (UserError) at step 3 of 10, in 1m01s",
+        "Failed (UserError) at step 3 of 10, in 1m01s: another",
+    ]
+
+
+def test_the_state_is_named_once():
+    terminal = Terminal(80)
+    seen = JOB.model_copy(update={"status": JobStatus(phase="Starting", attempt=1)})
+    for phase, words in (("starting", "Starting  "), ("loading", "Starting (loading)  ")):
+        terminal.live.progress(seen, Progress(attempt=1, phase=phase, step=0, steps=10, updated=1))
+        assert f"{NAME}  {words}" in terminal.lines()[0]
+
+
+def test_all_is_done_only_at_the_end():
+    assert any(" 99%" in line for line in Terminal(80).training(99_999).lines())
+    assert any("100%" in line for line in Terminal(80).training(100_000).lines())
+
+
+@pytest.mark.parametrize(
+    ("term", "tty", "as_json", "kind"),
+    [
+        ("xterm", True, False, LiveReporter), ("xterm", False, False, LineReporter),
+        ("xterm", True, True, JsonReporter), ("dumb", True, False, LineReporter), (None, True, False, LineReporter),
+    ],
+)  # fmt: skip
+def test_who_tells_a_run(monkeypatch, term, tty, as_json, kind):
+    """A terminal that cannot move its cursor would show nothing but events."""
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    monkeypatch.setattr("sys.stdout.isatty", lambda: tty)
+    monkeypatch.delenv("TERM", raising=False)
+    if term:
+        monkeypatch.setenv("TERM", term)
+    with reporter(JOB, None, as_json=as_json) as found:
+        assert type(found) is kind
 
 
 def test_flow_folds_only_what_is_wider_than_a_line():

@@ -135,6 +135,7 @@ def test_a_signal_saves_and_stops_and_the_next_run_goes_on(hftitan, tmp_path, wa
     end = lines[-1]
     assert (end["phase"], end["reason"]) == ("Suspended", "Preempted")
     assert end["checkpointStep"] == end["step"] == 3
+    assert all(line["reason"] != "Suspended" for line in of(lines, "event")), "nobody wrote suspend into the spec"
     assert json.loads((run / "status.json").read_text())["status"]["checkpoint"]["step"] == 3
     assert pids_of(run) == []
 

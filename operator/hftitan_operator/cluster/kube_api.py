@@ -75,6 +75,8 @@ async def load_configuration(kubeconfig: str | None = None, context: str | None 
                 return configuration
             except kube_config.ConfigException:
                 pass
+        if not _is_there(location := kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION):
+            raise OSError(f"no access to a cluster: there is no {location}; give --kubeconfig FILE or set KUBECONFIG")
         await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
             kubeconfig, context, configuration, persist_config=False
         )
@@ -89,11 +91,11 @@ async def user_access(kubeconfig: str | None, context: str | None) -> tuple[Conf
     Raises OSError with a fix.
     """
     location = kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
-    there = any(Path(part).expanduser().is_file() for part in location.split(os.pathsep) if part)
+    there = _is_there(location)
     if kubeconfig is not None and not there:
         raise OSError(f"--kubeconfig {kubeconfig}: no such file")
-    if not there and context is None:
-        configuration = await load_configuration()
+    if not there:
+        configuration = await load_configuration(context=context)
         return configuration, NAMESPACE_FILE.read_text(encoding="utf-8").strip() or "default"
     try:
         merged = KubeConfigMerger(location).config.value  # type: ignore[no-untyped-call]
@@ -106,6 +108,11 @@ async def user_access(kubeconfig: str | None, context: str | None) -> tuple[Conf
         asked = f"context {chosen!r} is not in the kubeconfig" if chosen else "the kubeconfig has no current-context"
         raise OSError(f"{asked}; choose one with --context ({known})")
     return await load_configuration(location, chosen), str(contexts[chosen].get("namespace") or "default")
+
+
+def _is_there(location: str) -> bool:
+    """Whether one of the kubeconfigs exists that a path list names."""
+    return any(Path(part).expanduser().is_file() for part in location.split(os.pathsep) if part)
 
 
 class KubeApi:

@@ -175,7 +175,7 @@ def _paths(job: HFTitanJob) -> Iterator[SpecError]:
         datasets.append(("spec.validation.dataset.path", spec.validation.dataset))
     for field, dataset in datasets:
         if dataset.path is not None and not Path(dataset.path).exists():
-            yield SpecError(field, f"{dataset.path} is not on this machine")
+            yield SpecError(field, f"{dataset.path} is not on this machine; give a file or a folder that is")
 
 
 def _port(job: HFTitanJob) -> tuple[HFTitanJob, tuple[str, ...], list[SpecError]]:
