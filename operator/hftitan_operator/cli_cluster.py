@@ -5,6 +5,7 @@ delete`. Thin over the API: whatever they do, kubectl can do as well.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -98,7 +99,9 @@ def list_jobs(
         if output is TextOrJson.JSON:
             cli_cluster_work.print_json(found)
         elif found["items"]:
-            typer.echo(cli_cluster_text.jobs_table(found["items"], time.time(), namespaces=everywhere), nl=False)
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            shown = cli_cluster_text.jobs_table(found["items"], time.time(), namespaces=everywhere, width=width)
+            typer.echo(shown, nl=False)
         else:
             typer.echo("no jobs" if everywhere else f"no jobs in namespace {cluster.namespace}", err=True)
 

@@ -14,13 +14,26 @@ Json = Mapping[str, Any]
 NONE = "<none>"
 
 
-def jobs_table(jobs: Sequence[Json], now: float, *, namespaces: bool) -> str:
-    """A job a line, with the columns of `kubectl get htj`."""
+LEAST_MODEL = 16
+"""Columns of a model's name that are always shown."""
+
+
+def jobs_table(jobs: Sequence[Json], now: float, *, namespaces: bool, width: int | None = None) -> str:
+    """A job a line, with the columns of `kubectl get htj`. In a terminal's `width` models lose their beginnings."""
     header = ["NAME", "PHASE", "MODEL", "MESH", "STEP", "LOSS", "TOK/S", "RESTARTS", "AGE"]
     rows = [_row(job, now) for job in jobs]
     if namespaces:
         header = ["NAMESPACE", *header]
         rows = [[job["metadata"]["namespace"], *row] for job, row in zip(jobs, rows, strict=True)]
+    shown = table(header, rows)
+    excess = max(map(len, shown.splitlines())) - width if width else 0
+    if excess <= 0:
+        return shown
+    model = header.index("MODEL")
+    room = max(LEAST_MODEL, max(len(row[model]) for row in rows) - excess)
+    for row in rows:
+        if len(row[model]) > room:
+            row[model] = "…" + row[model][1 - room :]
     return table(header, rows)
 
 

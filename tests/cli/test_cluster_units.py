@@ -279,6 +279,24 @@ def test_the_table_of_jobs():
     ]
 
 
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (None, "/models/team/folder/of/a-model-of-mine"), (200, "/models/team/folder/of/a-model-of-mine"),
+        (100, "…er/of/a-model-of-mine"), (80, "…a-model-of-mine"), (40, "…a-model-of-mine"),
+    ],
+)  # fmt: skip
+def test_models_lose_their_beginnings_where_a_terminal_is_narrow(width, shown):
+    """A line that wraps makes a table unreadable; a job's name must stay whole."""
+    found = job(RUNNING)
+    found["spec"] = {**found["spec"], "model": {"name": "/models/team/folder/of/a-model-of-mine"}}
+    lines = text.jobs_table([found, job()], NOW, namespaces=True, width=width).splitlines()
+    assert shown in lines[1].split()
+    assert "org/m" in lines[2].split()
+    if width and width >= 90:
+        assert max(map(len, lines)) <= width
+
+
 def test_the_summary():
     assert text.summary(job(RUNNING), NOW).splitlines() == [
         "job       ns/x",
