@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 from core_builders import job
@@ -100,6 +103,14 @@ def test_a_file_of_them_is_read():
     assert load_defaults(yaml.safe_dump(ALL)) == (DEFAULTS, ())
     assert load_defaults("{}") == (NO_DEFAULTS, ())
     assert load_defaults("image:\ntolerations: null\n") == (NO_DEFAULTS, ())
+
+
+def test_the_file_that_the_documents_show_is_one():
+    text = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    defaults, problems = load_defaults(block)
+    assert problems == ()
+    assert defaults.cache_volume == "models"
 
 
 @pytest.mark.parametrize(

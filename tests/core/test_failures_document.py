@@ -1,0 +1,112 @@
+"""docs/failures.md has every reason, charges it as the core does, and shows the core's own messages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from core_builders import T0, job, pod, progress, running
+
+from hftitan_api import mesh
+from hftitan_api.wire import ExitReason
+from hftitan_operator.core import classify, reasons, watchdog
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+REASONS = {
+    value
+    for name, value in vars(reasons).items()
+    if name.isupper() and isinstance(value, str) and value not in reasons.CONDITION_TYPES
+}
+TOLD = {
+    "OutOfMemory": "CUDA out of memory",
+    "StorageError": "No space left on device",
+    "NetworkError": "the hub did not answer",
+    "InternalError": "KeyError: 'x'",
+    "UserError": "spec.dataset.path: /data/a is not there",
+    "NonFiniteLoss": "the loss is nan at step 41",
+}
+"""What a trainer says of its end."""
+
+
+def report(reason: str):
+    retryable = reason not in ("UserError", "NonFiniteLoss")
+    return {"reason": reason, "message": TOLD.get(reason, ""), "rank": 1, "retryable": retryable, "checkpointStep": 40}
+
+
+ENDED = {
+    "Evicted": {"disrupted": True, "reason": "Evicted", "message": "The node was low on resource: memory."},
+    "NodeLost": {"node_lost": True, "deleting": True},
+    "Preempted": {"report": report("Preempted")},
+    "OOMKilled": {"reason": "OOMKilled", "exit_code": 137},
+    "Killed": {"exit_code": 137},
+    "ExitedWithoutReport": {"exit_code": 1},
+    **{reason: {"report": report(reason)} for reason in TOLD},
+    "InvalidImage": {"phase": "Pending", "reason": "InvalidImageName", "message": "no such reference"},
+}
+LATE = {
+    "Hung": progress(10),
+    "StartupTimeout": progress(0, phase="loading"),
+}
+
+
+def cause(reason: str) -> classify.Cause:
+    """As the core finds it for the second of two pods."""
+    of = job()
+    plan = mesh.plan(of.spec)
+    if reason in ENDED:
+        found = classify.of_pod(pod(1, **{"phase": "Failed", **ENDED[reason]}), plan)
+        assert found is not None
+        return found
+    if reason == reasons.POD_DELETED:
+        return classify.missing("x-1-1", 1)
+    pods, now = [pod(0), pod(1, ready=False)], LATE.get(reason)
+    if reason == reasons.POD_CANNOT_START:
+        pods = [pod(1, phase="Pending", reason="ErrImagePull", message="not found", created_at=T0)]
+    status = running(of).status
+    timers = watchdog.timers(of.spec.run_policy, status, pods, now, plan)
+    return next(timer.cause for timer in timers if timer.cause.reason == reason)
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The table of a section, without its head."""
+    section = DOCUMENT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def words(text: str) -> set[str]:
+    """What stands as code and is one word in CamelCase."""
+    return set(re.findall(r"`([A-Z][A-Za-z]+)`", text))
+
+
+ATTEMPTS = {row[1].strip("`"): row for row in rows("An attempt ends")}
+
+
+def test_every_end_of_an_attempt_is_in_the_table():
+    trainers = set(get_args(ExitReason)) - {"Completed"}
+    at_once = {reasons.INVALID_IMAGE, reasons.POD_CANNOT_START}
+    assert ATTEMPTS.keys() == {*reasons.ATTEMPT_ENDS, *trainers, *at_once}
+
+
+@pytest.mark.parametrize("reason", ATTEMPTS)
+def test_it_is_charged_and_told_as_the_table_says(reason):
+    found = cause(reason)
+    _, _, charged, seen = ATTEMPTS[reason]
+    assert (found.reason, f"`{found.message}`") == (reason, seen)
+    assert charged == ("ends the job" if found.fatal else "no" if found.free else "yes")
+
+
+def test_every_reason_is_somewhere_and_no_other():
+    assert words(DOCUMENT) >= REASONS
+    phases = {"Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed"}
+    invented = words(DOCUMENT) - REASONS - set(get_args(ExitReason)) - phases - set(reasons.CONDITION_TYPES)
+    assert invented == set()
+
+
+def test_every_condition_is_there_with_its_first_reasons():
+    table = {row[0].strip("`"): words(row[1]) for row in rows("Conditions and events")}
+    assert tuple(table) == reasons.CONDITION_TYPES
+    for condition in running(None).status.conditions:
+        assert condition.reason in table[condition.type], condition.type

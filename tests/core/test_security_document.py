@@ -1,0 +1,18 @@
+"""docs/security.md shows the rights that the operator has."""
+
+from pathlib import Path
+
+from hftitan_operator.core.access import TABLE
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+WHERE = {"jobs": "jobs", "gangs": "jobs", "cluster": "the cluster", "own": "its own namespace"}
+
+
+def row(access):
+    resource = f"`{access.resource}`" + (f" of {access.group}" if access.group else "")
+    return f"| {resource} | {', '.join(access.verbs)} | {WHERE[access.scope]} | {access.why} |"
+
+
+def test_the_rights_are_those_of_the_table():
+    table = DOCUMENT.split("\n## The operator\n")[1].strip().split("\n\n")[0].splitlines()
+    assert table[2:] == [row(access) for access in TABLE]
