@@ -15,7 +15,7 @@ from hftitan_api.wire import ExitReport, Progress
 from hftitan_operator.core import reasons, sizing
 from hftitan_operator.core import status as st
 from hftitan_operator.core.decide import decide
-from hftitan_operator.core.state import Apply, Decision, DeleteJob, DeletePod, Observed, PodView
+from hftitan_operator.core.state import Apply, Decision, DeleteJob, DeletePod, DeletePodGroup, Observed, PodView
 
 LIMIT = 12
 
@@ -36,6 +36,8 @@ class Cluster:
     pods: dict[str, PodView] = field(default_factory=dict)
     service: bool = False
     config: bool = False
+    groups: set[str] = field(default_factory=set)
+    """PodGroups, by name."""
     progress: Progress | None = None
     gone: bool = False
     uids: int = 0
@@ -79,6 +81,10 @@ class Cluster:
                 self.service = True
             case Apply(manifest={"kind": "ConfigMap"}):
                 self.config = True
+            case Apply(manifest={"kind": "PodGroup", "metadata": {"name": name}}):
+                self.groups.add(name)
+            case DeletePodGroup(name=name):
+                self.groups.discard(name)
             case Apply(manifest={"kind": "Pod"} as manifest):
                 self.create(manifest)
             case DeletePod(name=name, uid=uid, grace_seconds=grace):
@@ -97,6 +103,8 @@ class Cluster:
             return
         assert self.service, "pods need their Service first"
         assert self.config, "pods need their ConfigMap first"
+        group = manifest["metadata"].get("annotations", {}).get("scheduling.k8s.io/group-name")
+        assert group is None or group in self.groups, "pods need their PodGroup first"
         assert not self.job.spec.run_policy.suspend, "no pods for a suspended job"
         assert attempt not in self.sealed, f"pod {name} is created a second time"
         others = {p.name for p in self.pods.values() if live(p) and p.attempt != attempt}
@@ -145,12 +153,14 @@ class Cluster:
         again = decide(job, observed, self.now)
         assert again.status == current.status
         assert again.events == ()
-        assert again.actions == current.actions
+        # Deleted with the status that says why, once, as events are told.
+        lasting = tuple(action for action in current.actions if not isinstance(action, DeletePodGroup))
+        assert again.actions == lasting
         assert again.recheck_after == current.recheck_after
         # Time alone changes nothing before recheck_after.
         wait = 86_400.0 if current.recheck_after is None else max(0.0, current.recheck_after - 0.01)
         later = decide(job, observed, self.now + wait)
-        assert (later.status, later.actions, later.events) == (current.status, current.actions, ())
+        assert (later.status, later.actions, later.events) == (current.status, lasting, ())
 
     # --- the rest of the world --------------------------------------------------------------------------------
 

@@ -103,9 +103,15 @@ def break_pod(world: Cluster, name: str, number: int) -> None:
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-@given(nodes=some.integers(1, 3), policy=policies, started=some.booleans(), ops=operations)
-def test_any_history_converges_without_two_attempts_at_once(nodes, policy, started, ops):
-    world = Cluster(job(nodes=nodes, runPolicy=policy))
+@given(
+    nodes=some.integers(1, 3),
+    policy=policies,
+    gang=some.sampled_from(["none", "volcano"]),
+    started=some.booleans(),
+    ops=operations,
+)
+def test_any_history_converges_without_two_attempts_at_once(nodes, policy, gang, started, ops):
+    world = Cluster(job(nodes=nodes, runPolicy=policy, scheduling={"gang": gang}))
     start = [("pass", 0), ("kubelet", 0), ("pass", 0), ("train", 3), ("pass", 0)] if started else []
     for name, number in [*start, *ops]:
         if world.gone:
@@ -118,9 +124,12 @@ def test_any_history_converges_without_two_attempts_at_once(nodes, policy, start
     assert not any(live(pod) for pod in world.pods.values())
     if world.job.spec.run_policy.suspend and status.phase not in TERMINAL:
         assert status.phase == "Suspended"
+        assert not world.groups, "nobody waits for the pods of a suspended job"
         world.job = edited(world.job, runPolicy={"suspend": False})
         world.finish()
     assert world.gone or world.job.status.phase in TERMINAL
+    left = {f"x-uid-{world.job.status.attempt}"} if world.job.status.phase == "Succeeded" else set()
+    assert world.gone or world.groups <= left, "nor for those of an attempt that is over"
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -98,22 +98,37 @@ def test_a_new_attempt_is_a_new_group_and_the_old_one_goes_with_the_verdict():
 def test_a_suspended_job_waits_in_no_queue_and_goes_on_in_a_new_group():
     of = edited(running(queued("volcano")), runPolicy={"suspend": True})
     of, decisions = settle(of, seen(pod(0), pod(1)), T0 + 1)
-    assert [groups(decision.actions)[1] for decision in decisions if groups(decision.actions)[1]] == [["x-uid-1"]]
+    gone = ["x-uid-1", "x-uid-2"]  # the second in case that a pass had begun it when it was cut short
+    assert [groups(decision.actions)[1] for decision in decisions if groups(decision.actions)[1]] == [gone]
     assert groups(decide(of, seen(), T0 + 9).actions) == ([], [])
     of, decisions = settle(edited(of, runPolicy={"suspend": False}), seen(), T0 + 10)
     assert groups([a for d in decisions for a in d.actions]) == (["x-uid-2"], [])
 
 
 def test_a_job_created_suspended_has_no_group():
-    assert decide(queued("volcano", runPolicy={"suspend": True}), Observed(), T0).actions == ()
+    of, decisions = settle(queued("volcano", runPolicy={"suspend": True}), Observed(), T0)
+    assert groups([a for d in decisions for a in d.actions]) == ([], ["x-uid-1"])
+    assert decide(of, Observed(), T0 + DAY).actions == ()
+
+
+def test_what_a_pass_that_was_cut_short_asked_for_is_taken_back_too():
+    """It made group and pods of attempt 2, and its status was lost; then the job is suspended, or the pods deleted."""
+    of = running(queued("volcano"))
+    begun = [replace(pod(i, 2, "Pending"), node=None) for i in range(2)]
+    suspended = decide(edited(of, runPolicy={"suspend": True}), seen(*begun), T0 + 1)
+    assert groups(suspended.actions)[1] == ["x-uid-1", "x-uid-2", "x-uid-3"]
+    deleted = [replace(p, deleting=True) for p in begun]
+    of, decisions = settle(of, seen(*deleted), T0 + 1)
+    assert of.status.attempt == 3
+    assert groups([a for d in decisions for a in d.actions]) == (["x-uid-3"], ["x-uid-1", "x-uid-2"])
 
 
 def test_the_group_of_a_failed_job_goes_and_that_of_a_finished_one_stays_with_it():
     of = running(queued("volcano", runPolicy={"activeDeadlineSeconds": 60}))
     late = decide(of, seen(pod(0), pod(1), progress=progress(11)), T0 + 61)
-    assert (late.status.phase, groups(late.actions)[1]) == ("Failed", ["x-uid-1"])
+    assert (late.status.phase, groups(late.actions)[1]) == ("Failed", ["x-uid-1", "x-uid-2"])
     wrong = decide(of, seen(pod(0, phase="Failed", report="UserError"), pod(1)), T0 + 1)
-    assert (wrong.status.phase, groups(wrong.actions)[1]) == ("Failed", ["x-uid-1"])
+    assert (wrong.status.phase, groups(wrong.actions)[1]) == ("Failed", ["x-uid-1", "x-uid-2"])
     done = decide(of, seen(*(pod(i, phase="Succeeded") for i in range(2))), T0 + 1)
     assert (done.status.phase, groups(done.actions)) == ("Succeeded", ([], []))
 

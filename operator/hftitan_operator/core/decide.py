@@ -114,7 +114,6 @@ class _Pass(Draft):
             due = self.now + limit - st.active_seconds(self.status, self.now)
             if due <= self.now:
                 field = "spec.runPolicy.activeDeadlineSeconds"
-                self.actions += scheduling.over(self.job, self.status.attempt)
                 return self.fail(reasons.DEADLINE_EXCEEDED, f"not finished within {clock.duration(limit)} ({field})")
             self.wakes.append(due)
         cause = self._cause(gang)
@@ -215,7 +214,6 @@ class _Pass(Draft):
         )
         history = budget.remember(self.status.restart_history, record)
         self.set(restart_history=history)
-        self.actions += scheduling.over(self.job, self.status.attempt)
         if cause.fatal:
             return self.fail(cause.reason, cause.message)
         if budget.no_progress(history):
@@ -223,6 +221,7 @@ class _Pass(Draft):
         used = budget.charged(history, policy, self.now)
         if not cause.free and used > policy.max_restarts:
             return self.fail(reasons.RESTARTS_EXHAUSTED, describe.exhausted(policy, cause))
+        self.actions += scheduling.over(self.job, [self.status.attempt])
         message = describe.restarting(self.status, cause, used, policy)
         self.condition(reasons.RUNNING, "False", cause.reason, cause.message)
         self.phase("Restarting", message)
@@ -245,6 +244,7 @@ class _Pass(Draft):
         if wait_until > self.now:
             self.wakes.append(wait_until)
             return self.decision()
+        self.actions += scheduling.over(self.job, range(self.status.attempt + 1, number))
         return self._begin(number)
 
     def _next_attempt(self) -> int:
@@ -320,7 +320,7 @@ class _Pass(Draft):
     def _suspend(self) -> Decision:
         if self.status.phase != "Suspended":
             message = "suspended by spec.runPolicy.suspend"
-            self.actions += scheduling.over(self.job, self.status.attempt)
+            self._leave_the_queue()
             self.status = st.stopped_clock(self.status, self.now)
             self.condition(reasons.SUSPENDED, "True", reasons.BY_USER, message)
             self.condition(reasons.RUNNING, "False", reasons.SUSPENDED)
@@ -329,6 +329,15 @@ class _Pass(Draft):
         live = sum(not finished(pod) for pod in self.observed.pods)
         self.phase("Suspended", describe.suspended(self.status, live))
         return self.decision()
+
+    def fail(self, reason: str, message: str) -> Decision:
+        self._leave_the_queue()
+        return super().fail(reason, message)
+
+    def _leave_the_queue(self) -> None:
+        """No attempt waits for nodes any more; nor the next one, which a pass that was cut short may have begun."""
+        attempts = {self.status.attempt, *(pod.attempt for pod in self.observed.pods)}
+        self.actions += scheduling.over(self.job, sorted({*attempts, max(attempts) + 1}))
 
     def _drain(self, pods: Iterable[PodView], grace: int | None) -> None:
         actions, wakes = drain.drain(pods, grace, self.now)

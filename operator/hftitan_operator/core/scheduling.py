@@ -7,7 +7,7 @@ scheduler-plugins 0.34.7, KAI Scheduler 0.17.0 and Kubernetes 1.37.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -129,10 +129,10 @@ def gatekeeper(job: HFTitanJob, attempt: int) -> str | None:
     return f"Kueue to admit the workload {group_name(job, attempt)} from queue {wanted.queue}"
 
 
-def over(job: HFTitanJob, attempt: int) -> list[DeletePodGroup]:
-    """Takes back what was asked of a scheduler for an attempt: without pods its PodGroup would wait for ever."""
+def over(job: HFTitanJob, attempts: Iterable[int]) -> list[DeletePodGroup]:
+    """Takes back what was asked of a scheduler for these attempts: without pods a PodGroup would wait for ever."""
     asked = pod_group(job, 1)
-    return [] if asked is None or not attempt else [DeletePodGroup(asked[0], group_name(job, attempt))]
+    return [DeletePodGroup(asked[0], group_name(job, number)) for number in attempts if number] if asked else []
 
 
 def pod_additions(job: HFTitanJob, attempt: int, nodes: int) -> PodAdditions:
