@@ -176,7 +176,9 @@ class Operator:
 
         async def ready(_: web.Request) -> web.Response:
             # A replica that waits for the lease is ready as well: ready to take over.
-            return web.Response(text="ok\n") if self._ready else web.Response(text="listing\n", status=503)
+            if self._ready:
+                return web.Response(text="ok\n")
+            return web.Response(text="\n".join([*self._cluster.unlisted(), ""]), status=503)
 
         if not self._options.port:
             yield

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from core_builders import job
+from core_builders import T0, job, pod, progress, running, seen, settle
 
 from hftitan_api.load import load_defaults
 from hftitan_api.mesh import plan
 from hftitan_api.models import PodDefaults, PodSpec
 from hftitan_api.pod import TRAINER_IMAGE
+from hftitan_operator.core.decide import decide
 from hftitan_operator.core.defaults import NO_DEFAULTS, with_defaults
 from hftitan_operator.core.render import render
 
@@ -84,6 +85,19 @@ def test_nothing_else_of_a_job_changes():
     assert with_defaults(before, NO_DEFAULTS) is before
     # Every attempt reads this document, whatever the defaults were when its pods were made.
     assert objects(before).config == objects(before, NO_DEFAULTS).config
+
+
+def test_others_are_for_the_next_attempt_and_nothing_else():
+    of = running(job())
+    alive = seen(pod(0), pod(1), progress=progress(10))
+    before, after = (decide(with_defaults(of, defaults), alive, T0) for defaults in (NO_DEFAULTS, DEFAULTS))
+    assert before == after
+    assert before.actions == ()
+    of, _ = settle(of, seen(pod(0), pod(1, phase="Failed", exit_code=137)), T0)
+    gone = decide(with_defaults(of, DEFAULTS), seen(), T0)
+    made = [action.manifest for action in gone.actions if action.manifest["kind"] == "Pod"]
+    assert {p["metadata"]["labels"]["hftitan.io/attempt"] for p in made} == {"2"}
+    assert {p["spec"]["containers"][0]["image"] for p in made} == {"registry.example/trainer:2"}
 
 
 def test_without_any_default_it_is_the_operators_own_image_and_scratch_space():

@@ -1,5 +1,7 @@
 """`hftitan operator --namespace NS` with the rights of `hftitan rbac --namespace NS`: a tenant's own operator."""
 
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,9 @@ def test_without_the_resource_it_waits_and_says_what_to_do(control_plane_assets,
         process = OperatorProcess(plane.kubeconfig("admin"), tmp_path / "log").start()
         try:
             wait(lambda: "hftitan crd | kubectl apply -f -" in process.log.read_text(), "the hint")
+            with pytest.raises(urllib.error.HTTPError) as unready:
+                urllib.request.urlopen(f"http://127.0.0.1:{process.port}/readyz")
+            assert "hftitanjobs.hftitan.io is not installed" in unready.value.read().decode()
             plane.install_crd(CRD)
             process.wait_ready()
             plane.admin.create(document("default"))

@@ -143,6 +143,10 @@ class KubeCluster:
         """Returns when everything that is there now is known."""
         await asyncio.gather(*(reflector.synced.wait() for reflector in self._reflectors))
 
+    def unlisted(self) -> list[str]:
+        """What is not known yet, and why."""
+        return [reflector.waits_for for reflector in self._reflectors if not reflector.synced.is_set()]
+
     # --- the port -------------------------------------------------------------------------------------------
 
     async def observe(self, namespace: str, name: str) -> Seen | None:

@@ -67,6 +67,8 @@ class Reflector:
         self.synced = asyncio.Event()
         """The first list is in the store."""
         self.denied = False
+        self.waits_for = f"{path}: not listed yet"
+        """Why it is not synced; until it is."""
         self._api, self._path, self._store, self._namespace = api, path, store, namespace
         self._params = {"labelSelector": selector} if selector else {}
         self._accept = (METADATA_LIST, METADATA_ONLY) if metadata_only else ("application/json", "application/json")
@@ -173,6 +175,7 @@ class Reflector:
     def _tell(self, doing: str, error: OSError, failures: int) -> None:
         unknown = self._absent and isinstance(error, ApiError) and error.status == 404
         what = self._absent if unknown else f"{error}; trying again"
+        self.waits_for = f"{self._path}: {what}"
         log.log(level(failures), "%s %s: %s", doing, self._path, what)
 
     def _gives_up(self, error: OSError) -> bool:
