@@ -192,7 +192,8 @@ class _Converter:
 def _default(value: Any) -> Any:
     """What the server fills in: nothing for an absent or empty value, {} for an object with defaults of its own."""
     if isinstance(value, BaseModel):
-        return {}
+        # Before it takes the CRD the server tries an object's rules on the default as it stands, without nested ones.
+        return value.to_dict() if type(value).__name__ in _RULES else {}
     return None if value is PydanticUndefined or value in (None, [], {}) else value
 
 
