@@ -130,7 +130,7 @@ def test_the_operator_stops_the_rest_and_what_is_older_than_the_schema(case):
         assert {k: v for k, v in pod["metadata"]["labels"].items() if k.startswith("hftitan.io/")} == {
             "hftitan.io/job": job.metadata.name,
             "hftitan.io/attempt": str(job.status.attempt),
-            "hftitan.io/node-index": pod["metadata"]["name"].rpartition("-")[2],
+            "hftitan.io/node-index": str(int(pod["metadata"]["name"].rpartition("-")[2])),
         }
     # What is written is read again, by JSON that has neither NaN nor infinity.
     text = json.dumps([job.status.to_dict(), [a.manifest for a in actions if isinstance(a, Apply)]], allow_nan=False)
