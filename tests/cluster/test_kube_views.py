@@ -98,6 +98,18 @@ def test_ends_that_are_not_the_jobs_doing(status):
     assert pod_view(pod(status)).disrupted
 
 
+@pytest.mark.parametrize(
+    ("more", "unqueued"),
+    [
+        ({}, False),
+        ({"kueue.x-k8s.io/queue-name": "q"}, True),
+        ({"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/managed": "true"}, False),
+    ],
+)
+def test_a_pod_that_kueue_leaves_alone_is_noticed(more, unqueued):
+    assert pod_view(pod(labels=LABELS | more)).unqueued == unqueued
+
+
 def test_what_kueue_says_of_a_preempted_pod():
     """pkg/controller/jobs/pod/pod_controller.go of Kueue 0.19.2, Stop: the condition, then the deletion."""
     said = "Preempted to accommodate a workload (UID: w) due to prioritization in the ClusterQueue"

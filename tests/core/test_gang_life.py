@@ -186,6 +186,18 @@ def test_gated_pods_may_wait_for_days():
     assert of.status.message == ("attempt 1: waiting for Kueue to admit the workload x-uid-1 from queue team-queue")
 
 
+def test_pods_that_kueue_leaves_alone_are_told_of_once():
+    of, _ = settle(queued(), Observed(), T0)
+    message = (
+        "the pods do not wait in queue team-queue: Kueue manages no pods of namespace team; see its pod integration "
+        "and managedJobsNamespaceSelector"
+    )
+    for expected in ([message], []):
+        of, decisions = settle(of, seen(pod(0, unqueued=True), pod(1, unqueued=True)), T0)
+        assert [e.message for d in decisions for e in d.events if e.reason == "NotQueued"] == expected
+    assert of.status.phase == "Starting"
+
+
 EVICTED = {"disrupted": True, "reason": "WorkloadEvicted", "message": "Preempted to accommodate a workload (UID: w)"}
 
 

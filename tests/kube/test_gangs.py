@@ -122,6 +122,8 @@ def test_kueue_preempts_by_deletion_and_its_finalizer_holds_nobody_up(team):
         assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
         assert pod["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "2"
     names = [pod["metadata"]["name"] for pod in pods]
+    told = "involvedObject.name=x,reason=NotQueued"
+    wait(lambda: team.admin.list("events", team.namespace, fields=told), "word that no Kueue manages these pods")
     for name in names:
         team.admin.patch("pods", name, {"metadata": {"finalizers": [FINALIZER]}}, team.namespace)
     for name in names:

@@ -9,7 +9,7 @@ from typing import Any
 from hftitan_api.load import parse_object
 from hftitan_api.models import KIND, HFTitanJob, JobSpec, JobStatus, ObjectMeta
 from hftitan_api.wire import ExitReport
-from hftitan_operator.core import clock
+from hftitan_operator.core import clock, scheduling
 from hftitan_operator.core.naming import LABEL_ATTEMPT, LABEL_JOB, LABEL_NODE_INDEX
 from hftitan_operator.core.state import PodView
 
@@ -67,6 +67,7 @@ def pod_view(obj: Json) -> PodView | None:
         reason=reason,
         message=message,
         report=exit_report(ended.get("message")),
+        unqueued=scheduling.KUEUE_QUEUE in labels and labels.get(scheduling.KUEUE_MANAGED) != "true",
         disrupted=bool(disruption) or status.get("reason") in _DISRUPTIONS,
     )
 

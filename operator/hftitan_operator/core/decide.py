@@ -291,6 +291,9 @@ class _Pass(Draft):
         if len(gang) == self._nodes:
             if not created:
                 self.condition(reasons.PODS_CREATED, "True", reasons.CREATED, f"{self._nodes} of {self._nodes} pods")
+                if any(pod.unqueued for pod in gang):
+                    message = describe.unqueued(self.job.metadata.namespace, self.job.spec.scheduling.queue)
+                    self.event(reasons.NOT_QUEUED, message, warning=True)
             self._describe(gang)
         return self.decision()
 

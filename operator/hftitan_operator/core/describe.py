@@ -55,6 +55,13 @@ def waiting(gang: Sequence[PodView], gatekeeper: str | None = None) -> str | Non
     return f"pod {troubled.name} waits ({troubled.reason}){said}"
 
 
+def unqueued(namespace: str, queue: str | None) -> str:
+    return (
+        f"the pods do not wait in queue {queue}: Kueue manages no pods of namespace {namespace}; see its pod "
+        "integration and managedJobsNamespaceSelector"
+    )
+
+
 def doing(status: JobStatus, gang: Sequence[PodView], *, blind: bool) -> str:
     """Of a gang whose pods all run. `blind`: its first pod is ready and does not answer us."""
     leaving = next((pod.name for pod in gang if pod.deleting and not finished(pod)), None)

@@ -55,6 +55,7 @@ POD_CANNOT_START: Final = "PodCannotStart"
 
 # --- events only
 ATTEMPT_CREATED: Final = "AttemptCreated"
+NOT_QUEUED: Final = "NotQueued"
 TRAINING: Final = "Training"
 CHECKPOINT_SAVED: Final = "CheckpointSaved"
 

@@ -16,6 +16,9 @@ from hftitan_operator.core import naming
 from hftitan_operator.core.state import DeletePodGroup, Require
 
 POD_GROUP: Final = "PodGroup"
+KUEUE_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+KUEUE_MANAGED: Final = "kueue.x-k8s.io/managed"
+"""Kueue's webhook puts it on the pods that it takes care of."""
 UID_CHARACTERS = 8
 JOB_CHARACTERS = naming.LABEL_LIMIT - UID_CHARACTERS - len("--999999")
 """What a label value leaves for the job's name in a group's."""
@@ -164,7 +167,7 @@ def _kueue(job: HFTitanJob, group: str, nodes: int) -> tuple[dict[str, str], dic
     wanted = job.spec.scheduling
     labels = {"kueue.x-k8s.io/pod-group-name": group}
     if wanted.queue:
-        labels["kueue.x-k8s.io/queue-name"] = wanted.queue
+        labels[KUEUE_QUEUE] = wanted.queue
     annotations = {
         # Read from the annotation first with Kueue's feature gate WorkloadIdentifierAnnotations, else from the label.
         "kueue.x-k8s.io/pod-group-name": group,

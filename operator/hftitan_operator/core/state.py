@@ -46,6 +46,8 @@ class PodView:
     message: str | None = None
     report: ExitReport | None = None
     """Parsed from the termination message."""
+    unqueued: bool = False
+    """Its labels give it to a queue of Kueue, which does not manage it: nobody holds it back."""
     disrupted: bool = False
     """Ended by preemption, eviction or drain (condition DisruptionTarget, or reason Evicted)."""
 
