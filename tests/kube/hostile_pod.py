@@ -223,6 +223,7 @@ PLACEMENT = [
     Hostile("priority-space", job(scheduling={"priorityClass": "a b"}), SERVER, "spec.scheduling.priorityClass"),
     Hostile("topology-key-odd", job(scheduling={"topologyKey": "../x y"}), OPERATOR, "spec.scheduling.topologyKey"),
     Hostile("gang-unknown", job(scheduling={"gang": "mine"}), SERVER, "spec.scheduling.gang"),
+    Hostile("cache-of-another-namespace", pod(cacheVolume="kube-system/models"), SERVER, "spec.pod.cacheVolume"),
     Hostile("runtime-class-up", pod(runtimeClassName="../runc"), SERVER, "spec.pod.runtimeClassName"),
     Hostile("runtime-class-unknown", pod(runtimeClassName="no.such.class"), NOBODY),  # a server may know it, or deny
 ]

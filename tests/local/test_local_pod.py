@@ -75,8 +75,9 @@ def test_the_callers_environment_is_kept_but_not_another_torchruns(pod):
     assert not env.keys() & (foreign.keys() - {"HFTITAN_OUTPUT"})
 
 
-def test_the_cache_is_the_callers(pod):
-    assert translate(pod(), machine({"HF_HOME": "/big/hf"}), PLACE, CONFIGS).env["HF_HOME"] == "/big/hf"
+@pytest.mark.parametrize("wanted", [{}, {"cacheVolume": "models"}])
+def test_the_cache_is_the_callers(pod, wanted):
+    assert translate(pod(pod=wanted), machine({"HF_HOME": "/big/hf"}), PLACE, CONFIGS).env["HF_HOME"] == "/big/hf"
 
 
 def test_threads_replace_the_clusters_number_only_when_given(pod):
