@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+from hftitan_api.families import WINDOWED
 from hftitan_api.models import JobSpec
-from hftitan_api.shape import WINDOWED, ModelShape
+from hftitan_api.shape import ModelShape
 
 FLEX_BLOCK = 128
 """Queries in a block of the attention mask on GPUs; context parallelism hands out whole blocks."""

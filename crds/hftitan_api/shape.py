@@ -11,6 +11,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from hftitan_api.families import (
+    DENSE,
+    MIXTURES,
+    OTHER_LAYOUT,
+    UNBUILDABLE,
+    WITHOUT_PIPELINE,
+    WITHOUT_TENSOR_PARALLELISM,
+)
+
 SHAPE_KEYS = frozenset(
     {
         "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "num_hidden_layers", "n_layer",
@@ -49,49 +58,8 @@ _MULTI_HEAD_BY_DEFAULT = frozenset(
     }
 )
 
-# torchtitan's backend reaches for model.{embed_tokens,layers,norm,rotary_emb} and in each layer for
-# self_attn.{q,k,v,o}_proj and mlp.{gate_proj,down_proj} or {fc1,fc2} (hf_sharding.py); these classes name or fuse
-# theirs otherwise. Read off the classes of transformers 5.23, built on the meta device.
-_OTHER_LAYOUT = frozenset(
-    {
-        "apertus", "bloom", "codegen", "falcon", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj",
-        "granitemoe", "jamba", "lfm2", "llama4_text", "mamba", "mamba2", "minimax", "mpt", "opt", "persimmon",
-        "qwen3_next", "starcoder2",
-    }
-)  # fmt: skip
-# Families that end in an exception of torchtitan 0.3's backend with transformers 5.23, and why
-# (tests/trainer/test_engine_refusals.py sees them end).
-UNBUILDABLE: Mapping[str, str] = MappingProxyType(
-    {
-        "granite_swa": "its rotary embedding reads numbers while the model is built without memory",
-        "minicpm3": "its layers read a setting (logits_scaling) that the backend's copy of the config does not have",
-        "xlm": "it is an encoder, which the backend looks for a decoder's parts in without end",
-    }
-)
-# Families whose forward pass is embedding, layers, norm, head and nothing between. Each pipeline stage runs it with the
-# missing parts replaced by identities, so what a model does to its input besides (Gemma and Granite scale the
-# embeddings) would happen in every stage.
-PIPELINED = frozenset({"llama", "ministral", "mistral", "olmo", "olmo2", "olmo3", "qwen2", "qwen3", "smollm3"})
-# Families whose gradients under torchtitan's tensor parallelism were compared with transformers' and found equal.
-# Others fail, or worse: Phi's loss is right and its gradient wrong.
-TENSOR_PARALLEL = frozenset(
-    {
-        "cohere", "cohere2", "ernie4_5", "exaone4", "granite", "helium", "llama", "ministral", "mistral", "olmo",
-        "qwen2", "qwen3", "smollm3",
-    }
-)  # fmt: skip
 # Kinds of layers (layer_types) that see of a row what the mask lets them see, and nothing else.
 _ATTENTION = frozenset({"full_attention", "sliding_attention"})
-# Families whose layers look back over a window, each over its own or none, that were compared with transformers' and
-# found equal where sequences are longer.
-WINDOWED = frozenset(
-    {
-        "cohere2", "cwm", "exaone4", "gemma2", "gemma3_text", "mistral", "mixtral", "olmo3", "phi3", "qwen2", "qwen3",
-        "qwen3_moe", "smollm3", "vaultgemma",
-    }
-)  # fmt: skip
-# Families with experts whose losses, gradients and exported weights were compared with transformers' and found equal.
-MIXTURES = frozenset({"mixtral", "olmoe", "qwen3_moe"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,14 +185,11 @@ def _refused_axes(config: Mapping[str, Any], model_type: str, experts: int | Non
     if experts:
         found["pp"] = "the backend has no pipeline for mixture-of-experts models"
         found["tp"] = "tensor parallelism cuts no experts; split by dpShard and ep"
-    elif model_type and model_type not in PIPELINED:
-        found["pp"] = f"models of type {model_type} cannot be cut into pipeline stages"
-    biased = next((key for key in ("attention_bias", "mlp_bias") if config.get(key) is True), None)
-    if model_type and not experts and model_type not in TENSOR_PARALLEL:
-        found["tp"] = f"tensor parallelism does not compute models of type {model_type} rightly; split by dpShard"
-    elif biased:
-        # models/common/decoder_sharding.py rowwise_config: each rank adds the whole bias to its partial sum.
-        found["tp"] = f"tensor parallelism would add the biases ({biased}) once for every rank; split by dpShard"
+    elif model_type:
+        if reason := _unfit(model_type, WITHOUT_PIPELINE):
+            found["pp"] = f"models of type {model_type} cannot be cut into pipeline stages: {reason}"
+        if reason := _unfit(model_type, WITHOUT_TENSOR_PARALLELISM):
+            found["tp"] = f"models of type {model_type} cannot be cut by tensor parallelism: {reason}; split by dpShard"
     limited = None
     if config.get("index_topk") is not None or model_type == "glm_moe_dsa":
         limited = "the backend trains models with a sparse-attention indexer by dp and ep only"
@@ -235,9 +200,13 @@ def _refused_axes(config: Mapping[str, Any], model_type: str, experts: int | Non
     return MappingProxyType(found)
 
 
+def _unfit(model_type: str, known: Mapping[str, str]) -> str | None:
+    return known.get(model_type) or (None if model_type in DENSE else "no such model was compared with transformers'")
+
+
 def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) -> list[str]:
     found: list[str] = []
-    if model_type in _OTHER_LAYOUT:
+    if model_type in OTHER_LAYOUT:
         found.append(
             f"torchtitan's transformers backend does not know the layers of model type {model_type}; "
             "use a Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"

@@ -254,28 +254,20 @@ WITH_A_MODEL = {
         MIXTRAL,
         [f"spec.mesh.pp: 2 does not work for {NAME}: the backend has no pipeline for mixture-of-experts models; use 1"],
     ),
-    "a pipeline of a model that scales its embeddings": (
+    "a pipeline of a model that touches its embeddings": (
         {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2}},
-        {"model_type": "gemma3_text", "num_hidden_layers": 26},
+        {"model_type": "nanochat", "num_hidden_layers": 26},
         [
-            f"spec.mesh.pp: 2 does not work for {NAME}: "
-            "models of type gemma3_text cannot be cut into pipeline stages; use 1"
+            f"spec.mesh.pp: 2 does not work for {NAME}: models of type nanochat cannot be cut into pipeline stages: "
+            "its forward pass normalises the embeddings, and would do so in every stage; use 1"
         ],
     ),
-    "tensor parallelism of a family with wrong gradients": (
+    "tensor parallelism of heads that belong together": (
         {"mesh": {"gpusPerNode": 2, "tp": 2}},
-        {"model_type": "phi", "num_attention_heads": 4},
+        {"model_type": "diffllama", "num_attention_heads": 4},
         [
-            f"spec.mesh.tp: 2 does not work for {NAME}: tensor parallelism does not compute models of type phi "
-            "rightly; split by dpShard; use 1"
-        ],
-    ),
-    "tensor parallelism of biased projections": (
-        {"mesh": {"gpusPerNode": 2, "tp": 2}},
-        {"model_type": "llama", "attention_bias": True},
-        [
-            f"spec.mesh.tp: 2 does not work for {NAME}: tensor parallelism would add the biases (attention_bias) "
-            "once for every rank; split by dpShard; use 1"
+            f"spec.mesh.tp: 2 does not work for {NAME}: models of type diffllama cannot be cut by tensor parallelism: "
+            "its heads work in pairs that ranks would part; split by dpShard; use 1"
         ],
     ),
     "dropout on a GPU": (

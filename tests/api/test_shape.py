@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftitan_api.shape import UNBUILDABLE, ModelShape
+from hftitan_api.families import UNBUILDABLE
+from hftitan_api.shape import ModelShape
 
 READ = {
     "gpt2's own names": (

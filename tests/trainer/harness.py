@@ -68,7 +68,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "phi3": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": WINDOW},
     "olmo2": {"model_type": "olmo2"},
-    "smollm3": {"model_type": "smollm3", "pad_token_id": 0, "no_rope_layer_interval": 2},
+    "smollm3": {"model_type": "smollm3", "pad_token_id": VOCAB - 1, "no_rope_layer_interval": 2},
     "granite": {"model_type": "granite", "logits_scaling": 3.0, "embedding_multiplier": 2.0},
     "qwen3_moe": {
         "model_type": "qwen3_moe",
@@ -174,9 +174,16 @@ def make_text_model(folder: Path, tokenizer: Any, **changes: Any) -> Path:
 
 
 def run_worker(
-    cases: list[dict[str, Any]], folder: Path, *, world: int, timeout: float = 600, env: dict[str, str] | None = None
+    cases: list[dict[str, Any]],
+    folder: Path,
+    *,
+    world: int,
+    timeout: float = 600,
+    env: dict[str, str] | None = None,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """Run the cases one after the other in one group of `world` processes; returns rank 0's result of each."""
+    """Run the cases one after the other in one group of `world` processes; returns rank 0's result of each. Every case
+    is one for `device`, "cpu" or "gpu"."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
     workers = []
@@ -187,8 +194,9 @@ def run_worker(
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(world),
             "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
+            "TEST_DEVICE": device,
             "HF_HUB_OFFLINE": "1",
+            **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
             **(env or {}),
         }
         log = (folder / f"rank{rank}.log").open("w")

@@ -20,7 +20,7 @@ import harness  # noqa: E402
 from test_meshes import distance, losses, norms  # noqa: E402
 from test_parity import OTHERS, reference  # noqa: E402
 
-from hftitan_api.shape import UNBUILDABLE, WINDOWED  # noqa: E402
+from hftitan_api.families import UNBUILDABLE, WINDOWED  # noqa: E402
 
 TABLE = HERE.parents[1] / "docs" / "architectures.md"
 AXES = {

@@ -236,15 +236,10 @@ MISFITS = {
         {"mesh": {"tp": 4}},
         "spec.mesh.tp: 4 does not divide the 2 key/value heads of {0}; use",
     ),
-    "gradients": (
-        {"model_type": "phi"},
+    "pairs of heads": (
+        {"model_type": "diffllama"},
         {"mesh": {"tp": 2}},
-        "spec.mesh.tp: 2 does not work for {0}: tensor parallelism does not compute models of type phi rightly",
-    ),
-    "bias": (
-        {"attention_bias": True},
-        {"mesh": {"tp": 2}},
-        "spec.mesh.tp: 2 does not work for {0}: tensor parallelism would add the biases (attention_bias) once",
+        "spec.mesh.tp: 2 does not work for {0}: models of type diffllama cannot be cut by tensor parallelism: ",
     ),
     "dropout": (
         {"attention_dropout": 0.1},
@@ -262,9 +257,9 @@ MISFITS = {
         "spec.training.localBatchSize: 1 cannot keep 2 pipeline stages busy, one sequence in each; use at least 2",
     ),
     "family": (
-        {"model_type": "granite"},
+        {"model_type": "nanochat"},
         {"mesh": {"pp": 2}},
-        "spec.mesh.pp: 2 does not work for {0}: models of type granite cannot be cut into pipeline stages; use 1",
+        "spec.mesh.pp: 2 does not work for {0}: models of type nanochat cannot be cut into pipeline stages: its",
     ),
     "length": (
         {},

@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE))
 
 import harness  # noqa: E402
 
-from hftitan_api.shape import WINDOWED  # noqa: E402
+from hftitan_api.families import WINDOWED  # noqa: E402
 
 # Families that the table of test_architectures.py has no row for.
 OTHERS = (
@@ -36,16 +36,26 @@ VARIANTS = {
 }
 
 
-def reference(folder: Path, rows: list[dict], *, own_mask: bool = False) -> tuple[float, float]:
+def reference(
+    folder: Path,
+    rows: list[dict],
+    *,
+    own_mask: bool = False,
+    dtype: str = "float32",
+    device: str = "cpu",
+    attention: str = "eager",
+) -> tuple[float, float]:
     """Loss and gradient norm by transformers alone: with masks written out from the positions, or with those that it
-    makes of them itself."""
+    makes of them itself. `device` is torch's name for it."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    tokens, labels, positions = (torch.tensor([row[key] for row in rows]) for key in ("input", "labels", "positions"))
+    precision = getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, attn_implementation=attention).to(device)
+    keys = ("input", "labels", "positions")
+    tokens, labels, positions = (torch.tensor([row[key] for row in rows], device=device) for key in keys)
     batch, seq = tokens.shape
-    causal = torch.full((batch, 1, seq, seq), float("-inf"))
+    causal = torch.full((batch, 1, seq, seq), float("-inf"), dtype=precision, device=device)
     window = getattr(model.config, "sliding_window", None) or seq
     sliding = causal.clone()
     for b in range(batch):

@@ -8,8 +8,6 @@ mended it and the piece here can go.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +23,7 @@ from torchtitan.experiments.transformers_modeling_backend.state_dict_adapter imp
 from torchtitan.tools.utils import device_type
 
 from hftitan_api.shape import ModelShape
-from hftitan_trainer import attention, experts, initialise, replicas, whole
+from hftitan_trainer import attention, experts, initialise, replicas, stages, tensor_parallel, whole
 from hftitan_trainer.errors import UserError
 from hftitan_trainer.hf_model import ModelFolder
 
@@ -98,24 +96,12 @@ class HFTitanModel(HFTransformerModel):
         Upstream: parallelize_hf_transformers un-ties them before this call, and Module.parallelize gives each its own
         parameter; apply_fsdp, which comes after, groups tied ones rightly when it finds them.
         """
-        self._name_embedding_argument()
+        tensor_parallel.name_first_argument(self.tok_embeddings)
         super().parallelize(parallel_dims)
         self._tie()
         if parallel_dims.ep_enabled:
             for block in experts.mixtures(self.layers):
                 experts.spread(block, parallel_dims.get_mesh("ep"))
-
-    def _name_embedding_argument(self) -> None:
-        """Upstream (hf_sharding.py) calls the embedding's argument "input"; Gemma's scaled embedding names it
-        otherwise."""
-        embedding = self.tok_embeddings
-        name = [*inspect.signature(type(embedding).forward).parameters, "self", "input"][1]
-        config = getattr(embedding, "_sharding_config", None)
-        if config is not None and config.in_src_shardings and name not in config.in_src_shardings:
-            source, target = config.in_src_shardings["input"], config.in_dst_shardings["input"]
-            embedding._sharding_config = dataclasses.replace(
-                config, in_src_shardings={name: source}, in_dst_shardings={name: target}
-            )
 
     def init_states(self, *, buffer_device: torch.device | None = None) -> None:
         """Fill what materialisation left empty: buffers always, parameters unless they are loaded from the folder.
@@ -209,8 +195,12 @@ def parallelize(model: nn.Module, *, parallel_dims: Any, training: Any, **kwargs
         return replicas.prepare(
             model, parallel_dims, kwargs["compile_config"], kwargs["ac_config"], kwargs["dump_folder"]
         )
+    if parallel_dims.pp_enabled:
+        stages.fit(model)
     layout = (
-        contextlib.nullcontext() if parallel_dims.tp_enabled else whole.modules_stay_whole(ep=parallel_dims.ep_enabled)
+        tensor_parallel.layers_cut(parallel_dims.get_mesh("tp").get_group())
+        if parallel_dims.tp_enabled
+        else whole.modules_stay_whole(ep=parallel_dims.ep_enabled)
     )
     try:
         with layout:

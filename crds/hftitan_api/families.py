@@ -1,0 +1,59 @@
+"""What is known of the families of models (model_type): which are right, and on which axes of a mesh.
+
+A family is here because its losses, gradients and weights were compared with transformers' own (docs/architectures.md,
+hack/architectures); of what was not compared nothing is promised, and a job that asks for it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+# Families of one feed-forward layer for all words.
+DENSE = frozenset(
+    {
+        "arcee", "bitnet", "cohere", "cohere2", "cwm", "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2",
+        "gemma3_text", "granite", "hyperclovax", "internlm3", "iquestcoder", "jais2", "llama", "mistral", "nanochat",
+        "nemotron", "olmo", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "vaultgemma",
+    }
+)  # fmt: skip
+# Families with experts.
+MIXTURES = frozenset({"mixtral", "olmoe", "qwen3_moe"})
+# Families some or all of whose layers look back over a window; sequences may be longer.
+WINDOWED = frozenset(
+    {
+        "cohere2", "cwm", "exaone4", "gemma2", "gemma3_text", "mistral", "mixtral", "olmo3", "phi3", "qwen2", "qwen3",
+        "qwen3_moe", "smollm3", "vaultgemma",
+    }
+)  # fmt: skip
+
+# Dense families that one axis cannot cut, and why.
+WITHOUT_TENSOR_PARALLELISM: Mapping[str, str] = MappingProxyType(
+    {
+        "bitnet": "it normalises what all heads of a layer return",
+        "diffllama": "its heads work in pairs that ranks would part",
+        "stablelm": "its attention looks for all heads on every rank",
+    }
+)
+WITHOUT_PIPELINE: Mapping[str, str] = MappingProxyType(
+    {"nanochat": "its forward pass normalises the embeddings, and would do so in every stage"}
+)
+
+# torchtitan's backend reaches for model.{embed_tokens,layers,norm,rotary_emb}; these classes name or fuse theirs
+# otherwise. Read off the classes of transformers 5.23, built on the meta device.
+OTHER_LAYOUT = frozenset(
+    {
+        "apertus", "bloom", "codegen", "falcon", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj",
+        "granitemoe", "jamba", "lfm2", "llama4_text", "mamba", "mamba2", "minimax", "mpt", "opt", "persimmon",
+        "qwen3_next", "starcoder2",
+    }
+)  # fmt: skip
+# Families that end in an exception of torchtitan 0.3's backend with transformers 5.23, and why
+# (tests/trainer/test_engine_refusals.py sees them end).
+UNBUILDABLE: Mapping[str, str] = MappingProxyType(
+    {
+        "granite_swa": "its rotary embedding reads numbers while the model is built without memory",
+        "minicpm3": "its layers read a setting (logits_scaling) that the backend's copy of the config does not have",
+        "xlm": "it is an encoder, which the backend looks for a decoder's parts in without end",
+    }
+)
