@@ -23,6 +23,7 @@ test: $(READY)  ## All checks and tests
 	@$(MAKE) --no-print-directory check
 	@hack/control-plane >/dev/null  # here, since the first time takes minutes and a test has a time limit
 	@hack/prometheus >/dev/null
+	@hack/kubectl >/dev/null
 	@hack/chromium >/dev/null
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
 
