@@ -73,6 +73,10 @@ class ControlPlane:
         return f"https://127.0.0.1:{self.port}"
 
     @property
+    def etcd_url(self) -> str:
+        return f"http://127.0.0.1:{self._etcd_port}"
+
+    @property
     def ca(self) -> Path:
         """The API server's own certificate, which it makes at its first start."""
         return self.folder / "tls" / "apiserver.crt"
@@ -186,7 +190,7 @@ class ControlPlane:
 
     def _start_etcd(self) -> None:
         self._data = memory_folder(self.folder)
-        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._peer_port}"
+        client, peer = self.etcd_url, f"http://127.0.0.1:{self._peer_port}"
         self._run(
             "etcd",
             {
@@ -204,7 +208,7 @@ class ControlPlane:
         """Also after stop_apiserver: the same address and the same objects."""
         key = str(self.folder / "service-accounts.key")
         options = {
-            "--etcd-servers": f"http://127.0.0.1:{self._etcd_port}",
+            "--etcd-servers": self.etcd_url,
             "--bind-address": "127.0.0.1",
             "--advertise-address": "127.0.0.1",
             "--endpoint-reconciler-type": "none",  # a loopback address is refused as an endpoint
