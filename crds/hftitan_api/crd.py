@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from hftitan_api.admit import JOB_NAME_LIMIT
+from hftitan_api.base import ApiModel
 from hftitan_api.cel import DATASET_RULES, MESH_RULES, SPEC_RULES, immutability_rules
 from hftitan_api.models import GROUP, KIND, PLURAL, VERSION, HFTitanJob, JobSpec, JobStatus
 
@@ -191,7 +192,7 @@ class _Converter:
 
 def _default(value: Any) -> Any:
     """What the server fills in: nothing for an absent or empty value, {} for an object with defaults of its own."""
-    if isinstance(value, BaseModel):
+    if isinstance(value, ApiModel):
         # Before it takes the CRD the server tries an object's rules on the default as it stands, without nested ones.
         return value.to_dict() if type(value).__name__ in _RULES else {}
     return None if value is PydanticUndefined or value in (None, [], {}) else value
