@@ -52,9 +52,10 @@ images:  ## The operator's and the trainer's image; DOCKER=podman or DOCKER=buil
 	$(DOCKER) build --target operator -t ghcr.io/hftitan/operator:0.1.0 .
 	$(DOCKER) build --target trainer -t ghcr.io/hftitan/trainer:0.1.0 .
 
-bench: $(READY)  ## Tokens/s against transformers' own Trainer, and the seconds to the first step
+bench: $(READY)  ## Tokens/s against transformers' own Trainer, seconds to the first step; on a GPU its MFU
 	$(PY) bench/trainer.py
 	$(PY) bench/startup.py
+	$(PY) bench/gpu.py
 
 clean:  ## Remove what the other targets made
 	rm -rf .venv .cache runs

@@ -2,7 +2,7 @@
 
 A case: {"spec": TrainerSpec document, "rows": [...], "export": folder?, "logits": true?, ...}. Without "rows" it has
 the trainer's own data loader, tokenizer and checkpoints, and tells which rows each step took; "from": [folder, step]
-gives it that checkpoint of another case to resume from.
+gives it that checkpoint of another case to resume from. With "by": path, the function `train` of that file runs it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import resource
+import runpy
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,7 @@ from pathlib import Path
 from hftitan_api.wire import TrainerSpec
 from hftitan_trainer.device import use_device
 
-use_device("cpu")
+DEVICE = use_device("gpu" if os.environ.get("TEST_DEVICE") == "gpu" else "cpu")
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -104,7 +105,8 @@ class Recorder(Observer):
         if report.step == self.poison_at:  # the loss of the next step becomes a NaN
             for parameter in self.trainer.model.parameters():
                 parameter.data.mul_(float("nan"))
-        self.random.append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
+        states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if DEVICE == "cuda" else [])]
+        self.random.append(hashlib.sha256(torch.cat(states).numpy().tobytes()).hexdigest())
 
     def validated(self, step, loss, tokens, _seconds):
         self.validations.append([step, loss, tokens])
@@ -123,7 +125,8 @@ class Recorder(Observer):
         return dist.get_rank() == dist.get_world_size() - 1 and wanted
 
 
-def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
+def configure(case: dict, output: Path):
+    """torchtitan's configuration of a case."""
     spec = TrainerSpec.model_validate(case["spec"])
     model = fetch_model(spec.model)
     initial = str(model.path) if model.pretrained else None
@@ -142,8 +145,7 @@ def build(case: dict, output: Path, recorder: Observer) -> HFTitanTrainer:
         dataloader = dataloader_config(spec.dataset, rows=rows_of_a_step(spec), seed=spec.training.seed)
         tokenizer, checkpoint = tokenizer_config(), checkpoint_config(spec, initial_load_path=initial)
     bridge.check_model_on_mesh = (lambda *_args: None) if case.get("unchecked") else check_model_on_mesh
-    config = bridge.build_config(spec, model, output, dataloader=dataloader, tokenizer=tokenizer, checkpoint=checkpoint)
-    return HFTitanTrainer(config, recorder)
+    return bridge.build_config(spec, model, output, dataloader=dataloader, tokenizer=tokenizer, checkpoint=checkpoint)
 
 
 def run(case: dict, output: Path) -> dict:
@@ -152,7 +154,7 @@ def run(case: dict, output: Path) -> dict:
     if "from" in case and dist.get_rank() == 0:
         source, step = case["from"]
         shutil.copytree(Path(source) / f"checkpoint/step-{step}", output / f"checkpoint/step-{step}")
-    trainer = build(case, output, recorder)
+    trainer = HFTitanTrainer(configure(case, output), recorder)
     recorder.trainer = trainer
     recorder.stop_in_validation = case.get("stopInValidation", False)
     consumed = watch_rows(trainer)
@@ -223,7 +225,8 @@ def first_loss(trainer: HFTitanTrainer, rows: list) -> float:
         local.copy_(torch.randn_like(local.float()) * 1e9)
     model.init_states()
     trainer.checkpointer.load()
-    tensors = {key: torch.tensor([row[key] for row in rows]) for key in ("input", "labels", "positions")}
+    keys = ("input", "labels", "positions")
+    tensors = {key: torch.tensor([row[key] for row in rows], device=trainer.device) for key in keys}
     with trainer.train_context():
         out = model(tensors["input"], positions=tensors["positions"])
         loss, _ = trainer.loss_fn(out, tensors["labels"], (tensors["labels"] != -100).sum())
@@ -233,9 +236,9 @@ def first_loss(trainer: HFTitanTrainer, rows: list) -> float:
 @torch.no_grad()
 def logits(trainer: HFTitanTrainer, row: dict) -> list:
     """The trained model's logits of one row read as one document, from memory; without pipeline stages."""
-    tokens = torch.tensor([row["input"]])
+    tokens = torch.tensor([row["input"]], device=trainer.device)
     with trainer.train_context():
-        out = trainer.model(tokens, positions=torch.arange(tokens.shape[1])[None])
+        out = trainer.model(tokens, positions=torch.arange(tokens.shape[1], device=trainer.device)[None])
     if trainer.parallel_dims.tp_enabled:
         group = trainer.parallel_dims.get_mesh("tp").get_group()
         parts = [torch.empty_like(out) for _ in range(dist.get_world_size(group))]
@@ -247,15 +250,19 @@ def logits(trainer: HFTitanTrainer, row: dict) -> list:
 def main() -> None:
     # As torchtitan does where it makes the group itself: collectives in the backward pass stay in order.
     torch.autograd.set_multithreading_enabled(False)
+    if DEVICE == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     folder = Path(sys.argv[1])
     results = []
     for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
         # A process group of its own for each case, by file: ports picked in advance are taken by others.
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = dist.FileStore(str(folder / f"store{number}"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+        backend = "cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
         try:
-            results.append(run(case, Path(case.get("output", folder / f"out{number}"))))
+            train = runpy.run_path(case["by"])["train"] if "by" in case else run
+            results.append(train(case, Path(case.get("output", folder / f"out{number}"))))
         except Exception as error:
             if not case.get("fails"):
                 raise
