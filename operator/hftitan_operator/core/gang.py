@@ -8,6 +8,7 @@ from itertools import islice
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import HFTitanJob
 from hftitan_operator.core import render, scheduling
+from hftitan_operator.core.pods import pods as pods_of
 from hftitan_operator.core.state import Apply, Manifest, Observed, Require
 
 PODS_AT_ONCE = 500
@@ -23,7 +24,7 @@ def missing(
     not have pods.
     """
     lacking = (index for index in range(plan.degrees.nodes if pods else 0) if index not in there)
-    made = render.pods(job, plan, attempt, list(islice(lacking, PODS_AT_ONCE)))
+    made = pods_of(job, plan, attempt, list(islice(lacking, PODS_AT_ONCE)))
     before: list[Manifest] = [] if observed.service else [render.service(job)]
     if not observed.config:
         before.append(render.config(job, plan))

@@ -1,8 +1,11 @@
-"""Names and labels of what belongs to a job: functions of the job alone, so that any pass finds them again."""
+"""Names, labels and owner of what belongs to a job: functions of the job alone, so that any pass finds them again."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from hftitan_api.models import API_VERSION, KIND, HFTitanJob
 
 GROUP_LABEL_PREFIX = "hftitan.io/"
 LABEL_JOB = "hftitan.io/job"
@@ -66,3 +69,28 @@ def selector(job: str) -> dict[str, str]:
 def is_pod_of(name: str, job: str) -> bool:
     """Whether a pod of this name is the job's, of any attempt: `x-1-0` is of `x`, and `x-1-1-0` is of `x-1`."""
     return re.fullmatch(rf"{re.escape(job)}-[0-9]+-[0-9]+", name) is not None
+
+
+def metadata(
+    job: HFTitanJob, name: str, labels: dict[str, str], annotations: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Of an object that belongs to the job."""
+    found: dict[str, Any] = {
+        "name": name,
+        "namespace": job.metadata.namespace,
+        "labels": dict(sorted(labels.items())),
+        # No finalizers anywhere: the garbage collector follows the owner, also when no operator runs.
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": job.metadata.name,
+                "uid": job.metadata.uid,
+                "controller": True,
+                "blockOwnerDeletion": False,
+            }
+        ],
+    }
+    if annotations:
+        found["annotations"] = dict(sorted(annotations.items()))
+    return found
