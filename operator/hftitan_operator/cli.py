@@ -54,7 +54,7 @@ def _root(
     """Train any Hugging Face causal LM with torchtitan, from one job.yaml."""
 
 
-@app.command()
+@app.command(short_help="Check jobs and say everything that is wrong with them.")
 def validate(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Jobs as YAML or JSON; - reads standard input.")
@@ -84,7 +84,7 @@ def validate(
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-@app.command()
+@app.command(short_help="Show a job's mesh: ranks, groups, memory of each rank.")
 def plan(
     source: JobArgument,
     settings: SetOption = None,
@@ -106,7 +106,7 @@ def plan(
             typer.echo(cli_plan.plan_tables(file.job, planned, file.config), nl=False)
 
 
-@app.command()
+@app.command(short_help="Print the exact objects that a cluster would get.")
 def render(
     source: JobArgument,
     settings: SetOption = None,
@@ -129,6 +129,60 @@ def render(
             job = with_defaults(job, cli_job.load_defaults(job_defaults))
         objects = render_objects(job, mesh.plan(job.spec, file.config), attempt).objects
         typer.echo(cli_plan.objects_text(objects, output), nl=False)
+
+
+@app.command()
+def run(
+    source: JobArgument,
+    workdir: Annotated[
+        Path | None,
+        typer.Option(help="Folder for logs/, checkpoint/, export/ and metrics.jsonl.  [default: runs/<job>]"),
+    ] = None,
+    output: Annotated[TextOrJson, typer.Option("-o", "--output", help="json: one object a line.")] = TextOrJson.TEXT,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Folder in place of a volume of spec.pod.volumes. May be repeated."),
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Run a job on this machine, its pods as processes. Running it again in the same folder continues it.
+
+    Ctrl-C stops the job after saving a checkpoint; a second one kills it.
+    """
+    from hftitan_operator import cli_output
+    from hftitan_operator.cli_run import prepare_run
+    from hftitan_operator.cluster.local_store import Busy
+    from hftitan_operator.run import run as drive
+
+    with told():
+        file, prepared = prepare_run(source, settings or (), volume or (), workdir)
+    say_notes(file)
+    machine = prepared.machine
+    with cli_output.reporter(file.job, machine.workdir, as_json=output is TextOrJson.JSON) as reporter:
+        try:
+            code = drive(prepared, reporter)
+        except (Busy, ValueError) as error:
+            typer.echo(f"{source}: {error}", err=True)
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+    raise typer.Exit(code)
+
+
+@app.command(short_help="Write one HTML page about a run.")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Work folder of a run: runs/<job>.")],
+    out: Annotated[Path | None, typer.Option(help="The page.  [default: report.html in the folder]")] = None,
+) -> None:
+    """Write one HTML page about a run: curves, restarts, checkpoints, config. It needs no network and no server."""
+    from hftitan_operator import cli_job, cli_report
+
+    with told():
+        text = cli_report.page(cli_report.read(folder))
+        target = out or folder / "report.html"
+        try:
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise cli_job.BadInput([f"{target}: {error.strerror}"]) from None
+    typer.echo(target)
 
 
 @app.command()
@@ -182,7 +236,7 @@ def crd() -> None:
     typer.echo(to_yaml(), nl=False)
 
 
-@app.command()
+@app.command(short_help="Print the operator's rights as RBAC objects.")
 def rbac(
     namespace: Annotated[
         list[str] | None, typer.Option(help="Serve this namespace only. May be repeated.  [default: all]")
@@ -209,60 +263,6 @@ def rbac(
         typer.echo(f"hftitan rbac: {error}", err=True)
         raise typer.Exit(EXIT_BAD_INPUT) from None
     typer.echo(cli_plan.objects_text(objects, YamlOrJson.YAML), nl=False)
-
-
-@app.command()
-def run(
-    source: JobArgument,
-    workdir: Annotated[
-        Path | None,
-        typer.Option(help="Folder for logs/, checkpoint/, export/ and metrics.jsonl.  [default: runs/<job>]"),
-    ] = None,
-    output: Annotated[TextOrJson, typer.Option("-o", "--output", help="json: one object a line.")] = TextOrJson.TEXT,
-    volume: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="Folder in place of a volume of spec.pod.volumes. May be repeated."),
-    ] = None,
-    settings: SetOption = None,
-) -> None:
-    """Run a job on this machine, its pods as processes. Running it again in the same folder continues it.
-
-    Ctrl-C stops the job after saving a checkpoint; a second one kills it.
-    """
-    from hftitan_operator import cli_output
-    from hftitan_operator.cli_run import prepare_run
-    from hftitan_operator.cluster.local_store import Busy
-    from hftitan_operator.run import run as drive
-
-    with told():
-        file, prepared = prepare_run(source, settings or (), volume or (), workdir)
-    say_notes(file)
-    machine = prepared.machine
-    with cli_output.reporter(file.job, machine.workdir, as_json=output is TextOrJson.JSON) as reporter:
-        try:
-            code = drive(prepared, reporter)
-        except (Busy, ValueError) as error:
-            typer.echo(f"{source}: {error}", err=True)
-            raise typer.Exit(EXIT_BAD_INPUT) from None
-    raise typer.Exit(code)
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Work folder of a run: runs/<job>.")],
-    out: Annotated[Path | None, typer.Option(help="The page.  [default: report.html in the folder]")] = None,
-) -> None:
-    """Write one HTML page about a run: curves, restarts, checkpoints, config. It needs no network and no server."""
-    from hftitan_operator import cli_job, cli_report
-
-    with told():
-        text = cli_report.page(cli_report.read(folder))
-        target = out or folder / "report.html"
-        try:
-            target.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise cli_job.BadInput([f"{target}: {error.strerror}"]) from None
-    typer.echo(target)
 
 
 app.add_typer(cli_cluster.app)

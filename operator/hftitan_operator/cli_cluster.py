@@ -45,7 +45,7 @@ def _access(kubeconfig: str | None, context: str | None, namespace: str | None) 
     return Access(kubeconfig, context, namespace)
 
 
-@app.command()
+@app.command(short_help="Check a job and create it on a cluster.")
 def submit(
     source: JobArgument,
     settings: SetOption = None,
@@ -170,7 +170,7 @@ def logs(
     )
 
 
-@app.command()
+@app.command(short_help="Tell all about a job: conditions, restarts, pods, events.")
 def describe(
     name: Name,
     namespace: Namespace = None,
@@ -216,7 +216,7 @@ def events(
     cli_cluster_work.on_cluster(_access(kubeconfig, context, namespace), work)
 
 
-@app.command()
+@app.command(short_help="Let jobs save and give their pods back.")
 def suspend(
     names: Names,
     namespace: Namespace = None,

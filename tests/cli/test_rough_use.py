@@ -81,3 +81,10 @@ def test_words_that_the_terminal_has_no_letters_for(shell, tmp_path, environ):
 
 def test_one_node_is_no_nodes(shell):
     assert b"mesh     1x1  (1 node x 1 CPU process, world size 1)" in shell("hftitan plan job.yaml").stdout
+
+
+def test_the_list_of_commands_is_not_cut(shell):
+    """Of a help that is too long for a line, the library shows the beginning and dots."""
+    listed = shell("hftitan --help", COLUMNS="80").stdout.decode().partition("Commands:")[2]
+    assert listed.count("\n") > 15
+    assert "..." not in listed
