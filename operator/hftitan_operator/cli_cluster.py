@@ -45,6 +45,11 @@ def _access(kubeconfig: str | None, context: str | None, namespace: str | None) 
     return Access(kubeconfig, context, namespace)
 
 
+def _width() -> int | None:
+    """Of the terminal; what goes elsewhere keeps a line for each thing."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 @app.command(short_help="Check a job and create it on a cluster.")
 def submit(
     source: JobArgument,
@@ -99,8 +104,7 @@ def list_jobs(
         if output is TextOrJson.JSON:
             cli_cluster_work.print_json(found)
         elif found["items"]:
-            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-            shown = cli_cluster_text.jobs_table(found["items"], time.time(), namespaces=everywhere, width=width)
+            shown = cli_cluster_text.jobs_table(found["items"], time.time(), namespaces=everywhere, width=_width())
             typer.echo(shown, nl=False)
         else:
             typer.echo("no jobs" if everywhere else f"no jobs in namespace {cluster.namespace}", err=True)
@@ -129,7 +133,7 @@ def status(
         if output is TextOrJson.JSON:
             cli_cluster_work.print_json(job)
         else:
-            typer.echo(cli_cluster_text.summary(job, time.time()), nl=False)
+            typer.echo(cli_cluster_text.summary(job, time.time(), _width()), nl=False)
         return None
 
     cli_cluster_work.on_cluster(_access(kubeconfig, context, namespace), work)
@@ -187,7 +191,7 @@ def describe(
         if output is TextOrJson.JSON:
             cli_cluster_work.print_json({"job": job, "pods": pods, "events": events})
         else:
-            typer.echo(cli_cluster_text.description(job, pods, events, time.time()), nl=False)
+            typer.echo(cli_cluster_text.description(job, pods, events, time.time(), _width()), nl=False)
 
     cli_cluster_work.on_cluster(_access(kubeconfig, context, namespace), work)
 
@@ -209,7 +213,7 @@ def events(
         if output is TextOrJson.JSON:
             cli_cluster_work.print_json(found)
         elif found:
-            typer.echo(cli_cluster_text.events_table(found, time.time()), nl=False)
+            typer.echo(cli_cluster_text.events_table(found, time.time(), _width()), nl=False)
         else:
             typer.echo(f"no events of {name}: the cluster keeps them for an hour", err=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hftitan_operator.cli_output import numbers
-from hftitan_operator.cli_plan import table
+from hftitan_operator.cli_plan import folded, table
 from hftitan_operator.cluster.kube_views import pod_view
 from hftitan_operator.core import clock
 
@@ -53,7 +53,7 @@ def _row(job: Json, now: float) -> list[str]:
     ]
 
 
-def summary(job: Json, now: float) -> str:
+def summary(job: Json, now: float, width: int | None = None) -> str:
     """What one wants to know of a job at a glance; what is not known yet has no line."""
     status = job.get("status") or {}
     progress, pods, checkpoint = (status.get(key) or {} for key in ("progress", "pods", "checkpoint"))
@@ -76,7 +76,7 @@ def summary(job: Json, now: float) -> str:
         "goodput": None if goodput is None else f"{goodput:.1%}",
         "export": status.get("exportPath"),
     }
-    return "".join(f"{key:<10}{value}\n" for key, value in lines.items() if value)
+    return "".join(f"{key:<10}{folded(str(value), 10, width)}\n" for key, value in lines.items() if value)
 
 
 def step_numbers(progress: Json) -> str:
@@ -85,7 +85,7 @@ def step_numbers(progress: Json) -> str:
     return "  ".join(filter(None, (numbers(dict(progress)), f"eta {eta}" if eta else "")))
 
 
-def description(job: Json, pods: Sequence[Json], events: Sequence[Json], now: float) -> str:
+def description(job: Json, pods: Sequence[Json], events: Sequence[Json], now: float, width: int | None = None) -> str:
     """The summary, and what lies behind it: conditions, restarts, pods, events."""
     status = job.get("status") or {}
     conditions = [
@@ -97,18 +97,18 @@ def description(job: Json, pods: Sequence[Json], events: Sequence[Json], now: fl
         for r in status.get("restartHistory") or ()
     ]
     parts = [
-        summary(job, now),
-        _section("conditions", ["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"], conditions),
-        _section("restarts", ["ATTEMPT", "ENDED BY", "AT STEP", "COUNTED", "AGE"], restarts),
-        _section("pods", ["NAME", "PHASE", "READY", "NODE", "AGE", "WHY"], _pods(pods, now)),
-        _section("events", *_events(events, now)),
+        summary(job, now, width),
+        _section("conditions", ["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"], conditions, width=width),
+        _section("restarts", ["ATTEMPT", "ENDED BY", "AT STEP", "COUNTED", "AGE"], restarts, width=width),
+        _section("pods", ["NAME", "PHASE", "READY", "NODE", "AGE", "WHY"], _pods(pods, now), width=width),
+        _section("events", *_events(events, now), width=width),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def events_table(events: Sequence[Json], now: float) -> str:
-    """An event a line, the newest last."""
-    return table(*_events(events, now))
+def events_table(events: Sequence[Json], now: float, width: int | None = None) -> str:
+    """An event a line, the newest last. In a terminal's `width` long messages are folded."""
+    return table(*_events(events, now), width)
 
 
 def event_line(event: Json) -> str:
@@ -116,8 +116,8 @@ def event_line(event: Json) -> str:
     return f"{_when(event) or ''}  {event.get('type', '')}  {_object(event)}  {event.get('reason', '')}: {_said(event)}"
 
 
-def _section(title: str, header: list[str], rows: list[list[str]]) -> str:
-    return f"{title}\n{_indented(table(header, rows))}" if rows else ""
+def _section(title: str, header: list[str], rows: list[list[str]], width: int | None) -> str:
+    return f"{title}\n{_indented(table(header, rows, width and width - 2))}" if rows else ""
 
 
 def _pods(pods: Sequence[Json], now: float) -> list[list[str]]:

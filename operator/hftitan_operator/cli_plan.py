@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -16,6 +17,9 @@ from hftitan_api.shape import ModelShape
 from hftitan_operator.core import quantity, sizing
 from hftitan_operator.core.state import Manifest
 
+LEAST_ROOM = 24
+INDENT = 6
+"""Columns for a text that is folded beside others, in fewer it would be hard to read; and before one below them."""
 SHOWN = 8
 """Rows of nodes and groups of an axis before `...`."""
 
@@ -120,11 +124,22 @@ def _span(values: Iterable[int]) -> str:
     return ranks_text(sorted(set(values)))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, two spaces between."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Columns padded to their widest cell, two spaces between. In a terminal's `width` the last one is folded."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows])
-    return "\n".join(line.rstrip() for line in padded) + "\n"
+    before = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    rows = [header, *([*row[:-1], folded(row[-1], before, width)] for row in rows)]
+    lines = ["".join(f"{cell:<{room}}  " for cell, room in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines()) + "\n"
+
+
+def folded(text: str, start: int, width: int | None) -> str:
+    """A text that begins at a column, its further lines below it; where there is little room, all of it below."""
+    if width is None or start + len(text) <= width:
+        return text
+    indent = start if width - start >= LEAST_ROOM else INDENT
+    lines = textwrap.wrap(text, max(LEAST_ROOM, width - indent), break_long_words=False, break_on_hyphens=False)
+    return f"\n{' ' * indent}".join(lines if indent == start else ["", *lines])
 
 
 def plan_json(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None = None) -> dict[str, Any]:

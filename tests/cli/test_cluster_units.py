@@ -322,6 +322,35 @@ def test_the_description_has_restarts_and_only_the_sections_that_say_something()
     assert "events\n" not in said
 
 
+LONG = "0/16 nodes are available: 12 Insufficient nvidia.com/gpu, 4 node(s) had untolerated taints"
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_long_messages_are_folded_into_their_column(width):
+    """Or below the row, where its other columns leave no room."""
+    event = {
+        "metadata": {}, "involvedObject": {"kind": "Pod", "name": "x-1-0"}, "type": "Warning",
+        "reason": "FailedScheduling", "message": LONG, "lastTimestamp": "2026-11-25T09:59:00Z",
+    }  # fmt: skip
+    header, row, *more = text.events_table([event], NOW, width).splitlines()
+    column = header.index("MESSAGE")
+    assert all(len(line) <= width for line in more)
+    assert len({len(line) - len(line.lstrip()) for line in more}) == 1
+    assert more[0].startswith(" " * column) == (width >= column + 24)
+    assert " ".join([row[column:], *more]).split() == LONG.split()
+    assert LONG in text.events_table([event], NOW)
+
+
+def test_a_long_message_of_a_job_is_folded():
+    found = job(RUNNING)
+    found["status"] = {**found["status"], "message": LONG}
+    assert f"message   {LONG}\n" in text.summary(found, NOW)
+    first, rest = LONG.split(" had ")
+    assert f"message   {first}\n          had {rest}\n" in text.summary(found, NOW, 80)
+    described = text.description(found, [], [], NOW, 80)
+    assert all(len(line) <= 80 for line in described.splitlines())
+
+
 def test_events_that_came_more_than_once():
     event = {
         "metadata": {}, "involvedObject": {"kind": "Pod", "name": "x-1-0"}, "type": "Warning", "count": 3,
