@@ -145,6 +145,8 @@ class Progress(ApiModel):
     mfu: Measure = None
     """0 to 1; null where the device's peak is not known."""
     step_seconds: Seconds = None
+    """Mean of this life's steps, so that steps x seconds is the time they took; without the first one, which compiles,
+    as soon as there are others."""
     eta_seconds: Seconds = None
     tokens_seen: Annotated[int, Field(ge=0, le=2**53)] | None = None
     epoch: Measure = None

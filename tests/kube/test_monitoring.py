@@ -166,13 +166,16 @@ def until(done, prometheus, what):
 
 def keep_for_pictures(folder, admin, namespace, prometheus, find_pods, began):
     """The answers, when the run has gone on for a while, through an interruption half-way."""
-    for until in (began + PICTURE_SECONDS / 2, began + PICTURE_SECONDS):
-        while time.time() < until:
+
+    def go_on(end):
+        while time.time() < end:
             find_pods()
             time.sleep(0.5)
-        if until < began + PICTURE_SECONDS:
-            [pod] = admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
-            admin.delete("pods", pod["metadata"]["name"], namespace)
+
+    go_on(began + PICTURE_SECONDS / 2)
+    [pod] = admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
+    admin.delete("pods", pod["metadata"]["name"], namespace)
+    go_on(began + PICTURE_SECONDS)
     variables = {"namespace": namespace, "job": JOB, "__rate_interval": "10s"}
     record(prometheus, Path(folder), variables, began, began + PICTURE_SECONDS)
 

@@ -181,6 +181,15 @@ def test_the_eta_forgets_the_slow_first_step(observer: RunObserver) -> None:
     assert observer.progress().eta_seconds == 0.0
 
 
+def test_the_seconds_of_a_step_are_the_mean_of_all_but_the_first(observer: RunObserver) -> None:
+    """Goodput is made of it: the newest step alone would let it jump."""
+    seen = []
+    for seconds in (100.0, 1.0, 2.0, 6.0):
+        observer.step(replace(REPORT, step_seconds=seconds))
+        seen.append(observer.progress().step_seconds)
+    assert seen == [100.0, 1.0, 1.5, 3.0]
+
+
 def test_a_validation_is_told_everywhere(
     observer: RunObserver, server: ThreadingHTTPServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,6 +61,7 @@ class RunObserver(Observer, Collector):
         self._export_path: str | None = None
         self._model_revision: str | None = None
         self._mean_step_seconds: float | None = None
+        self._first_step_seconds = 0.0
         self._data_seconds = 0.0
         self._stages: dict[str, float] = {"start": launched}
         self._stage_began = clock()
@@ -100,6 +101,7 @@ class RunObserver(Observer, Collector):
     def step(self, report: StepReport) -> None:
         first = self._report is None
         if first:
+            self._first_step_seconds = report.step_seconds
             self.stage("first_step")
         with self._lock:
             self._report = report
@@ -215,7 +217,7 @@ class RunObserver(Observer, Collector):
                 lr=report.lr if report else None,
                 tokens_per_second=report.tokens_per_second if report else None,
                 mfu=report.mfu if report else None,
-                step_seconds=report.step_seconds if report else None,
+                step_seconds=self._mean_of_all(),
                 eta_seconds=self._eta(),
                 tokens_seen=report.tokens_seen if report else None,
                 epoch=report.data.epoch if report and report.data else None,
@@ -247,6 +249,12 @@ class RunObserver(Observer, Collector):
         if self._mean_step_seconds is None:
             return None
         return self._mean_step_seconds * max(0, self._spec.training.steps - self._step)
+
+    def _mean_of_all(self) -> float | None:
+        count, total = self._step_durations.count, self._step_durations.total
+        if count < 2:
+            return total if count else None
+        return (total - self._first_step_seconds) / (count - 1)
 
     def _note(self, kind: str, **values: Any) -> None:
         if self._journal is not None:
