@@ -49,6 +49,8 @@ pre{background:var(--card);border:1px solid var(--line);border-radius:8px;paddin
 th,td{font-size:12px;padding-right:8px}td:last-child{min-width:7em}}
 """
 
+MOST_ROWS = 12
+"""Of a table that is open from the start."""
 CURVES = (
     ("Gradient norm", "gradNorm", ""),
     ("Learning rate", "lr", ""),
@@ -210,7 +212,10 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         for row in rows
     )
     rows_of = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<h2>{escape(title)}</h2><div class="scroll">{rows_of}</div>'
+    shown = f'<div class="scroll">{rows_of}</div>'
+    if len(rows) > MOST_ROWS:
+        shown = f"<details><summary>{len(rows)} rows</summary>{shown}</details>"
+    return f"<h2>{escape(title)}</h2>{shown}"
 
 
 def _points(steps: Sequence[Record], key: str) -> list[tuple[float, float]]:

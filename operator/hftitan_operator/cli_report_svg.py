@@ -111,5 +111,7 @@ def number(value: float) -> str:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    """Wide enough that four digits tell the ticks apart."""
+    least = max(abs(low), abs(high)) * 2e-3
+    room = (high - low) * 0.05 if high - low > least else least or 1.0
     return (0.0 if low >= 0 > low - room else low - room), high + room

@@ -139,6 +139,21 @@ def test_spikes_of_a_long_run_stay(folder):
     assert (kept[0][0], kept[-1]) == (0.0, points[-1])
 
 
+def test_the_ticks_of_a_curve_that_hardly_moves_differ():
+    made = chart("Memory", [("", [(step, 84e9 + step) for step in range(1, 100)])], [])
+    labels = re.findall(r'text-anchor="end">([^<]+)<', made)
+    assert len(labels) == len(set(labels)) > 2
+
+
+def test_a_long_table_is_closed(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n" + "".join(json.dumps(line("checkpoint", n, seconds=0.5)) + "\n" for n in range(11, 31)))
+    report(folder)
+    text = (folder / "report.html").read_text()
+    assert "<h2>Checkpoints</h2><details><summary>21 rows</summary>" in text
+    assert '<h2>Restarts</h2><div class="scroll">' in text
+
+
 def test_a_curve_without_a_finite_value_is_no_figure():
     assert chart("Loss", [("", [(1.0, float("nan"))])], []) == ""
     assert "<circle" in chart("Loss", [("", [(1.0, 2.0)])], [])
