@@ -12,9 +12,11 @@ from types import MappingProxyType
 # Families of one feed-forward layer for all words.
 DENSE = frozenset(
     {
-        "arcee", "bitnet", "cohere", "cohere2", "cwm", "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2",
-        "gemma3_text", "granite", "hyperclovax", "internlm3", "iquestcoder", "jais2", "llama", "mistral", "nanochat",
-        "nemotron", "olmo", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "vaultgemma",
+        "apertus", "arcee", "bitnet", "cohere", "cohere2", "cwm", "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2",
+        "gemma3_text", "gemma4_text", "glm", "glm4", "granite", "helium", "hunyuan_v1_dense", "hyperclovax",
+        "internlm3", "iquestcoder", "jais2", "llama", "minicpm3", "ministral", "ministral3", "mistral", "nanochat",
+        "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3",
+        "stablelm", "starcoder2", "vaultgemma",
     }
 )  # fmt: skip
 # Families with experts.
@@ -22,8 +24,8 @@ MIXTURES = frozenset({"mixtral", "olmoe", "qwen3_moe"})
 # Families some or all of whose layers look back over a window; sequences may be longer.
 WINDOWED = frozenset(
     {
-        "cohere2", "cwm", "exaone4", "gemma2", "gemma3_text", "mistral", "mixtral", "olmo3", "phi3", "qwen2", "qwen3",
-        "qwen3_moe", "smollm3", "vaultgemma",
+        "cohere2", "cwm", "exaone4", "gemma2", "gemma3_text", "gemma4_text", "ministral", "ministral3", "mistral",
+        "mixtral", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2", "vaultgemma",
     }
 )  # fmt: skip
 
@@ -32,6 +34,8 @@ WITHOUT_TENSOR_PARALLELISM: Mapping[str, str] = MappingProxyType(
     {
         "bitnet": "it normalises what all heads of a layer return",
         "diffllama": "its heads work in pairs that ranks would part",
+        "minicpm3": "its queries and keys come from projections of low rank",
+        "persimmon": "its queries, keys and values are one weight, head by head",
         "stablelm": "its attention looks for all heads on every rank",
     }
 )
@@ -39,21 +43,11 @@ WITHOUT_PIPELINE: Mapping[str, str] = MappingProxyType(
     {"nanochat": "its forward pass normalises the embeddings, and would do so in every stage"}
 )
 
-# torchtitan's backend reaches for model.{embed_tokens,layers,norm,rotary_emb}; these classes name or fuse theirs
-# otherwise. Read off the classes of transformers 5.23, built on the meta device.
-OTHER_LAYOUT = frozenset(
-    {
-        "apertus", "bloom", "codegen", "falcon", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj",
-        "granitemoe", "jamba", "lfm2", "llama4_text", "mamba", "mamba2", "minimax", "mpt", "opt", "persimmon",
-        "qwen3_next", "starcoder2",
-    }
-)  # fmt: skip
 # Families that end in an exception of torchtitan 0.3's backend with transformers 5.23, and why
 # (tests/trainer/test_engine_refusals.py sees them end).
 UNBUILDABLE: Mapping[str, str] = MappingProxyType(
     {
         "granite_swa": "its rotary embedding reads numbers while the model is built without memory",
-        "minicpm3": "its layers read a setting (logits_scaling) that the backend's copy of the config does not have",
         "xlm": "it is an encoder, which the backend looks for a decoder's parts in without end",
     }
 )

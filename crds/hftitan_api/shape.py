@@ -14,7 +14,6 @@ from typing import Any
 from hftitan_api.families import (
     DENSE,
     MIXTURES,
-    OTHER_LAYOUT,
     UNBUILDABLE,
     WITHOUT_PIPELINE,
     WITHOUT_TENSOR_PARALLELISM,
@@ -58,6 +57,8 @@ _MULTI_HEAD_BY_DEFAULT = frozenset(
     }
 )
 
+# What makes a Gemma 4 another kind of model, with the values that its config class has for missing keys.
+_LAYER_PARTS = MappingProxyType({"hidden_size_per_layer_input": 256, "num_kv_shared_layers": 0})
 # Kinds of layers (layer_types) that see of a row what the mask lets them see, and nothing else.
 _ATTENTION = frozenset({"full_attention", "sliding_attention"})
 
@@ -206,11 +207,6 @@ def _unfit(model_type: str, known: Mapping[str, str]) -> str | None:
 
 def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) -> list[str]:
     found: list[str] = []
-    if model_type in OTHER_LAYOUT:
-        found.append(
-            f"torchtitan's transformers backend does not know the layers of model type {model_type}; "
-            "use a Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"
-        )
     if model_type in UNBUILDABLE:
         found.append(
             f"torchtitan's transformers backend fails on model type {model_type}: {UNBUILDABLE[model_type]}; use a "
@@ -218,6 +214,11 @@ def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) ->
         )
     if model_type.startswith("gemma4") and experts:
         found.append("the backend's numbers for Gemma 4 with experts are wrong; use a dense Gemma 4")
+    elif model_type.startswith("gemma4") and any(config.get(key, default) for key, default in _LAYER_PARTS.items()):
+        found.append(
+            "the backend builds no Gemma 4 with inputs of each layer (hidden_size_per_layer_input) or keys that layers "
+            "share (num_kv_shared_layers)"
+        )
     elif experts and model_type not in MIXTURES:
         found.append(
             f"mixture-of-experts models of type {model_type} were not compared with transformers' numbers; "
@@ -235,5 +236,10 @@ def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) ->
         found.append(
             "its config asks for output_router_logits, and the load-balancing loss that this adds in transformers is "
             "not computed; set output_router_logits: false in model.overrides"
+        )
+    if not found and model_type and model_type not in DENSE | MIXTURES and not config.get("auto_map"):
+        found.append(
+            f"models of type {model_type} were not compared with transformers' numbers, or are not equal; "
+            "use a Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"
         )
     return found

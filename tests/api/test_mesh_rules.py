@@ -17,6 +17,7 @@ SMOLLM2 = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+GEMMA4 = {"model_type": "gemma4_text", "enable_moe_block": False}
 MIXTRAL = {
     **SMOLLM2,
     "model_type": "mixtral",
@@ -287,8 +288,16 @@ WITH_A_MODEL = {
     ),
     "Gemma 4": (
         {"mesh": {"gpusPerNode": 2, "cp": 2}},
-        {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "enable_moe_block": False}},
+        {"model_type": "gemma4", "text_config": {**GEMMA4, "hidden_size_per_layer_input": 0}},
         [f"spec.mesh.cp: 2 does not work for {NAME}: the backend trains Gemma 4 by dp and ep only; use 1"],
+    ),
+    "Gemma 4 with inputs of each layer": (
+        {},
+        GEMMA4,
+        [
+            f"spec.model.name: {NAME} cannot be trained: the backend builds no Gemma 4 with inputs of each layer "
+            "(hidden_size_per_layer_input) or keys that layers share (num_kv_shared_layers)"
+        ],
     ),
     "Gemma 4 with experts": (
         {},
@@ -308,18 +317,18 @@ WITH_A_MODEL = {
     ),
     "sliding window": (
         {"training": {"seqLen": 8192}},
-        {"model_type": "nonesuch", "sliding_window": 4096, "max_position_embeddings": 32768},
+        {"model_type": "llama", "sliding_window": 4096, "max_position_embeddings": 32768},
         [
             f"spec.training.seqLen: 8192 is more than the sliding window of 4096 of {NAME}, which was not compared "
-            "with transformers' for models of type nonesuch; use at most 4096"
+            "with transformers' for models of type llama; use at most 4096"
         ],
     ),
     "GPT-2": (
         {},
         {"model_type": "gpt2", "n_head": 12, "n_layer": 12},
         [
-            f"spec.model.name: {NAME} cannot be trained: torchtitan's transformers backend does not know the layers of "
-            "model type gpt2; use a Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"
+            f"spec.model.name: {NAME} cannot be trained: models of type gpt2 were not compared with transformers' "
+            "numbers, or are not equal; use a Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"
         ],
     ),
 }

@@ -54,9 +54,14 @@ def test_read(case):
     assert {name: getattr(shape, name) for name in wanted} == wanted
 
 
-def test_a_layout_the_backend_does_not_know_is_refused():
-    (reason,) = ModelShape.from_config({"model_type": "glm4"}).refused
-    assert "model type glm4" in reason
+def test_a_family_that_was_not_compared_is_refused_by_name():
+    (reason,) = ModelShape.from_config({"model_type": "gpt2"}).refused
+    assert reason.startswith("models of type gpt2 were not compared with transformers' numbers")
+
+
+def test_a_model_with_code_of_its_own_is_its_users_to_compare():
+    config = {"model_type": "nonesuch", "auto_map": {"AutoModelForCausalLM": "modeling.Nonesuch"}}
+    assert ModelShape.from_config(config).refused == ()
 
 
 @pytest.mark.parametrize("model_type", UNBUILDABLE)

@@ -51,13 +51,14 @@ ROPES = {
 
 _HEADS = {"head_dim": 8, "pad_token_id": 0}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+_LATE_WINDOW = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1}
 _GEMMA = {"tied": True, **_HEADS, "query_pre_attn_scalar": 8}
 # What each family's tiny model is made of, besides TINY; the rows of docs/architectures.md.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"model_type": "mistral", "sliding_window": WINDOW},
-    "qwen2": {"model_type": "qwen2", "tied": True},
-    "qwen3": {"model_type": "qwen3", **_HEADS},
+    "qwen2": {"model_type": "qwen2", "tied": True, **_LATE_WINDOW},
+    "qwen3": {"model_type": "qwen3", **_HEADS, **_LATE_WINDOW},
     "gemma2": {"model_type": "gemma2", **_GEMMA, "sliding_window": WINDOW},
     "gemma3_text": {
         "model_type": "gemma3_text",
@@ -68,7 +69,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "phi3": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": WINDOW},
     "olmo2": {"model_type": "olmo2"},
-    "smollm3": {"model_type": "smollm3", "pad_token_id": VOCAB - 1, "no_rope_layer_interval": 2},
+    "smollm3": {"model_type": "smollm3", "pad_token_id": VOCAB - 1, "no_rope_layer_interval": 2, **_LATE_WINDOW},
     "granite": {"model_type": "granite", "logits_scaling": 3.0, "embedding_multiplier": 2.0},
     "qwen3_moe": {
         "model_type": "qwen3_moe",
@@ -77,9 +78,60 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 32,
         "norm_topk_prob": True,
         "mlp_only_layers": [1],
+        "sliding_window": WINDOW,
+        "use_sliding_window": True,
     },
     "mixtral": {"model_type": "mixtral", "sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": {"model_type": "olmoe", **_EXPERTS},
+}
+_HALVES = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+_LOW_RANK = {"kv_lora_rank": 8, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+# The other families of hftitan_api.families, likewise.
+OTHERS: dict[str, dict[str, Any]] = {
+    family: {"model_type": family, "pad_token_id": 0, **how}
+    for family, how in {
+        "apertus": {},
+        "arcee": {},
+        "bitnet": {},
+        "cohere": {"use_qk_norm": True},
+        "cohere2": {"sliding_window": WINDOW},
+        "cwm": {"sliding_window": WINDOW},
+        "diffllama": {},
+        "ernie4_5": {},
+        "exaone4": {"sliding_window": WINDOW},
+        "gemma": {},
+        "gemma4_text": {
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "sliding_window": WINDOW,
+            "rope": None,
+            "tied": True,
+            **_HALVES,
+        },
+        "glm": {"head_dim": 8},
+        "glm4": {"head_dim": 8},
+        "helium": {"head_dim": 8},
+        "hunyuan_v1_dense": {"head_dim": 8},
+        "hyperclovax": {},
+        "internlm3": {},
+        "iquestcoder": {},
+        "jais2": {},
+        "minicpm3": {"num_key_value_heads": 4, **_LOW_RANK},
+        "ministral": {"head_dim": 8, "sliding_window": WINDOW},
+        "ministral3": {"head_dim": 8, "sliding_window": WINDOW, "rope": None},
+        "nanochat": {},
+        "nemotron": {},
+        "olmo": {},
+        "olmo3": {"sliding_window": WINDOW},
+        "persimmon": {},
+        "phi": {},
+        "seed_oss": {"head_dim": 8, "attention_dropout": 0.0, "residual_dropout": 0.0},
+        "stablelm": {},
+        "starcoder2": {"sliding_window": WINDOW},
+        "vaultgemma": {"sliding_window": WINDOW},
+    }.items()
 }
 
 

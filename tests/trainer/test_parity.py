@@ -14,21 +14,10 @@ sys.path.insert(0, str(HERE))
 
 import harness  # noqa: E402
 
-from hftitan_api.families import WINDOWED  # noqa: E402
-
-# Families that the table of test_architectures.py has no row for.
-OTHERS = (
-    "arcee", "bitnet", "cohere", "cohere2", "cwm", "diffllama", "ernie4_5", "exaone4", "gemma", "hyperclovax",
-    "internlm3", "iquestcoder", "jais2", "nanochat", "nemotron", "olmo", "olmo3", "phi", "stablelm", "vaultgemma",
-)  # fmt: skip
-# What transformers' classes keep to themselves unless the config says so.
-_WINDOW = {"sliding_window": harness.WINDOW}
-_LATE_WINDOW = {**_WINDOW, "use_sliding_window": True, "max_window_layers": 2, "pad_token_id": 0}
 VARIANTS = {
-    **{f: {"model_type": f, "pad_token_id": 0, **(_WINDOW if f in WINDOWED else {})} for f in OTHERS},
-    **{f"{family}-windows": {"model_type": family, **_LATE_WINDOW} for family in ("qwen2", "qwen3", "smollm3")},
-    **{family: harness.FAMILIES[family] for family in ("mistral", "mixtral", "phi3", "gemma2", "gemma3_text")},
-    "qwen3_moe-window": {**harness.FAMILIES["qwen3_moe"], **_WINDOW, "use_sliding_window": True},
+    **harness.OTHERS,
+    **{family: how for family, how in harness.FAMILIES.items() if "sliding_window" in how},
+    "gemma4_text-shared-keys-and-values": {**harness.OTHERS["gemma4_text"], "attention_k_eq_v": True},
     "llama-tied": {"tied": True},
     "llama-bfloat16-file": {"dtype": "bfloat16"},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},

@@ -44,6 +44,13 @@ class HFTitanModel(HFTransformerModel):
             self._folder = folder
             self._seed = seed
 
+        def __getattr__(self, name: str) -> Any:
+            """What a model's own config class computes (properties, methods): upstream copies its values alone."""
+            folder = self.__dict__.get("_folder")
+            if folder is None or name.startswith("__"):
+                raise AttributeError(name)
+            return getattr(folder.config, name)
+
         def update_from_config(self, *, config: Any = None, **kwargs: Any) -> Any:
             """Take over the folder's config; never the hub's, and never with remote code (upstream: both)."""
             hf_config = self._folder.config

@@ -34,8 +34,10 @@ from torchtitan.protocols.module import Module
 from torchtitan.protocols.sharding import ShardingConfig
 
 _OUT = ("o_proj", "dense")
-_GATES = ("gate_proj", "up_proj", "fc1")
-_DOWN = ("down_proj", "fc2")
+_QUERY_NORMS = ("q_norm", "query_layernorm")
+_KEY_NORMS = ("k_norm", "key_layernorm")
+_GATES = ("gate_proj", "up_proj", "fc1", "c_fc")
+_DOWN = ("down_proj", "fc2", "c_proj")
 
 
 @contextlib.contextmanager
@@ -87,10 +89,10 @@ def _cut_attention(attn: Any, group: dist.ProcessGroup) -> None:
         for name in ("q_proj", "k_proj", "v_proj"):
             getattr(attn, name)._sharding_config = colwise_config()
     _cut_summed(_first(attn, _OUT), size)
-    for name, count in (("q_norm", heads), ("k_norm", kv_heads)):
-        norm = getattr(attn, name, None)
-        if norm is not None:
-            _cut_head_norm(norm, count, attn.head_dim, group)
+    for names, count in ((_QUERY_NORMS, heads), (_KEY_NORMS, kv_heads)):
+        for name in names:
+            if hasattr(attn, name):
+                _cut_head_norm(getattr(attn, name), count, attn.head_dim, group)
 
 
 def _cut_feed_forward(mlp: Any, group: dist.ProcessGroup) -> None:
@@ -100,6 +102,8 @@ def _cut_feed_forward(mlp: Any, group: dist.ProcessGroup) -> None:
     for name in _GATES:
         if hasattr(mlp, name):
             getattr(mlp, name)._sharding_config = colwise_config()
+    if hasattr(mlp, "act_fn") and _owns(mlp.act_fn):  # what it learns holds for every column
+        mlp.act_fn._sharding_config = hf_sharding._replicate_config(mlp.act_fn)
     _cut_summed(_first(mlp, _DOWN), dist.get_world_size(group))
 
 
