@@ -3,6 +3,7 @@
 The layers have Llama 3 8B's shapes; as many of them are taken as fit: weights, gradients and AdamW's moments in
 bfloat16, selective recomputation, one sequence. The peer is torchtitan's model of the same size in torchtitan's loop,
 with the same batches, optimizer and weights, both in float32 with bfloat16 computation; a column each for the losses.
+MFU is of the peak in bfloat16, in float8 too.
 
     python bench/gpu.py [--steps 20] [--seq-len 4096 8192] [--layers 32] [--peer-layers 8]
     python bench/gpu.py --quick      # a small model on this machine's CPU: that it runs; no MFU, since no peak is known
@@ -211,11 +212,13 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if scale.device == 'gpu' else 'CPU'}")
     with tempfile.TemporaryDirectory() as folder:
-        for seq_len, compiled in itertools.product(scale.seq_lens, (False, True)):
+        ways: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compile": True}}
+        if scale.device == "gpu" and torch.cuda.get_device_capability() >= (8, 9):
+            ways["compiled, float8"] = {"compile": True, "float8": "rowwise"}
+        for seq_len, (way, training) in itertools.product(scale.seq_lens, ways.items()):
             master = "bfloat16" if scale.device == "gpu" else "float32"
-            work = Path(folder) / f"{seq_len}-{compiled}"
-            layers, steps = fitting(scale, work, seq_len, dtype=master, compile=compiled)
-            name = f"{layers} layers, {seq_len} tokens, {'compiled' if compiled else 'eager'}"
+            layers, steps = fitting(scale, Path(folder) / f"{seq_len} {way}", seq_len, dtype=master, **training)
+            name = f"{layers} layers, {seq_len} tokens, {way}"
             print(f"{name:46}{line(steps)}", flush=True)
         ours, theirs = beside_native(scale, Path(folder) / "peer")
     for name, steps in (("ours", ours), ("torchtitan's own llama3", theirs)):

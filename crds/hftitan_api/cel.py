@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from hftitan_api.models import JobSpec
-from hftitan_api.rules import FLEX_BLOCK
+from hftitan_api.rules import FLEX_BLOCK, FLOAT8_TOKENS
 
 Rule = dict[str, str]
 
@@ -72,6 +72,14 @@ SPEC_RULES: Final[tuple[Rule, ...]] = (
         "rule": f"!({_INTERLEAVED}) || self.training.localBatchSize < self.mesh.pp"
         " || self.training.localBatchSize % (self.training.localBatchSize / self.mesh.pp) == 0",
         "message": "training.localBatchSize must spread evenly over localBatchSize / pp rounds with Interleaved1F1B",
+    },
+    {
+        "rule": "!has(self.training.float8) || self.mesh.device == 'gpu'",
+        "message": "training.float8 needs mesh.device: gpu",
+    },
+    {
+        "rule": f"!has(self.training.float8) || self.training.seqLen % ({FLOAT8_TOKENS} * self.mesh.cp) == 0",
+        "message": f"training.seqLen must be a multiple of {FLOAT8_TOKENS} x cp with training.float8",
     },
     {
         "rule": "self.lrSchedule.warmupSteps <= self.training.steps",

@@ -147,7 +147,8 @@ def plan(spec: JobSpec, model_config: Mapping[str, Any] | None = None) -> MeshPl
 def check(spec: JobSpec, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:
     """Every reason why the job's mesh, batch and sequence cannot be; empty when they can."""
     found: list[SpecError] = []
-    for rule in (rules.product, rules.inside_a_node, rules.batch, rules.sequence, rules.pipeline, rules.other):
+    batches = (rules.batch, rules.sequence, rules.pipeline, rules.float8)
+    for rule in (rules.product, rules.inside_a_node, *batches, rules.other):
         found += rule(spec)
     if model_config is not None:
         found += rules.model(spec, ModelShape.from_config(model_config, spec.model.overrides))

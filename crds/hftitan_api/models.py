@@ -180,6 +180,10 @@ class TrainingSpec(ApiModel):
     """Of the computation. Unset: bfloat16 on GPUs, float32 on CPUs."""
     max_norm: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     """Gradients are clipped to this norm."""
+    float8: Literal["rowwise", "rowwise_with_gw_hp"] | None = None
+    """Multiply in float8 in all linear layers but the head, by this recipe of torchao; `rowwise_with_gw_hp` computes
+    the weights' gradients in mixedPrecision. The experts of mixtures stay in mixedPrecision. Needs GPUs with float8
+    (Ada, Hopper or newer), and `compile` to be fast."""
     activation_checkpoint: Literal["none", "selective", "full"] | None = None
     """Recomputation in the backward pass. Unset: selective on GPUs, none on CPUs."""
     compile: bool = False

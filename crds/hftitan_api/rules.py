@@ -15,6 +15,8 @@ from hftitan_api.shape import ModelShape
 
 FLEX_BLOCK = 128
 """Queries in a block of the attention mask on GPUs; context parallelism hands out whole blocks."""
+FLOAT8_TOKENS = 16
+"""What tensor cores take at a time in float8."""
 
 _TWO_STAGES = " (two for each rank with Interleaved1F1B)"
 _FIELD = {"pp": "pp", "dp_replicate": "dpReplicate", "dp_shard": "dpShard", "cp": "cp", "tp": "tp"}
@@ -151,6 +153,22 @@ def pipeline(spec: JobSpec) -> Iterator[SpecError]:
             "spec.training.localBatchSize",
             f"{batch} sequences do not spread evenly over the {batch // pp} rounds (localBatchSize / pp {pp}) of "
             f"Interleaved1F1B; use {_any(_around(batch, pp))}",
+        )
+
+
+def float8(spec: JobSpec) -> Iterator[SpecError]:
+    recipe, mesh, seq_len = spec.training.float8, spec.mesh, spec.training.seq_len
+    if recipe is None:
+        return
+    if mesh.device == "cpu":
+        yield SpecError("spec.training.float8", f"{recipe} needs GPUs, and mesh.device is cpu; remove it")
+    # torch._scaled_mm takes tokens, the inner size of the weights' gradients, by sixteens.
+    divisor = FLOAT8_TOKENS * mesh.cp
+    if seq_len % divisor:
+        yield SpecError(
+            "spec.training.seqLen",
+            f"{seq_len} is no multiple of {FLOAT8_TOKENS} (float8) x cp {mesh.cp} = {divisor}; use "
+            f"{_any(_around(seq_len, divisor))}",
         )
 
 

@@ -179,6 +179,13 @@ RULE_TABLE = {
         {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 6, "pipelineSchedule": "Interleaved1F1B"}},
         None,
     ),
+    "float8": ({"training": {"float8": "rowwise"}}, None),
+    "float8 on processors": (
+        {"training": {"float8": "rowwise"}, "mesh": {"device": "cpu"}}, "training.float8 needs mesh.device: gpu",
+    ),
+    "float8 by the dozen": (
+        {"training": {"float8": "rowwise", "seqLen": 24}}, "training.seqLen must be a multiple of 16 x cp",
+    ),
     "warm-up": ({"lrSchedule": {"warmupSteps": 101}}, "lrSchedule.warmupSteps must not"),
     "nodes": ({"mesh": {"nodes": 2}, "checkpoint": {"volume": None}}, "several nodes save one checkpoint together"),
     "nodes that save nothing": (
@@ -224,6 +231,8 @@ def _jobs(draw: st.DrawFn) -> dict[str, Any]:
         training["globalBatchSize"] = draw(st.integers(1, 64))
     if draw(st.booleans()):
         training["pipelineSchedule"] = draw(st.sampled_from(["1F1B", "GPipe", "Interleaved1F1B"]))
+    if draw(st.booleans()):
+        training["float8"] = "rowwise"
     return {
         "mesh": {
             "nodes": draw(st.integers(1, 4)),

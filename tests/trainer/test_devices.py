@@ -66,11 +66,16 @@ class Suite:
         drops = {"model_type": "phi", "pad_token_id": 0, "resid_pdrop": 0.2, "tied": False, **WIDE}
         self.text = harness.make_text_model(root / "text", tokenizer, **drops)
         one_step = {family: self.case(family, steps=1) for family in self.folders}
-        # On CPUs test_meshes.py compiles.
+        # On CPUs test_meshes.py compiles, and test_float8.py rounds.
         self.compiled = {"compiled": self.case("llama", compile=True)} if device == "gpu" else {}
+        self.float8 = {}
+        if device == "gpu" and torch.cuda.get_device_capability() >= (8, 9):
+            self.float8["float8"] = self.case("llama", compile=True)
+            self.float8["float8"]["spec"]["training"]["float8"] = "rowwise"
         alone = {
             **one_step,
             **self.compiled,
+            **self.float8,
             "one": self.case("llama"),
             "unbroken": self.broken("unbroken"),
             "stopped": self.broken("stopped", stopAt=1),
@@ -160,6 +165,12 @@ def test_every_mesh_gives_the_losses_of_one_process(suite, rounding):
     assert one[0] > one[2] > one[4], "the same rows again and again"
     far = {name: suite.numbers(name) for name in names if not close(suite.numbers(name), one, rounding, least=1e-3)}
     assert not far, (one, rounding)
+
+
+def test_float8_where_the_gpu_has_it_learns_what_it_learns_without(suite):
+    one = suite.numbers("one")
+    for name in suite.float8:
+        assert suite.numbers(name)[::2] == pytest.approx(one[::2], rel=1e-2)
 
 
 def test_a_run_broken_off_goes_on_as_if_it_had_not_been(suite):

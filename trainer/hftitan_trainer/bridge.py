@@ -22,6 +22,7 @@ from hftitan_api.wire import MeshDegrees, TrainerSpec
 from hftitan_trainer.attention import WHOLE
 from hftitan_trainer.checks import check_model_on_mesh
 from hftitan_trainer.experts import SelectiveRecomputation
+from hftitan_trainer.float8 import with_float8
 from hftitan_trainer.hf_model import ModelFolder
 from hftitan_trainer.metrics_engine import StepMetrics
 from hftitan_trainer.model import HFTitanModel, HFTitanStateDictAdapter, parallelize
@@ -49,7 +50,7 @@ def build_config(
     return TransformersBackendConfig(
         hf_model=str(model.path),
         hf_assets_path=str(model.path),
-        model_spec=model_spec(model, spec.training.seed),
+        model_spec=model_spec(model, spec.training.seed, spec.training.float8),
         dump_folder=str(output),
         training=_training(spec),
         parallelism=_parallelism(spec.mesh, spec.training),
@@ -74,7 +75,7 @@ def build_config(
     )
 
 
-def model_spec(model: ModelFolder, seed: int) -> TitanModelSpec:
+def model_spec(model: ModelFolder, seed: int, float8: str | None = None) -> TitanModelSpec:
     """torchtitan's description of the model: how to build, shard, split and load it.
 
     Documents packed into one row never see each other (attn_mask_type block_causal): upstream's own default lets
@@ -84,7 +85,7 @@ def model_spec(model: ModelFolder, seed: int) -> TitanModelSpec:
         name="hftitan",
         flavor=model.config.model_type,
         model=HFTitanModel.Config(model, seed),
-        parallelize_fn=parallelize,
+        parallelize_fn=with_float8(parallelize, float8) if float8 else parallelize,
         pipelining_fn=pipeline_hf_transformers,
         post_optimizer_build_fn=None,
         state_dict_adapter=HFTitanStateDictAdapter,

@@ -51,5 +51,7 @@ def configure(rank: int, env: MutableMapping[str, str] | None = None) -> None:
     handler.addFilter(_Ours())
     handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     warnings.simplefilter("ignore")
+    # Has a handler of its own, and warns in every process of what torchao, which transformers imports, does.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     for name, value in _QUIET.items():
         env.setdefault(name, value)
