@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import report_page
 import yaml
 from tiny import make_model, make_text
 
@@ -221,3 +222,21 @@ def test_running_again_continues(runs, whole, stopped):
     second = [row["step"] for row in runs.rows("stopped") if row["attempt"] == 2]
     assert second == list(range(first[-1]["checkpointStep"] + 1, STEPS + 1))
     same(runs.losses("stopped"), runs.losses("whole"))
+
+
+def test_its_report_in_a_browser(runs, stopped):
+    """Of the run that was stopped and went on, so that it has two attempts."""
+    expected = [
+        "Loss",
+        "Gradient norm",
+        "Learning rate",
+        "Tokens per second",
+        "Seconds of a step",
+        "Peak memory, bytes",
+    ]
+    saved = {row["step"] for row in runs.rows("stopped", "checkpoint")}
+    for (width, scheme), shown in report_page.look(runs.folder / "stopped").items():
+        report_page.good(shown, width, scheme)
+        assert shown["titles"] == expected
+        assert shown["curves"] == [1] * len(expected)
+        assert shown["marks"] == [len(saved) + 1] * len(expected), "checkpoints, and the second attempt"
