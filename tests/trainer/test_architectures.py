@@ -22,7 +22,7 @@ import harness  # noqa: E402
 from test_meshes import distance, losses, norms  # noqa: E402
 from test_parity import reference  # noqa: E402
 
-from hftitan_api.families import DENSE, MIXTURES, WINDOWED  # noqa: E402
+from hftitan_api.families import WINDOWED  # noqa: E402
 
 TABLE = HERE.parents[1] / "docs" / "architectures.md"
 AXES = {
@@ -50,7 +50,7 @@ A number is the largest relative difference; 1e-4 is allowed in the first column
 of types with sliding windows (*) have one of {harness.WINDOW} tokens, far shorter than their rows. The load-balancing
 loss of mixtures is not computed: a config that asks for it (`output_router_logits`) is refused.
 
-{len(DENSE | MIXTURES)} of the {len(OFFERED)} families of causal language models in transformers {version("transformers")}
+{len(EVERY)} of the {len(OFFERED)} families of causal language models in transformers {version("transformers")}
 have a row. Every other one is refused by name before training: mixtures of another type, layers with a state (Mamba,
 linear attention), attention to later words, parts that torchtitan's backend does not find. A model with code of its own
 (`trustRemoteCode`) is not refused for that.

@@ -38,6 +38,8 @@ SPREAD_LARGER = {
 }
 MODELS = ("untied", "tied", "random")
 MIXTURES = ("mixture", "random mixture")
+CUT = ("gemma3_text", "olmo2", "phi3")
+"""Families whose layers tensor parallelism cuts in ways of their own, and windows that stages must not mix up."""
 RESUMED = ("dp_replicate", "dp_shard", "tp", "pp")
 STEPS = 10
 ROWS = 40
@@ -57,6 +59,8 @@ def root(tmp_path_factory):
     harness.make_model(root / "biased", attention_bias=True, mlp_bias=True)
     harness.make_model(root / "deep", tied=True, num_hidden_layers=6)
     harness.make_model(root / "mixture", **harness.FAMILIES["qwen3_moe"])
+    for family in CUT:
+        harness.make_model(root / family, **harness.FAMILIES[family])
     for name in ("untied", "tied"):
         folder = harness.make_model(root / name, tied=name == "tied")
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
@@ -78,7 +82,7 @@ def one(root):
     cases = {
         model: case(root, model, {}, export=str(root / f"one-{model}"), logits=True) for model in (*MODELS, *MIXTURES)
     }
-    cases |= {model: case(root, model, {}) for model in ("biased", "deep")}
+    cases |= {model: case(root, model, {}) for model in ("biased", "deep", *CUT)}
     cases["compiled"] = case(root, "tied", {})
     cases["compiled"]["spec"]["training"]["compile"] = True
     return dict(zip(cases, harness.run_worker(list(cases.values()), root / "one", world=1), strict=True))
@@ -126,6 +130,7 @@ def two(root):
 def four(root):
     """Two axes at a time, on four processes."""
     cases = {(mesh, "tied"): case(root, "tied", degrees) for mesh, degrees in LARGER.items()}
+    cases |= {("tp x pp", family): case(root, family, LARGER["tp x pp"]) for family in CUT}
     for mesh, degrees in SPREAD_LARGER.items():
         cases[mesh, "mixture"] = case(root, "mixture", degrees, export=str(root / f"{mesh}-mixture"))
     results = harness.run_worker(list(cases.values()), root / "four", world=4)
@@ -170,6 +175,11 @@ def test_experts_are_recomputed_alike(one, two):
 @pytest.mark.parametrize("mesh", LARGER)
 def test_two_axes_together_change_nothing(one, four, mesh):
     alike(four[mesh, "tied"], one["tied"])
+
+
+@pytest.mark.parametrize("family", CUT)
+def test_stages_of_cut_layers_change_nothing(one, four, family):
+    alike(four["tp x pp", family], one[family])
 
 
 @pytest.mark.parametrize("mesh", SPREAD_LARGER)

@@ -1,0 +1,42 @@
+"""Which rows of a fused projection go from which rank to which."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hftitan_trainer.tensor_parallel import _cut_head_norm, _overlaps
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("parts", [(64, 64), (32, 8, 8), (8, 32, 16), (24,)])
+def test_each_rank_gets_its_share_of_each_part_in_order(parts, size):
+    held = sum(parts) // size
+    starts = [sum(parts[:number]) for number in range(len(parts))]
+    for rank in range(size):
+        received = [
+            source * held + row
+            for source in range(size)
+            for start, stop in _overlaps(parts, size, source * held, held, rank)
+            for row in range(start, stop)
+        ]
+        shares = (
+            range(begin + rank * part // size, begin + (rank + 1) * part // size)
+            for begin, part in zip(starts, parts, strict=True)
+        )
+        assert received == [row for share in shares for row in share]
+
+
+def test_a_norm_that_spans_ranks_in_an_unknown_way_is_refused():
+    with pytest.raises(ValueError, match=r"LayerNorm of .* spans heads of several ranks, in a way unknown here"):
+        _cut_head_norm(nn.LayerNorm(32), 4, 8, None)
+
+
+def test_a_norm_of_one_head_is_the_same_on_every_rank():
+    norm = nn.LayerNorm(8)
+    forward = norm.forward
+    _cut_head_norm(norm, 4, 8, None)
+    assert norm.forward == forward
+    assert {*norm._sharding_config.state_shardings} == {"weight", "bias"}
+    torch.testing.assert_close(norm(torch.ones(1, 8)), torch.zeros(1, 8))
