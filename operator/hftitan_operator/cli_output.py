@@ -177,7 +177,8 @@ class LineReporter:
     def event(self, event: Event) -> None:
         if event.reason != "Succeeded":  # the last words say it
             self._told = event.message
-            self._write(f"{'! ' if event.type == 'Warning' else ''}{event.reason}: {event.message}")
+            said = " ".join(event.message.split())  # libraries' errors have line breaks
+            self._write(f"{'! ' if event.type == 'Warning' else ''}{event.reason}: {said}")
 
     def phase(self, job: HFTitanJob) -> None:
         self._steps = job.spec.training.steps

@@ -69,7 +69,7 @@ class LiveReporter:
             return
         self._told = event.message
         style = "yellow" if event.type == "Warning" else "dim"
-        self.console.print(f"[{style}]{escape(event.reason)}[/]: {escape(event.message)}")
+        self.console.print(f"[{style}]{escape(event.reason)}[/]: {escape(' '.join(event.message.split()))}")
 
     def phase(self, job: HFTitanJob) -> None:
         self._job = job

@@ -226,7 +226,8 @@ def summary(job: HFTitanJob, cluster: LocalCluster, interrupted: signal.Signals 
         exit_code=code,
         message=status.message or (report.message if report else ""),
         reason=report.reason if report else None,
-        step=max([r.step for r in reports] + [status.progress.step if status.progress else 0]),
+        # A run that is stopped before its first step has none to tell, but for what an earlier one saved.
+        step=max([r.step for r in reports] + [status.progress.step if status.progress else 0] + saved + known),
         steps=job.spec.training.steps,
         attempt=status.attempt,
         restarts=status.restarts,

@@ -103,8 +103,8 @@ def test_paths_at_the_end_can_be_copied():
 def test_what_an_event_said_is_not_said_again():
     terminal = Terminal(80)
     terminal.live.event(Event("Normal", "Succeeded", "finished 10 steps"))
-    terminal.live.event(Event("Warning", "UserError", "no such file"))
-    terminal.live.end(ended("no such file"))
+    terminal.live.event(Event("Warning", "UserError", "no such\nfile"))
+    terminal.live.end(ended("no such\nfile"))
     terminal.live.end(ended("another"))
     terminal.out.flush()
     assert terminal.out.buffer.getvalue().decode().rpartition("\x1b[2K")[2].splitlines() == [

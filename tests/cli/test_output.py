@@ -121,6 +121,12 @@ def test_a_validation_is_a_line_between_the_steps():
     assert lines[1:] == ["step 1  validation loss 2.5000", "step 1  validation loss not finite"]
 
 
+def test_an_event_is_a_line():
+    out = io.StringIO()
+    LineReporter(out).event(Event("Warning", "NetworkError", "the hub:\nno  answer\n"))
+    assert out.getvalue()[9:] == "! NetworkError: the hub: no answer\n"
+
+
 def test_a_failure_is_told_once_with_its_log():
     out = io.StringIO()
     told = LineReporter(out)

@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import socket
+import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +16,7 @@ from hftitan_api.models import CheckpointStatus, JobStatus
 from hftitan_api.wire import ExitReport
 from hftitan_operator.cluster import local_prepare, local_store, net
 from hftitan_operator.core.state import PodView
-from hftitan_operator.run import MetricsTail, decisive, guilty_log, tail_of
+from hftitan_operator.run import MetricsTail, decisive, guilty_log, summary, tail_of
 
 # --- fitting a job to the machine ---------------------------------------------------------------------------
 
@@ -249,3 +251,10 @@ def test_the_tail_of_a_log(tmp_path):
     path.write_bytes(b"".join(b"%d\n" % n for n in range(50_000)) + b"\xff last")
     assert tail_of(path, 2) == ["49999", "\ufffd last"]
     assert tail_of(tmp_path / "none") == []
+
+
+def test_a_run_stopped_before_its_first_step_is_where_the_last_one_saved(make_job):
+    status = JobStatus(phase="Suspended", attempt=2, checkpoint=CheckpointStatus(step=4))
+    cluster = SimpleNamespace(progress=None, ended=[], machine=None)
+    end = summary(make_job().model_copy(update={"status": status}), cluster, signal.SIGINT, 1.0)
+    assert (end.step, end.checkpoint_step, end.exit_code) == (4, 4, 130)
