@@ -3,8 +3,8 @@
 import asyncio
 import json
 import os
-import socket
 import signal
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -256,5 +256,6 @@ def test_the_tail_of_a_log(tmp_path):
 def test_a_run_stopped_before_its_first_step_is_where_the_last_one_saved(make_job):
     status = JobStatus(phase="Suspended", attempt=2, checkpoint=CheckpointStatus(step=4))
     cluster = SimpleNamespace(progress=None, ended=[], machine=None)
-    end = summary(make_job().model_copy(update={"status": status}), cluster, signal.SIGINT, 1.0)
+    job = local_prepare.localize(make_job(), {}).model_copy(update={"status": status})
+    end = summary(job, cluster, signal.SIGINT, 1.0)
     assert (end.step, end.checkpoint_step, end.exit_code) == (4, 4, 130)
