@@ -14,7 +14,7 @@ def test_quick_measures_both_models_and_their_losses_agree():
     ran = subprocess.run([sys.executable, BENCH, "--quick"], capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-4000:]
     rates = re.findall(r"^2 layers, 64 tokens, (.+?) +([\d.]+) tokens/s  MFU +- ", ran.stdout, re.MULTILINE)
-    assert [name for name, _ in rates] == ["eager", "compiled", "ours", "torchtitan's own llama3"]
+    assert [name for name, _ in rates] == ["compiled", "ours", "torchtitan's own llama3"]
     assert all(float(rate) > 0 for _, rate in rates)
     losses = re.findall(r"^step +\d+  loss ([\d.]+)  ([\d.]+)  ([-+\d.e]+)$", ran.stdout, re.MULTILINE)
     assert len(losses) == 5
