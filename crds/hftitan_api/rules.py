@@ -282,6 +282,14 @@ def _positions(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
             f"{seq_len} is more than the sliding window of {window} of {name}, which was not compared with "
             f"transformers' for models of type {shape.model_type}; use at most {window}",
         )
+    short = shape.short_positions
+    if spec.mesh.cp > 1 and short and seq_len > short:
+        # modeling_rope_utils.py longrope_frequency_update: by the longest position that a rank sees, in its own part.
+        yield SpecError(
+            "spec.mesh.cp",
+            f"{spec.mesh.cp} ranks could embed the parts of one sequence in different ways (longrope) where it has "
+            f"more than the {short} short positions of {name}, and seqLen is {seq_len}; use 1, or seqLen up to {short}",
+        )
 
 
 def _stages(spec: JobSpec) -> int:

@@ -89,6 +89,8 @@ class ModelShape:
     max_position_embeddings: int | None = None
     sliding_window: int | None = None
     """Keys that a query may look back to, where some layers limit it."""
+    short_positions: int | None = None
+    """Positions up to which rotary embeddings are of one kind, and of another for all words of a pass beyond."""
     attention_dropout: float = 0.0
     refused_axes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Axes that the backend cannot use for this model, with the reason."""
@@ -127,6 +129,7 @@ class ModelShape:
             biases=any(c.get(key) is True for key in ("attention_bias", "mlp_bias")),
             max_position_embeddings=_count(c, *_POSITIONS),
             sliding_window=_sliding_window(c),
+            short_positions=_short_positions(c),
             attention_dropout=dropout if isinstance(dropout := c.get("attention_dropout"), float) else 0.0,
             refused_axes=_refused_axes(c, model_type, experts),
             refused=tuple(_refused(c, model_type, experts)),
@@ -165,6 +168,15 @@ def _sliding_window(config: Mapping[str, Any]) -> int | None:
     ):
         return None
     return _count(config, "sliding_window")
+
+
+def _short_positions(config: Mapping[str, Any]) -> int | None:
+    """Of "longrope", which older files call "su"."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
+        return None
+    key = "original_max_position_embeddings"
+    return _count(rope, key) or _count(config, key)
 
 
 def _experts(config: Mapping[str, Any]) -> int | None:

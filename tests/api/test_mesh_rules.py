@@ -17,6 +17,12 @@ SMOLLM2 = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+LONG_PHI = {
+    "model_type": "phi3",
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]},
+}
 GEMMA4 = {"model_type": "gemma4_text", "enable_moe_block": False}
 MIXTRAL = {
     **SMOLLM2,
@@ -315,6 +321,14 @@ WITH_A_MODEL = {
             "use at most 8192, or raise max_position_embeddings in model.overrides"
         ],
     ),
+    "long rotary embeddings over ranks": (
+        {"mesh": {"gpusPerNode": 2, "cp": 2}, "training": {"seqLen": 8192}},
+        LONG_PHI,
+        [
+            "spec.mesh.cp: 2 ranks could embed the parts of one sequence in different ways (longrope) where it has "
+            f"more than the 4096 short positions of {NAME}, and seqLen is 8192; use 1, or seqLen up to 4096"
+        ],
+    ),
     "sliding window": (
         {"training": {"seqLen": 8192}},
         {"model_type": "llama", "sliding_window": 4096, "max_position_embeddings": 32768},
@@ -348,6 +362,11 @@ FINE = {
     ),
     "tp 3 of 9 heads": ({"mesh": {"gpusPerNode": 3, "tp": 3}, "training": {"seqLen": 1536}}, SMOLLM2),
     "sequence up to the window": ({"training": {"seqLen": 4096}}, {"sliding_window": 4096}),
+    "long rotary embeddings": ({"training": {"seqLen": 8192}}, LONG_PHI),
+    "long rotary embeddings, short sequences": (
+        {"mesh": {"gpusPerNode": 2, "cp": 2}, "training": {"seqLen": 4096}},
+        LONG_PHI,
+    ),
     "a known window": ({"training": {"seqLen": 8192}}, {"model_type": "mistral", "sliding_window": 4096}),
     "window switched off": ({"training": {"seqLen": 8192}}, {"sliding_window": 4096, "use_sliding_window": False}),
     "no layer has the window": (
