@@ -62,21 +62,23 @@ class LiveReporter:
         self._live.start()
 
     def note(self, text: str) -> None:
-        self.console.print(f"[dim]{escape(text)}[/]")
+        self.console.print(f"[dim]{escape(text)}[/]", highlight=False)
 
     def event(self, event: Event) -> None:
         if event.reason == "Succeeded":  # the last words say it
             return
         self._told = event.message
         style = "yellow" if event.type == "Warning" else "dim"
-        self.console.print(f"[{style}]{escape(event.reason)}[/]: {escape(' '.join(event.message.split()))}")
+        self.console.print(
+            f"[{style}]{escape(event.reason)}[/]: {escape(' '.join(event.message.split()))}", highlight=False
+        )
 
     def phase(self, job: HFTitanJob) -> None:
         self._job = job
 
     def record(self, record: dict[str, Any]) -> None:
         if record.get("kind") == "validation":
-            self.console.print(f"[dim]{escape(validation(record))}[/]")
+            self.console.print(f"[dim]{escape(validation(record))}[/]", highlight=False)
         if record.get("kind", "step") != "step":
             return
         self._record = record

@@ -114,6 +114,19 @@ def test_what_an_event_said_is_not_said_again():
     ]
 
 
+def test_numbers_within_names_are_not_coloured():
+    """As rich would have it: llama-*3*-70b-*1*-*3*."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system="truecolor")
+    live = LiveReporter(JOB, None, console)
+    live.event(Event("Warning", "OOMKilled", f"pod {NAME}-1-3 ended with exit 137"))
+    live.note("0 of 3 nodes")
+    live.record({"kind": "validation", "step": 50, "loss": 2.5})
+    live.close()
+    text = console.file.getvalue()
+    for words in (f": pod {NAME}-1-3 ended with exit 137", "0 of 3 nodes", "step 50  validation loss 2.5000"):
+        assert words in text
+
+
 def test_the_state_is_named_once():
     terminal = Terminal(80)
     seen = JOB.model_copy(update={"status": JobStatus(phase="Starting", attempt=1)})
