@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hftitan_trainer.tensor_parallel import _cut_head_norm, _overlaps
+from hftitan_trainer.errors import UserError
+from hftitan_trainer.tensor_parallel import _cut_fused, _cut_head_norm, _cut_summed, _overlaps
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
@@ -26,6 +27,24 @@ def test_each_rank_gets_its_share_of_each_part_in_order(parts, size):
             for begin, part in zip(starts, parts, strict=True)
         )
         assert received == [row for share in shares for row in share]
+
+
+class OtherLinear(nn.Linear):
+    def forward(self, input):
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("cut", [lambda it: _cut_summed(it, 2), lambda it: _cut_fused(it, [4, 4], None)])
+def test_a_layer_that_multiplies_in_float8_is_not_made_one_that_does_not(cut):
+    with pytest.raises(UserError, match=r"spec\.training\.float8: .* or set mesh\.tp to 1"):
+        cut(OtherLinear(8, 8))
+
+
+def test_a_summed_layer_without_biases_stays_what_it_is():
+    linear = OtherLinear(8, 8, bias=False)
+    forward = linear.forward
+    _cut_summed(linear, 2)
+    assert linear.forward == forward
 
 
 def test_a_norm_that_spans_ranks_in_an_unknown_way_is_refused():

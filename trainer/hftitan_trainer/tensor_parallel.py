@@ -33,6 +33,8 @@ from torchtitan.models.common.decoder_sharding import (
 from torchtitan.protocols.module import Module
 from torchtitan.protocols.sharding import ShardingConfig
 
+from hftitan_trainer.errors import UserError
+
 _OUT = ("o_proj", "dense")
 _QUERY_NORMS = ("q_norm", "query_layernorm")
 _KEY_NORMS = ("k_norm", "key_layernorm")
@@ -120,16 +122,28 @@ def _cut_summed(linear: Any, size: int) -> None:
     """A projection of this rank's columns, whose outputs are summed over the ranks: each adds its share of the bias."""
     linear._sharding_config = rowwise_config(output_sp=True)
     if linear.bias is not None:
+        _check_plain(linear)
         linear.forward = lambda x: functional.linear(x, linear.weight, linear.bias / size)
 
 
 def _cut_fused(linear: Any, parts: Sequence[int], group: dist.ProcessGroup) -> None:
     """Several projections in one weight of [sum of parts, in] rows, of each of which a rank computes its share."""
+    _check_plain(linear)
     linear._sharding_config = colwise_config()
     exchange = RowExchange(parts, group)
     linear.forward = lambda x: functional.linear(
         x, exchange(linear.weight), None if linear.bias is None else exchange(linear.bias)
     )
+
+
+def _check_plain(linear: nn.Module) -> None:
+    """Refuse a layer that multiplies in another way (float8.py), where the multiplication is written anew here."""
+    if type(linear).forward is not nn.Linear.forward:
+        raise UserError(
+            "spec.training.float8",
+            "tensor parallelism cuts the fused projections and summed biases of this model in full precision; remove "
+            "float8, or set mesh.tp to 1",
+        )
 
 
 def _cut_head_norm(norm: Any, heads: int, head_dim: int, group: dist.ProcessGroup) -> None:
