@@ -33,6 +33,11 @@ def steps_done(workdir):
     return max((row["step"] for row in metrics(workdir)), default=0)
 
 
+def both_train(workdir, step):
+    """Node 0 has done the step, and node 1, which need not be as fast, is up with its worker."""
+    return steps_done(workdir) == step and (workdir / "env-1-1.json").exists()
+
+
 def pid_of(workdir, pod):
     return int((workdir / ".pods" / pod / "pid").read_text())
 
@@ -128,7 +133,7 @@ def test_kill_9_of_a_supervisor_takes_its_whole_tree_along(hftitan, tmp_path, wa
 def test_a_signal_saves_and_stops_and_the_next_run_goes_on(hftitan, tmp_path, wait_for, pids_of, number, expected):
     run = tmp_path / "run"
     process = hftitan("-o", "json", fake="hang:1:3")
-    wait_for(lambda: steps_done(run) == 3)
+    wait_for(lambda: both_train(run, 3))
     process.send_signal(number)
     lines, code = objects(process)
     assert code == expected
@@ -164,7 +169,7 @@ def test_a_second_signal_kills(hftitan, tmp_path, wait_for, pids_of):
 def test_when_the_run_itself_is_killed_nothing_survives(hftitan, tmp_path, wait_for, pids_of):
     run = tmp_path / "run"
     process = hftitan(fake="hang:1:2")
-    wait_for(lambda: steps_done(run) == 2)
+    wait_for(lambda: both_train(run, 2))
     assert len(pids_of(run)) >= 6  # two supervisors, two agents, two workers
     process.kill()
     wait_for(lambda: not pids_of(run), timeout=5)
