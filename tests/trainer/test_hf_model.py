@@ -93,6 +93,13 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("named", [None, ["LlamaModel"], ["LlamaForSequenceClassification"], ["LlamaForCausalLM"]])
+def test_the_language_model_is_built_whatever_class_the_config_names(tmp_path, named):
+    folder = with_config(tmp_path / "m", architectures=named)
+    spec = ModelSpec(name=str(folder), initialize="random")
+    assert fetch_model(spec).config.architectures == ["LlamaForCausalLM"]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_models(tmp_path, name):
     config, spec, message = REFUSED[name]

@@ -221,15 +221,20 @@ def _refusals(path: str, what: str) -> Iterator[None]:
 
 
 def _check_trainable(config: PretrainedConfig, spec: ModelSpec) -> None:
-    """Refuse model kinds that the backend would build wrongly or not at all."""
+    """Refuse model kinds that the backend would build wrongly or not at all; of the others say which class to build."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = config.model_type
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     remote = spec.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
+    if known is None and not remote:
         raise UserError("spec.model.name", f"{spec.name} (model_type {kind}) is no causal language model")
     if getattr(config, "text_config", None) is not None or getattr(config, "is_encoder_decoder", False):
         raise UserError(
             "spec.model.name",
             f"{spec.name} (model_type {kind}) is not a text-only decoder; use the text-only checkpoint of the family",
         )
+    if not remote and isinstance(known, str):
+        # Upstream builds the class that is named here (model.py: architectures[0]), and a config may name none, or the
+        # headless or classifying class that it was saved from.
+        config.architectures = [known]
