@@ -108,20 +108,20 @@ def test_every_right_is_used_and_nothing_is_refused(tenancy, plane, homes, tmp_p
         world = World(plane, stack.enter_context(Audit(plane)))
         proxy = stack.enter_context(FaultProxy(plane, tmp_path, mine.user))
         options = [*mine.options, "--leader-elect", "--lease-namespace", mine.account.namespace]
-        replicas = [OperatorProcess(proxy.kubeconfig, tmp_path / f"log-{i}", *options) for i in range(2)]
-        for replica in replicas:
+        leader, follower = (OperatorProcess(proxy.kubeconfig, tmp_path / f"log-{i}", *options) for i in range(2))
+        for replica in (leader, follower):
             stack.callback(replica.kill)
             replica.start()
-        for replica in replicas:
             replica.wait_ready()
+            wait(lambda: " leads (" in (tmp_path / "log-0").read_text(), "the first one to lead")
         proxy.script = edits_amid(plane.admin, "names-taken")
         names_are_taken(plane.admin, mine.team)
         gangs_come_and_go(plane.admin, mine.team)
         begun = enumerate(zip(SCRIPTS, homes, strict=True))
         lives = [Life(world, script, mine.team, f"life-{i}", home.name).begin() for i, (script, home) in begun]
         wait(lambda: poll_all(lives, 1), "the first deed of each life", LIFE_SECONDS)
-        replicas[0].terminate()
-        assert replicas[0].ended(10) == 0
+        leader.terminate()  # and gives the lease back
+        assert leader.ended(10) == 0
         wait(lambda: poll_all(lives), f"the lives to end, {[life.done for life in lives]} deeds done", LIFE_SECONDS)
         assert [problem for life in lives for problem in life.verdict()] == []
         for home in homes:
