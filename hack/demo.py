@@ -25,7 +25,9 @@ def say(text: str) -> None:
 def generate(models: dict[str, str]) -> dict[str, str]:
     """Greedy continuations of PROMPT, one for each model; in a child, so that no memory stays with us."""
     code = (
-        "import json, sys, transformers as t\n"
+        "import json, logging, sys\n"
+        "logging.getLogger('torch.utils._pytree').setLevel(logging.ERROR)  # torchao's, not the user's\n"
+        "import transformers as t\n"
         "t.logging.set_verbosity_error(); t.logging.disable_progress_bar()\n"
         "models, prompt, out = json.loads(sys.argv[1]), sys.argv[2], {}\n"
         "for name, path in models.items():\n"
