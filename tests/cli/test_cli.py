@@ -4,24 +4,19 @@ import json
 import subprocess
 import sys
 
+import job_documents
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from hftitan_operator.cli import app
 
-JOB = {
-    "apiVersion": "hftitan.io/v1alpha1",
-    "kind": "HFTitanJob",
-    "metadata": {"name": "tiny"},
-    "spec": {
-        "model": {"name": "org/model"},
-        "dataset": {"name": "org/data"},
-        "mesh": {"nodes": 2, "gpusPerNode": 4, "tp": 2},
-        "training": {"steps": 5, "seqLen": 64, "localBatchSize": 2, "globalBatchSize": 16},
-        "checkpoint": {"volume": "claim"},
-    },
-}
+JOB = job_documents.document(
+    "tiny",
+    {**job_documents.ON_CPU, "mesh": {"nodes": 2, "gpusPerNode": 4, "tp": 2}},
+    training={"seqLen": 64, "localBatchSize": 2, "globalBatchSize": 16},
+    checkpoint={"volume": "claim"},
+)
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 576,

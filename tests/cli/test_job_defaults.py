@@ -2,22 +2,13 @@
 
 import pytest
 import yaml
+from job_documents import ON_CPU, document
 from typer.testing import CliRunner
 
 from hftitan_operator import operate
 from hftitan_operator.cli import app
 
-JOB = {
-    "apiVersion": "hftitan.io/v1alpha1",
-    "kind": "HFTitanJob",
-    "metadata": {"name": "tiny"},
-    "spec": {
-        "model": {"name": "org/model"},
-        "dataset": {"name": "org/data"},
-        "mesh": {"device": "cpu"},
-        "training": {"steps": 5},
-    },
-}
+JOB = document("tiny", ON_CPU)
 
 
 @pytest.fixture

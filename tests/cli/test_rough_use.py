@@ -6,18 +6,9 @@ import sys
 
 import pytest
 import yaml
+from job_documents import ON_CPU, document
 
-JOB = {
-    "apiVersion": "hftitan.io/v1alpha1",
-    "kind": "HFTitanJob",
-    "metadata": {"name": "tiny"},
-    "spec": {
-        "model": {"name": "org/model"},
-        "dataset": {"name": "org/data"},
-        "mesh": {"device": "cpu"},
-        "training": {"steps": 5, "seqLen": 64},
-    },
-}
+JOB = document("tiny", ON_CPU, training={"seqLen": 64})
 COMMAND = f"{sys.executable} -c 'from hftitan_operator.cli import main; main()'"
 
 

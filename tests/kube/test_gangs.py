@@ -6,6 +6,7 @@ deletion. The operator is a process of its own, with exactly its rights.
 
 import pytest
 from gang_schemas import FOLDER
+from job_documents import ON_CPU, document
 from kubectl import ApiError, wait
 
 VOLCANO = "/apis/scheduling.volcano.sh/v1beta1/namespaces/{}/podgroups"
@@ -36,17 +37,15 @@ class Team:
         self.admin, self.namespace = admin, namespace
 
     def create(self, name, **scheduling):
-        spec = {
-            "model": {"name": "org/model"},
-            "dataset": {"name": "org/data"},
-            "mesh": {"nodes": 2, "device": "cpu"},
-            "training": {"steps": 3, "seqLen": 64},
-            "checkpoint": {"volume": "claim"},
-            "scheduling": scheduling,
-        }
-        metadata = {"name": name, "namespace": self.namespace}
-        document = {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata, "spec": spec}
-        return self.admin.create(document)["metadata"]["uid"]
+        job = document(
+            name,
+            ON_CPU,
+            namespace=self.namespace,
+            mesh={"nodes": 2},
+            checkpoint={"volume": "claim"},
+            scheduling=scheduling,
+        )
+        return self.admin.create(job)["metadata"]["uid"]
 
     def status(self, name):
         return self.admin.get("hftitanjobs", name, self.namespace).get("status", {})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import job_documents
 import pytest
 from audit import Audit
 from control_plane import ControlPlane
@@ -171,10 +172,7 @@ def occupy(admin: Kubectl, team: str) -> None:
 
 
 def document(name: str, team: str, **spec):
-    base = {"model": {"name": "org/model"}, "dataset": {"name": "org/data"}, "mesh": {"device": "cpu"}}
-    metadata = {"name": name, "namespace": team}
-    spec = {**base, "training": {"steps": 1}, **spec}
-    return {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata, "spec": spec}
+    return job_documents.document(name, job_documents.ON_CPU, namespace=team, **spec)
 
 
 def edits_amid(admin: Kubectl, name: str) -> Callable[[Call], None]:
