@@ -36,7 +36,7 @@ check: $(READY)  ## Format, lint, types, import layers
 generate: $(READY)  ## Rewrite every generated file
 	$(PY) -m hftitan_api.crd > crds/hftitanjobs.yaml.new && mv crds/hftitanjobs.yaml.new crds/hftitanjobs.yaml
 	$(PY) -m hftitan_api.reference > docs/spec.md.new && mv docs/spec.md.new docs/spec.md
-	$(PY) -m hftitan_operator.cli_reference > docs/commands.md.new && mv docs/commands.md.new docs/commands.md
+	$(PY) -m hftitan_operator.cli.reference > docs/commands.md.new && mv docs/commands.md.new docs/commands.md
 	$(PY) tests/core/core_golden.py
 	$(PY) hack/dashboards
 	$(PY) hack/dashboards/document.py

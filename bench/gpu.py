@@ -168,7 +168,7 @@ def train(wanted: dict[str, Any], output: Path) -> dict[str, Any]:
     trainer = Native(Trainer.Config(**{**fields, "model_spec": spec}))
     trainer.metrics_processor.on_step = lambda report: steps.append(asdict(report))
     trainer.metrics_processor.steps = scale.steps
-    if scale.device == "cpu":  # as model.py does for ours
+    if scale.device == "cpu":  # as model/wrapper.py does for ours
         for module in trainer.model_parts[0].modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
@@ -199,7 +199,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from hftitan_trainer.device import use_device
+    from hftitan_trainer.process.device import use_device
 
     if args.quick:
         scale = Scale("cpu", "debugmodel", layers=2, peer_layers=2, seq_lens=(64,), steps=WARMUP + 2)

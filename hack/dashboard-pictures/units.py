@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hftitan_operator.cli_output import duration
-from hftitan_operator.cli_report_svg import number, ticks
+from hftitan_operator.cli.svg import number, ticks
+from hftitan_operator.cli.text import duration
 
 BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
 RATES = {"ops": "ops/s", "reqps": "req/s"}

@@ -11,7 +11,7 @@ from test_chart_values import MATRIX
 
 from hftitan_api.load import load_defaults
 from hftitan_api.pod import PodDefaults
-from hftitan_operator import cli
+from hftitan_operator.cli.main import main
 from hftitan_operator.core import access, naming
 
 RBAC = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ServiceAccount")
@@ -94,7 +94,7 @@ def test_the_operators_pod_is_restricted():
 def test_the_operator_understands_its_arguments():
     words = [*(c := container(namespaces=["a", "b"], logLevel="debug"))["command"], *c["args"]]
     assert words[:2] == ["hftitan", "operator"]
-    command = typer.main.get_command(cli.app).commands["operator"]
+    command = typer.main.get_command(main.app).commands["operator"]
     parameters = command.make_context("operator", words[2:]).params
     assert parameters["leader_elect"] is True
     assert list(parameters["namespace"]) == ["a", "b"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hftitan_operator.cli import app
+from hftitan_operator.cli.main import app
 
 JOB = job_documents.document(
     "tiny",
@@ -414,7 +414,7 @@ def test_nothing_heavy_is_imported(hftitan, job, arguments, allowed):
     job()
     heavy = ["torch", "transformers", "kopf", "kubernetes", "huggingface_hub", "rich", "asyncio", "pydantic", "yaml"]
     code = (
-        "import sys\nfrom hftitan_operator.cli import main\n"
+        "import sys\nfrom hftitan_operator.cli.main import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as end: assert end.code in (0, None), end\n"
         f"print('LOADED', [name for name in {heavy!r} if name in sys.modules])"
     )

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import typer
 
-from hftitan_operator import cli_reference
-from hftitan_operator.cli import app
+from hftitan_operator.cli import reference
+from hftitan_operator.cli.main import app
 
 COMMANDS = typer.main.get_command(app).commands
 DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
 
 
 def test_the_document_is_the_commands():
-    assert DOCUMENT.read_text() == cli_reference.markdown(), "run `make generate`"
+    assert DOCUMENT.read_text() == reference.markdown(), "run `make generate`"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

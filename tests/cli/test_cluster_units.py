@@ -11,14 +11,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hftitan_api.models import HFTitanJob, JobStatus
-from hftitan_operator import cli_cluster_text as text
-from hftitan_operator.cli import app
-from hftitan_operator.cli_cluster_client import NotFound, Trouble, explain, not_found
-from hftitan_operator.cli_cluster_logs import Ranks, Wanted, nodes_of, shown
-from hftitan_operator.cli_cluster_watch import progress, record, seconds, summary
-from hftitan_operator.cluster.kube_api import ApiError
+from hftitan_operator.cli import tables as text
+from hftitan_operator.cli.client import NotFound, Trouble, explain, not_found
+from hftitan_operator.cli.live import LiveReporter
+from hftitan_operator.cli.logs import Ranks, Wanted, nodes_of, shown
+from hftitan_operator.cli.main import app
+from hftitan_operator.cli.watch import progress, record, seconds, summary
 from hftitan_operator.core import clock, naming
-from hftitan_operator.live import LiveReporter
+from hftitan_operator.kube.api import ApiError
 
 NOW = clock.unix("2026-11-25T10:00:00Z")
 

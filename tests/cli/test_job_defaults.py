@@ -5,8 +5,8 @@ import yaml
 from job_documents import ON_CPU, document
 from typer.testing import CliRunner
 
-from hftitan_operator import operate
-from hftitan_operator.cli import app
+from hftitan_operator.cli.main import app
+from hftitan_operator.kube import operator
 
 JOB = document("tiny", ON_CPU)
 
@@ -47,6 +47,6 @@ def test_validate_takes_a_good_one(hftitan):
 
 def test_the_operator_gets_them(hftitan, monkeypatch):
     given = []
-    monkeypatch.setattr(operate, "main", lambda options, level: given.append(options))
+    monkeypatch.setattr(operator, "main", lambda options, level: given.append(options))
     assert hftitan("operator", "--job-defaults", "good.yaml").exit_code == 0
     assert given[0].defaults.image == "registry.example/trainer:2"

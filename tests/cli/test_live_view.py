@@ -8,10 +8,10 @@ from rich.console import Console
 
 from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
-from hftitan_operator.cli_output import JsonReporter, LineReporter, reporter
+from hftitan_operator.cli.live import LiveReporter, flow, nearby
+from hftitan_operator.cli.output import JsonReporter, LineReporter, reporter
 from hftitan_operator.core.state import Event
-from hftitan_operator.live import LiveReporter, flow, nearby
-from hftitan_operator.run import End
+from hftitan_operator.local.run import End
 
 NAME = "llama-3-70b-instruct-finetune"
 JOB = HFTitanJob.model_validate(

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from hftitan_api.models import ModelSpec
-from hftitan_operator import cli_model
+from hftitan_operator.cli import model_config
 
 CONFIG = {"num_attention_heads": 9}
 
@@ -32,7 +32,7 @@ def environ(tmp_path):
 
 def test_a_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert cli_model.find(ModelSpec(name=str(tmp_path)), {}).config == CONFIG
+    assert model_config.find(ModelSpec(name=str(tmp_path)), {}).config == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_folder(tmp_path):
 def test_a_folder_without_a_usable_config(tmp_path, text, why):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    found = cli_model.find(ModelSpec(name=str(tmp_path)), {})
+    found = model_config.find(ModelSpec(name=str(tmp_path)), {})
     assert found.config is None
     assert why in found.why_not
 
@@ -50,15 +50,15 @@ def test_the_hub_is_asked_for_one_file_at_the_jobs_revision(tmp_path, environ, h
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     asked = []
     hub(lambda *args, **kwargs: asked.append((args, kwargs)) or str(tmp_path / "config.json"))
-    assert cli_model.find(ModelSpec(name="org/model", revision="v1"), environ).config == CONFIG
+    assert model_config.find(ModelSpec(name="org/model", revision="v1"), environ).config == CONFIG
     assert asked == [(("org/model", "config.json"), {"revision": "v1"})]
 
 
 @pytest.mark.parametrize("word", ["1", "true", "YES", "on"])
 def test_offline_asks_nobody(environ, hub, word):
     hub(lambda *_, **__: pytest.fail("asked"))
-    found = cli_model.find(ModelSpec(name="org/model"), {**environ, "HF_HUB_OFFLINE": word})
-    assert found == cli_model.Found(None, "not in the hub's cache, and HF_HUB_OFFLINE is set")
+    found = model_config.find(ModelSpec(name="org/model"), {**environ, "HF_HUB_OFFLINE": word})
+    assert found == model_config.Found(None, "not in the hub's cache, and HF_HUB_OFFLINE is set")
 
 
 def test_a_hub_that_refuses(environ, hub):
@@ -66,19 +66,19 @@ def test_a_hub_that_refuses(environ, hub):
         raise PermissionError("gated; token hf_secret")
 
     hub(refuse)
-    found = cli_model.find(ModelSpec(name="org/model"), environ)
-    assert found == cli_model.Found(None, "the hub did not give it (PermissionError)")
+    found = model_config.find(ModelSpec(name="org/model"), environ)
+    assert found == model_config.Found(None, "the hub did not give it (PermissionError)")
 
 
 def test_a_hub_that_is_slow(environ, hub, monkeypatch):
-    monkeypatch.setattr(cli_model, "HUB_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(model_config, "HUB_PATIENCE_SECONDS", 0.05)
     hub(lambda *_, **__: time.sleep(1))
-    assert "no answer from the hub within 0.05 s" in cli_model.find(ModelSpec(name="org/model"), environ).why_not
+    assert "no answer from the hub within 0.05 s" in model_config.find(ModelSpec(name="org/model"), environ).why_not
 
 
 def test_no_hub_client(environ, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert cli_model.find(ModelSpec(name="org/model"), environ).why_not == "huggingface_hub is not installed"
+    assert model_config.find(ModelSpec(name="org/model"), environ).why_not == "huggingface_hub is not installed"
 
 
 def test_the_cache_by_commit_and_by_its_own_variable(tmp_path):
@@ -86,5 +86,5 @@ def test_the_cache_by_commit_and_by_its_own_variable(tmp_path):
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(CONFIG))
     environ = {"HF_HUB_CACHE": str(tmp_path / "c"), "HF_HUB_OFFLINE": "1"}
-    assert cli_model.find(ModelSpec(name="org/model", revision="abc"), environ).config == CONFIG
-    assert cli_model.find(ModelSpec(name="org/model", revision="main"), environ).config is None
+    assert model_config.find(ModelSpec(name="org/model", revision="abc"), environ).config == CONFIG
+    assert model_config.find(ModelSpec(name="org/model", revision="main"), environ).config is None

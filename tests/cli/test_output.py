@@ -10,10 +10,11 @@ from rich.console import Console
 
 from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
-from hftitan_operator.cli_output import JsonReporter, LineReporter, duration, last_words, numbers, timestamp
+from hftitan_operator.cli.live import LiveReporter, spark
+from hftitan_operator.cli.output import JsonReporter, LineReporter
+from hftitan_operator.cli.text import duration, last_words, numbers, timestamp
 from hftitan_operator.core.state import Event
-from hftitan_operator.live import LiveReporter, spark
-from hftitan_operator.run import End
+from hftitan_operator.local.run import End
 
 JOB = HFTitanJob.model_validate(
     {

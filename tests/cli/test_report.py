@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
-from hftitan_operator.cli import app
-from hftitan_operator.cli_report_svg import chart, number, thinned, ticks
+from hftitan_operator.cli.main import app
+from hftitan_operator.cli.svg import chart, number, thinned, ticks
 
 
 def line(kind, step, attempt=1, **values):

@@ -9,7 +9,7 @@ import yaml
 from job_documents import ON_CPU, document
 
 JOB = document("tiny", ON_CPU, training={"seqLen": 64})
-COMMAND = f"{sys.executable} -c 'from hftitan_operator.cli import main; main()'"
+COMMAND = f"{sys.executable} -c 'from hftitan_operator.cli.main import main; main()'"
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import asyncio
 import pytest
 
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.cluster import kube_api, kube_watch
-from hftitan_operator.cluster.kube import KubeCluster
-from hftitan_operator.cluster.kube_api import ApiError, Configuration, KubeApi
-from hftitan_operator.cluster.kube_watch import Reflector
-from hftitan_operator.cluster.port import Conflict, Denied
 from hftitan_operator.core.state import Apply, DeletePod
+from hftitan_operator.kube import api as kube_api
+from hftitan_operator.kube import reflector
+from hftitan_operator.kube.api import ApiError, Configuration, KubeApi
+from hftitan_operator.kube.cluster import KubeCluster
+from hftitan_operator.kube.reflector import Reflector
+from hftitan_operator.port import Conflict, Denied
 
 JOB = HFTitanJob.model_validate(
     {
@@ -93,7 +94,7 @@ class Nowhere:
 
 
 def test_a_list_that_took_long_does_not_put_the_next_one_off(monkeypatch):
-    monkeypatch.setattr(kube_watch, "RELIST_SECONDS", 0.01)
+    monkeypatch.setattr(reflector, "RELIST_SECONDS", 0.01)
     lists = []
 
     class Slow:
@@ -114,7 +115,7 @@ def test_a_list_that_took_long_does_not_put_the_next_one_off(monkeypatch):
 
 @pytest.mark.parametrize("burst", [0, 1000])
 def test_what_a_burst_brings_is_not_listed_as_well(monkeypatch, burst):
-    monkeypatch.setattr(kube_watch, "RELIST_SECONDS", 0.01)
+    monkeypatch.setattr(reflector, "RELIST_SECONDS", 0.01)
     store, lists = Nowhere(), []
 
     class Quick:

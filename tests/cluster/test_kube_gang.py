@@ -6,11 +6,11 @@ import pytest
 
 from hftitan_api import mesh
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.cluster.kube import KubeCluster
-from hftitan_operator.cluster.kube_api import ApiError
-from hftitan_operator.cluster.port import Denied, Unserved
 from hftitan_operator.core.render import pod_group
 from hftitan_operator.core.state import Apply, DeletePodGroup, Require
+from hftitan_operator.kube.api import ApiError
+from hftitan_operator.kube.cluster import KubeCluster
+from hftitan_operator.port import Denied, Unserved
 
 JOB = HFTitanJob.model_validate(
     {

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hftitan_operator.cluster.kube_api import _read, _text
+from hftitan_operator.kube.api import _read, _text
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True, "ü"]}, {"big": 2**70}, {"half": "\ud800"}, {"": {}}])

@@ -7,11 +7,11 @@ import pytest
 
 from hftitan_api.models import HFTitanJob
 from hftitan_api.wire import Progress
-from hftitan_operator.cluster import kube_progress
-from hftitan_operator.cluster.kube_progress import UNREACHABLE_AFTER, ProgressPoller, matters
-from hftitan_operator.cluster.kube_store import JobRecord, PodRecord
-from hftitan_operator.cluster.kube_views import JobView
 from hftitan_operator.core.state import PodView
+from hftitan_operator.kube import progress as kube_progress
+from hftitan_operator.kube.progress import UNREACHABLE_AFTER, ProgressPoller, matters
+from hftitan_operator.kube.store import JobRecord, PodRecord
+from hftitan_operator.kube.views import JobView
 
 KEY = ("ns", "x")
 

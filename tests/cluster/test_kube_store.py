@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hftitan_operator.cluster.kube_store import Store, job_record, object_record, pod_record
+from hftitan_operator.kube.store import Store, job_record, object_record, pod_record
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def test_groups_without_records_are_forgotten(store):
 
 
 def test_the_memory_of_deletions_is_bounded(store, monkeypatch):
-    monkeypatch.setattr("hftitan_operator.cluster.kube_store.REMEMBERED_DELETIONS", 2)
+    monkeypatch.setattr("hftitan_operator.kube.store.REMEMBERED_DELETIONS", 2)
     for uid in "abc":
         store.forget(uid)
     store.put(thing("a", 1))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hftitan_operator.cluster.kube_views import job_view, node_ready, owner_uid, pod_view, status_patch
+from hftitan_operator.kube.views import job_view, node_ready, owner_uid, pod_view, status_patch
 
 LABELS = {"hftitan.io/job": "x", "hftitan.io/attempt": "2", "hftitan.io/node-index": "1"}
 REPORT = {"reason": "InternalError", "message": "boom", "step": 7, "retryable": True, "rank": 3}

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hftitan_operator.cluster import lease as module
-from hftitan_operator.cluster.kube_api import ApiError
-from hftitan_operator.cluster.lease import Lease
+from hftitan_operator.kube import lease as module
+from hftitan_operator.kube.api import ApiError
+from hftitan_operator.kube.lease import Lease
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/ns/leases"
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hftitan_operator.cluster.kube import KubeCluster
+from hftitan_operator.kube.cluster import KubeCluster
 
 JOB = ("team", "x")
 

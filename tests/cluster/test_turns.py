@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hftitan_operator.cluster.turns import Turns
+from hftitan_operator.kube.turns import Turns
 
 
 async def settle():

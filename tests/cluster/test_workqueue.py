@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from hftitan_operator import workqueue
-from hftitan_operator.cluster.port import Conflict
-from hftitan_operator.workqueue import WorkQueue
+from hftitan_operator.kube import workqueue
+from hftitan_operator.kube.workqueue import WorkQueue
+from hftitan_operator.port import Conflict
 
 
 def drive(scenario, work, workers=4):

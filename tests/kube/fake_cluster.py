@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 from hftitan_api.models import HFTitanJob, JobStatus
-from hftitan_operator.cluster.port import Conflict
 from hftitan_operator.core.naming import LABEL_ATTEMPT, LABEL_NODE_INDEX
 from hftitan_operator.core.state import (
     Action,
@@ -18,6 +17,7 @@ from hftitan_operator.core.state import (
     PodView,
     Seen,
 )
+from hftitan_operator.port import Conflict
 
 
 class FakeCluster:

@@ -17,11 +17,11 @@ import aiohttp
 from kubelet_api import Api, Object
 
 from hftitan_api.wire import TERMINATION_LOG_LIMIT
-from hftitan_operator.cluster.local_machine import RANK_SCRIPT, Machine, Place, Refused
-from hftitan_operator.cluster.local_pod import CACHE_VOLUME, OUTPUT_VOLUME, gpu_count, translate
-from hftitan_operator.cluster.local_process import LocalPod
-from hftitan_operator.cluster.net import free_port, loopback
 from hftitan_operator.core.naming import LABEL_ATTEMPT, LABEL_NODE_INDEX
+from hftitan_operator.local.machine import RANK_SCRIPT, Machine, Place, Refused
+from hftitan_operator.local.pod import CACHE_VOLUME, OUTPUT_VOLUME, gpu_count, translate
+from hftitan_operator.local.process import LocalPod
+from hftitan_operator.net import free_port, loopback
 
 SERVER_FIELDS = ("dnsPolicy", "nodeName", "preemptionPolicy", "priority", "serviceAccount", "serviceAccountName")
 """What the API server adds to a pod; none of it concerns a process."""

@@ -96,7 +96,7 @@ class OperatorProcess:
 
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["hftitan_operator.operate"])
+_FORKSERVER.set_forkserver_preload(["hftitan_operator.kube.operator"])
 
 
 class QuickOperator:
@@ -136,7 +136,7 @@ class QuickOperator:
 
 
 def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...], lease: str | None) -> None:
-    from hftitan_operator import operate
+    from hftitan_operator.kube import operator
 
     threading.Thread(target=_end_with_the_test, daemon=True).start()
     os.environ["NO_PROXY"] = "127.0.0.1"
@@ -145,7 +145,7 @@ def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...], lease: str 
     os.dup2(output, 2)
     logging.root.handlers.clear()
     elect = {"leader_elect": lease is not None, "lease_namespace": lease}
-    operate.main(operate.Options(namespaces=namespaces, kubeconfig=kubeconfig, port=0, **elect))
+    operator.main(operator.Options(namespaces=namespaces, kubeconfig=kubeconfig, port=0, **elect))
 
 
 def _end_with_the_test() -> None:

@@ -2,7 +2,7 @@
 
     python tests/kube/process_kubelet.py --kubeconfig K --node a,b --workdir D [--gpus 8] [--program torchrun=...]
 
-A pod's container runs through the translation of `hftitan run` (local_pod.py), and its life is reported as a kubelet
+A pod's container runs through the translation of `hftitan run` (local/pod.py), and its life is reported as a kubelet
 does it. SIGKILL to this process is the loss of its nodes: their processes die with it. SIGSTOP is a partition: they
 go on, unseen. The kubelets of one cluster share the work folder; a pod's output is the folder of its claim in there
 (claims/NAMESPACE/CLAIM) or its own (pods/UID), its log logs/POD.log in that.

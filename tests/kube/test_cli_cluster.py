@@ -16,7 +16,7 @@ from kubelets import KubeletProcess
 from processes import die_with_parent
 from typer.testing import CliRunner
 
-from hftitan_operator.cli import app
+from hftitan_operator.cli.main import app
 
 FAKE_TRAINER = Path(__file__).parents[1] / "local" / "fake_trainer.py"
 HFTITAN = Path(sys.executable).with_name("hftitan")

@@ -14,14 +14,14 @@ from fake_cluster import FakeCluster
 
 from hftitan_api import mesh
 from hftitan_api.models import HFTitanJob, JobStatus
-from hftitan_operator.cluster import local_prepare
-from hftitan_operator.cluster.kube import KubeCluster
-from hftitan_operator.cluster.kube_api import KubeApi, load_configuration
-from hftitan_operator.cluster.local import LocalCluster
-from hftitan_operator.cluster.port import ClusterPort, Conflict
 from hftitan_operator.core.classify import finished
 from hftitan_operator.core.render import render
 from hftitan_operator.core.state import Apply, DeletePod, Event
+from hftitan_operator.kube.api import KubeApi, load_configuration
+from hftitan_operator.kube.cluster import KubeCluster
+from hftitan_operator.local import prepare
+from hftitan_operator.local.cluster import LocalCluster
+from hftitan_operator.port import ClusterPort, Conflict
 
 FAKE_TRAINER = Path(__file__).parents[1] / "local" / "fake_trainer.py"
 ADAPTERS = ("fake", "local", "kube")
@@ -85,9 +85,9 @@ async def fake(request) -> AsyncIterator[Subject]:
 
 @contextlib.asynccontextmanager
 async def local(request) -> AsyncIterator[Subject]:
-    job = local_prepare.localize(HFTitanJob.model_validate(document()), {})
+    job = prepare.localize(HFTitanJob.model_validate(document()), {})
     folder = request.getfixturevalue("tmp_path")
-    prepared, problems = local_prepare.prepare(
+    prepared, problems = prepare.prepare(
         job,
         mesh.plan(job.spec),
         folder / "run",

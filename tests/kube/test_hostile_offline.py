@@ -18,11 +18,11 @@ from pod_security import violations
 from hftitan_api.load import load, review
 from hftitan_api.models import TERMINAL
 from hftitan_api.wire import ExitReport, Progress
-from hftitan_operator.cluster.kube_views import job_view
 from hftitan_operator.core import admission, naming
 from hftitan_operator.core import status as st
 from hftitan_operator.core.decide import decide
 from hftitan_operator.core.state import Apply, DeleteJob, Observed, PodView
+from hftitan_operator.kube.views import job_view
 
 NOW = 1_800_000_000.0
 LIMIT_SECONDS = 0.05

@@ -23,7 +23,7 @@ from tiny import make_model, make_text
 
 from hftitan_api.wire import ExitReport
 from hftitan_operator.core import access
-from hftitan_operator.operate import LEASE_NAME
+from hftitan_operator.kube.operator import LEASE_NAME
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "monitoring.md"

@@ -12,7 +12,8 @@ import yaml
 
 from hftitan_api.mesh import plan
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.cluster import local_prepare, local_store
+from hftitan_operator.local import prepare as local_prepare
+from hftitan_operator.local import store
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 PROGRAMS = {"torchrun": (sys.executable, str(FAKE))}
@@ -62,7 +63,7 @@ def prepare(tmp_path, make_job):
 @pytest.fixture
 def pids_of():
     """Function: everything that runs on behalf of a work folder."""
-    return lambda workdir: local_store.tagged("HFTITAN_LOCAL_WORKDIR", str(workdir))
+    return lambda workdir: store.tagged("HFTITAN_LOCAL_WORKDIR", str(workdir))
 
 
 @pytest.fixture
@@ -94,8 +95,8 @@ def hftitan(tmp_path):
         path = tmp_path / "job.yaml"
         path.write_text(yaml.safe_dump(job or document()))
         launcher = (
-            "import sys; from hftitan_operator.cluster import local_prepare as p; "
-            f"p.TORCHRUN = {PROGRAMS['torchrun']!r}; from hftitan_operator.cli import main; main()"
+            "import sys; from hftitan_operator.local import prepare as p; "
+            f"p.TORCHRUN = {PROGRAMS['torchrun']!r}; from hftitan_operator.cli.main import main; main()"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", launcher, "run", str(path), "--workdir", str(tmp_path / workdir), *arguments],

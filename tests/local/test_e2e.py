@@ -16,7 +16,7 @@ import report_page
 import yaml
 from tiny import make_model, make_text
 
-from hftitan_operator.cluster import local_store
+from hftitan_operator.local import store
 
 STEPS, INTERVAL = 60, 10
 
@@ -44,7 +44,7 @@ class Runs:
         (folder / "job.yaml").write_text(yaml.safe_dump(job))
 
     def start(self, name):
-        command = "from hftitan_operator.cli import main; main()"
+        command = "from hftitan_operator.cli.main import main; main()"
         return subprocess.Popen(
             [sys.executable, "-c", command, "run", "job.yaml", "--workdir", name, "-o", "json"],
             cwd=self.folder,
@@ -102,7 +102,7 @@ class Runs:
         raise AssertionError(f"pod {pod} has no worker")
 
     def leftovers(self, name):
-        return local_store.tagged("HFTITAN_LOCAL_WORKDIR", str(self.folder / name))
+        return store.tagged("HFTITAN_LOCAL_WORKDIR", str(self.folder / name))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("e2e"))
     yield runs
     for name in ("whole", "worker", "pod", "stopped"):
-        local_store.kill_tagged("HFTITAN_LOCAL_WORKDIR", str(runs.folder / name))
+        store.kill_tagged("HFTITAN_LOCAL_WORKDIR", str(runs.folder / name))
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hftitan_api.mesh import plan
-from hftitan_operator.cluster.local_machine import Machine, Place, Refused
-from hftitan_operator.cluster.local_pod import translate
 from hftitan_operator.core.render import render
+from hftitan_operator.local.machine import Machine, Place, Refused
+from hftitan_operator.local.pod import translate
 
 PLACE = Place(uid="pod-uid", address="127.3.4.5", rendezvous="127.3.4.4:40000")
 CONFIGS = frozenset({"tiny-config"})

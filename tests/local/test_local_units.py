@@ -14,9 +14,11 @@ import pytest
 from hftitan_api.mesh import plan
 from hftitan_api.models import CheckpointStatus, JobStatus
 from hftitan_api.wire import ExitReport
-from hftitan_operator.cluster import local_prepare, local_store, net
+from hftitan_operator import net
 from hftitan_operator.core.state import PodView
-from hftitan_operator.run import MetricsTail, decisive, guilty_log, summary, tail_of
+from hftitan_operator.local import prepare as local_prepare
+from hftitan_operator.local import store
+from hftitan_operator.local.run import MetricsTail, decisive, guilty_log, summary, tail_of
 
 # --- fitting a job to the machine ---------------------------------------------------------------------------
 
@@ -158,33 +160,33 @@ def test_nobody_answers():
 
 
 def test_a_new_folder_is_a_new_job(tmp_path):
-    saved = local_store.load(tmp_path)
+    saved = store.load(tmp_path)
     assert (saved.generation, saved.status) == (0, JobStatus())
-    assert saved.uid != local_store.load(tmp_path).uid
+    assert saved.uid != store.load(tmp_path).uid
 
 
 @pytest.mark.parametrize("phase", ["Running", "Succeeded", "Failed", "Restarting"])
 def test_the_next_life_keeps_uid_and_attempt_and_goes_on_as_if_suspended(tmp_path, phase):
-    uid = local_store.load(tmp_path).uid
+    uid = store.load(tmp_path).uid
     checkpoint = CheckpointStatus(step=40)
     status = JobStatus(phase=phase, attempt=3, restarts=2, mesh="1x2", checkpoint=checkpoint, message="x")
-    local_store.save(tmp_path, local_store.Saved(uid, 4, status))
-    saved = local_store.load(tmp_path)
+    store.save(tmp_path, store.Saved(uid, 4, status))
+    saved = store.load(tmp_path)
     assert (saved.uid, saved.generation) == (uid, 4)
     assert saved.status == JobStatus(phase="Suspended", attempt=3, checkpoint=checkpoint)
 
 
 def test_a_stopped_job_keeps_its_counts(tmp_path):
     status = JobStatus(phase="Suspended", attempt=3, restarts=2, mesh="1x2", active_seconds=7)
-    local_store.save(tmp_path, local_store.Saved(local_store.load(tmp_path).uid, 4, status))
-    assert local_store.load(tmp_path).status == status.model_copy(update={"mesh": None})
+    store.save(tmp_path, store.Saved(store.load(tmp_path).uid, 4, status))
+    assert store.load(tmp_path).status == status.model_copy(update={"mesh": None})
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"uid": "x", "generation": 1, "status": {}}', '{"uid": 1}', "[]"])
 def test_a_damaged_status_is_refused(tmp_path, text):
     (tmp_path / "status.json").write_text(text)
     with pytest.raises(ValueError, match=r"status\.json is damaged .* move it away to start a new job in this folder"):
-        local_store.load(tmp_path)
+        store.load(tmp_path)
 
 
 # --- metrics and logs ---------------------------------------------------------------------------------------

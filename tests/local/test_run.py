@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hftitan_operator.cluster import net
+from hftitan_operator import net
 
 SLOW = {"FAKE_STEP": "0.2"}
 

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from hftitan_api.models import HFTitanJob, PodDefaults
-from hftitan_operator.cluster.local_prepare import localize
 from hftitan_operator.core.state import Apply, Observed, PodView, Seen
+from hftitan_operator.local.prepare import localize
 from hftitan_operator.step import step
 
 NOW = 1_800_000_000.0

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from hftitan_operator.cluster import local_store, local_supervise
+from hftitan_operator.local import store
+from hftitan_operator.local import supervise as local_supervise
 
 # A command as torchrun's: a worker in its own session that ignores SIGTERM, and a grandchild that is orphaned at once.
 TREE = 'setsid sh -c "trap : TERM; while :; do sleep 5; done" & (setsid sleep 600 &) ; '
@@ -30,13 +31,13 @@ def supervise(tmp_path):
         )
         started.append((process, tag))
         assert process.stdout.readline().startswith(b"pid ")
-        return process, lambda: local_store.tagged("TAG", tag)
+        return process, lambda: store.tagged("TAG", tag)
 
     yield start
     for process, tag in started:
         process.kill()
         process.wait()
-        local_store.kill_tagged("TAG", tag)
+        store.kill_tagged("TAG", tag)
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)])

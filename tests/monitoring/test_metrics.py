@@ -8,10 +8,10 @@ from hftitan_api import metric_names as names
 from hftitan_api.models import HFTitanJob
 from hftitan_api.wire import TrainerSpec
 from hftitan_operator.core.state import Event
-from hftitan_operator.operator_metrics import JobsCollector, OperatorMetrics
-from hftitan_trainer.environment import Environment
-from hftitan_trainer.metrics import RunObserver
-from hftitan_trainer.observer import DataSeen, StepReport
+from hftitan_operator.kube.metrics import JobsCollector, OperatorMetrics
+from hftitan_trainer.process.environment import Environment
+from hftitan_trainer.telemetry.observer import DataSeen, StepReport
+from hftitan_trainer.telemetry.run_observer import RunObserver
 
 FAILED = {
     "type": "Failed",

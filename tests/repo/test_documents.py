@@ -13,7 +13,7 @@ import yaml
 from documents import DOCUMENTS, ROOT, blocks, commands, prose
 
 from hftitan_api.load import load
-from hftitan_operator.cli import app
+from hftitan_operator.cli.main import app
 from hftitan_operator.core import admission
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

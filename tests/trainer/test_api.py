@@ -94,8 +94,8 @@ def test_unknown_names_are_no_attributes():
 def test_gpus_that_are_not_there_are_a_users_error(monkeypatch):
     import torch
 
-    from hftitan_trainer.device import use_device
-    from hftitan_trainer.errors import UserError
+    from hftitan_trainer.process.device import use_device
+    from hftitan_trainer.process.errors import UserError
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"spec\.mesh\.device: gpu, but torch sees no CUDA device"):

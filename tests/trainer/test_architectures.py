@@ -74,9 +74,9 @@ def case(root: Path, family: str, degrees: dict[str, int], **more) -> dict:
 def refusal(spec: dict) -> str | None:
     """Why the trainer takes no such job."""
     from hftitan_api.wire import TrainerSpec
-    from hftitan_trainer.checks import check_model_on_mesh
-    from hftitan_trainer.errors import UserError
-    from hftitan_trainer.hf_model import fetch_model
+    from hftitan_trainer.model.checks import check_model_on_mesh
+    from hftitan_trainer.model.folder import fetch_model
+    from hftitan_trainer.process.errors import UserError
 
     parsed = TrainerSpec.model_validate(spec)
     try:

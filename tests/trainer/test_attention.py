@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
-from hftitan_trainer.attention import (
+from hftitan_trainer.model.attention import (
     PLAIN_CAUSAL,
     WHOLE,
     WINDOWED,

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hftitan_api.wire import TrainerSpec
-from hftitan_trainer.card import TrainingResult, model_card
+from hftitan_trainer.checkpoint.card import TrainingResult, model_card
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hftitan_trainer.chat import ChatEncoder, mask_by_spans
-from hftitan_trainer.errors import UserError
+from hftitan_trainer.data.chat import ChatEncoder, mask_by_spans
+from hftitan_trainer.process.errors import UserError
 
 CHATML = "the fixture of that name"
 CHAT = [

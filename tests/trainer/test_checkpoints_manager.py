@@ -15,13 +15,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hftitan_trainer import manifest, slim
-from hftitan_trainer.errors import StorageError, UserError
+from hftitan_trainer.checkpoint import manifest
+from hftitan_trainer.process import slim
+from hftitan_trainer.process.errors import StorageError, UserError
 
 slim.install()
 
-from hftitan_trainer.checkpoints import CompleteCheckpoints  # noqa: E402
-from hftitan_trainer.randomness import RandomState  # noqa: E402
+from hftitan_trainer.checkpoint.manager import CompleteCheckpoints  # noqa: E402
+from hftitan_trainer.parallel.randomness import RandomState  # noqa: E402
 
 MESH = {"nodes": 1, "dpReplicate": 1, "dpShard": 1}
 
@@ -343,7 +344,7 @@ def test_a_disk_full_at_the_manifest_is_a_failed_save(tmp_path: Path, monkeypatc
 
     run = Run(tmp_path)
     run.save(10)
-    monkeypatch.setattr("hftitan_trainer.manifest.seal", full)
+    monkeypatch.setattr("hftitan_trainer.checkpoint.manifest.seal", full)
     with pytest.raises(StorageError, match=r"step-20 failed: .*No space left on device"):
         run.save(20)
     assert steps(tmp_path) == [10]
@@ -374,6 +375,6 @@ def test_nodes_that_do_not_share_the_folder_are_told_at_the_start(
 ) -> None:
     mesh = {**MESH, "nodes": 2}
     assert not Run(tmp_path, mesh=mesh).manager.load()
-    monkeypatch.setattr("hftitan_trainer.checkpoints._reads", lambda _path, _text: False)
+    monkeypatch.setattr("hftitan_trainer.checkpoint.manager._reads", lambda _path, _text: False)
     with pytest.raises(UserError, match=r"spec\.checkpoint\.volume: ranks 0 do not see the files that rank 0 writes"):
         Run(tmp_path, mesh=mesh).manager.load()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hftitan_trainer import manifest
+from hftitan_trainer.checkpoint import manifest
 
 
 @pytest.fixture

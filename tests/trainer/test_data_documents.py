@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hftitan_api.models import DatasetSpec
-from hftitan_trainer.documents import cut_text, open_path
-from hftitan_trainer.errors import UserError
+from hftitan_trainer.data.documents import cut_text, open_path
+from hftitan_trainer.process.errors import UserError
 
 
 def documents(path: Path, seq_len: int = 16, **spec: object) -> list[object]:
@@ -112,7 +112,7 @@ def test_mistakes_are_named_by_field_file_and_line(
 def test_a_broken_last_line_of_a_large_file_is_found_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hftitan_trainer.documents.CHECKED_BYTES", 10)
+    monkeypatch.setattr("hftitan_trainer.data.documents.CHECKED_BYTES", 10)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "x"}) + '\n{"text": "cut o')
     with pytest.raises(UserError, match=r"a\.jsonl:2: broken JSON"):
@@ -129,7 +129,7 @@ def test_missing_empty_and_binary(tmp_path: Path) -> None:
 def test_text_and_json_lines_need_neither_torch_nor_datasets(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     code = (
-        "import sys; from hftitan_api.models import DatasetSpec; from hftitan_trainer import documents, packing;"
+        "import sys; from hftitan_api.models import DatasetSpec; from hftitan_trainer.data import documents, packing;"
         f"documents.open_path(DatasetSpec(path={str(tmp_path)!r}), 16, 'spec.dataset')[0];"
         "print([m for m in ('torch', 'datasets', 'pandas', 'transformers') if m in sys.modules])"
     )

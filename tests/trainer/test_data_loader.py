@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from hftitan_api.models import DatasetSpec
-from hftitan_trainer import slim
-from hftitan_trainer.errors import UserError
+from hftitan_trainer.process import slim
+from hftitan_trainer.process.errors import UserError
 
 slim.install()
 
-from hftitan_trainer.data import PackedDataLoader, dataloader_config  # noqa: E402
-from hftitan_trainer.tokenizer import HFTokenizer, tokenizer_config  # noqa: E402
+from hftitan_trainer.data.loader import PackedDataLoader, dataloader_config  # noqa: E402
+from hftitan_trainer.data.tokenizer import HFTokenizer, tokenizer_config  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_another_number_of_documents_is_told(
 def test_a_broken_line_met_in_training_is_raised_in_the_training_thread(
     wrapped: HFTokenizer, lines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hftitan_trainer.documents.CHECKED_BYTES", 10)
+    monkeypatch.setattr("hftitan_trainer.data.documents.CHECKED_BYTES", 10)
     content = lines.read_text().splitlines()
     content[5] = content[5][:-3]
     lines.write_text("\n".join(content))
@@ -187,7 +187,7 @@ def test_bos_only_where_the_tokenizer_itself_puts_one(
 ) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    from hftitan_trainer.data import text_encoder
+    from hftitan_trainer.data.loader import text_encoder
 
     assert list(text_encoder(wrapped)("a", "").ids) == [*wrapped.encode("a"), wrapped.eos_id]
     with_bos = byte_tokenizer()
@@ -206,8 +206,8 @@ def test_no_tokenizer_is_a_mistake_of_the_spec(tmp_path: Path) -> None:
 def test_hub_streams_resume_exactly_and_start_over(wrapped: HFTokenizer) -> None:
     from datasets import Dataset
 
-    from hftitan_trainer.documents import Fields
-    from hftitan_trainer.streams import HubStream
+    from hftitan_trainer.data.documents import Fields
+    from hftitan_trainer.data.streams import HubStream
 
     records = [{"text": str(i)} for i in range(7)]
     fields = Fields(DatasetSpec(name="a/b", streaming=True), "spec.dataset")
@@ -230,9 +230,9 @@ def test_hub_streams_resume_exactly_and_start_over(wrapped: HFTokenizer) -> None
 def test_mistakes_in_a_stream_name_the_record() -> None:
     from datasets import IterableDataset
 
-    from hftitan_trainer.documents import Fields
-    from hftitan_trainer.errors import NetworkError
-    from hftitan_trainer.streams import HubStream
+    from hftitan_trainer.data.documents import Fields
+    from hftitan_trainer.data.streams import HubStream
+    from hftitan_trainer.process.errors import NetworkError
 
     fields = Fields(DatasetSpec(name="a/b", streaming=True), "spec.dataset")
 
@@ -269,7 +269,7 @@ def test_mistakes_in_a_stream_name_the_record() -> None:
 def test_an_empty_split_of_the_hub_is_named(wrapped: HFTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import Dataset
 
-    monkeypatch.setattr("hftitan_trainer.data.load_hub", lambda *_args: Dataset.from_dict({"text": []}))
+    monkeypatch.setattr("hftitan_trainer.data.loader.load_hub", lambda *_args: Dataset.from_dict({"text": []}))
     config = dataloader_config(DatasetSpec(name="a/b", split="test"), rows=1, seed=1)
     with pytest.raises(UserError, match=r"spec\.dataset\.split: the split test of a/b is empty"):
         config.build(dp_world_size=1, dp_rank=0, tokenizer=wrapped, seq_len=8, local_batch_size=1)

@@ -9,10 +9,10 @@ from itertools import count
 
 import pytest
 
-from hftitan_trainer.chat import Tokens
-from hftitan_trainer.errors import UserError
-from hftitan_trainer.packing import IGNORE_INDEX, Packer, Row
-from hftitan_trainer.streams import Deck, Permutation
+from hftitan_trainer.data.chat import Tokens
+from hftitan_trainer.data.packing import IGNORE_INDEX, Packer, Row
+from hftitan_trainer.data.streams import Deck, Permutation
+from hftitan_trainer.process.errors import UserError
 
 
 class Words:

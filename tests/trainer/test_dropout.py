@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 from hftitan_api.wire import TrainerSpec
-from hftitan_trainer.checks import check_model_on_mesh
-from hftitan_trainer.errors import UserError
+from hftitan_trainer.model.checks import check_model_on_mesh
+from hftitan_trainer.process.errors import UserError
 
 STEPS = 4
 MODELS = {

@@ -93,8 +93,8 @@ def tiny_llama(**changes):
 def test_a_buffer_that_nobody_restores_stops_the_run():
     import torch
 
-    from hftitan_trainer.errors import UpstreamError
-    from hftitan_trainer.initialise import initialise
+    from hftitan_trainer.model.initialise import initialise
+    from hftitan_trainer.process.errors import UpstreamError
 
     for value in (torch.zeros(3), torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.bool)):
         model = tiny_llama()
@@ -110,7 +110,7 @@ def test_rotary_frequencies_are_those_of_a_model_built_on_the_cpu(rope):
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    from hftitan_trainer.initialise import initialise
+    from hftitan_trainer.model.initialise import initialise
 
     model = tiny_llama(rope_parameters=harness.ROPES[rope])
     initialise(model, 0, parameters=False)
@@ -122,7 +122,7 @@ def test_rotary_frequencies_are_those_of_a_model_built_on_the_cpu(rope):
 
 
 def test_random_weights_follow_from_the_seed_and_have_transformers_spread():
-    from hftitan_trainer.initialise import initialise
+    from hftitan_trainer.model.initialise import initialise
 
     first, again, other = (tiny_llama() for _ in range(3))
     for model, seed in ((first, 1), (again, 1), (other, 2)):
@@ -141,7 +141,7 @@ def test_random_weights_follow_from_the_seed_and_have_transformers_spread():
 def test_initialisation_leaves_the_callers_random_state_alone():
     import torch
 
-    from hftitan_trainer.initialise import initialise
+    from hftitan_trainer.model.initialise import initialise
 
     before = torch.get_rng_state()
     initialise(tiny_llama(), 0, parameters=True)

@@ -17,8 +17,8 @@ import harness
 from hftitan_api.families import DENSE, MIXTURES, WINDOWED, WITHOUT_PIPELINE, WITHOUT_TENSOR_PARALLELISM
 from hftitan_api.models import ModelSpec
 from hftitan_api.shape import ModelShape
-from hftitan_trainer.errors import UserError
-from hftitan_trainer.hf_model import _check_trainable
+from hftitan_trainer.model.folder import _check_trainable
+from hftitan_trainer.process.errors import UserError
 
 COMPARED = DENSE | MIXTURES
 

@@ -88,8 +88,8 @@ def test_a_gpu_without_float8_is_refused(monkeypatch):
     """Without such a GPU: what torch says of one."""
     import torch
 
-    from hftitan_trainer import float8
-    from hftitan_trainer.errors import UserError
+    from hftitan_trainer.parallel import float8
+    from hftitan_trainer.process.errors import UserError
 
     monkeypatch.setattr(float8, "device_type", "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))

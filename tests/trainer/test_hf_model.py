@@ -14,9 +14,9 @@ import harness
 
 from hftitan_api.models import ModelSpec
 from hftitan_api.wire import TrainerSpec
-from hftitan_trainer.checks import check_model_on_mesh
-from hftitan_trainer.errors import NetworkError, UserError
-from hftitan_trainer.hf_model import fetch_model, weight_shapes
+from hftitan_trainer.model.checks import check_model_on_mesh
+from hftitan_trainer.model.folder import fetch_model, weight_shapes
+from hftitan_trainer.process.errors import NetworkError, UserError
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ import runs
 
 from hftitan_api.models import HubPushSpec
 from hftitan_trainer import __main__ as main
-from hftitan_trainer import hub as pushing
-from hftitan_trainer.errors import NetworkError, UserError
-from hftitan_trainer.report import Reporter
+from hftitan_trainer.checkpoint import hub as pushing
+from hftitan_trainer.process.errors import NetworkError, UserError
+from hftitan_trainer.process.report import Reporter
 
 REPO = "acme/tiny"
 PUSH = HubPushSpec(repo=REPO)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hftitan_trainer import logs, signals
-from hftitan_trainer.environment import Environment, default_rendezvous
-from hftitan_trainer.errors import UserError
+from hftitan_trainer.process import signals
+from hftitan_trainer.process.environment import Environment, default_rendezvous
+from hftitan_trainer.process.errors import UserError
+from hftitan_trainer.telemetry import logs
 
 DOCUMENT = {
     "jobName": "j", "jobNamespace": "n", "jobUid": "u",
@@ -119,7 +120,7 @@ def test_the_agent_is_stopped_only_if_there_is_one(monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_signals(script: str, code: int, output: str) -> None:
     program = (
-        "import os, threading, time\nfrom hftitan_trainer import signals\nlock = threading.Lock()\n"
+        "import os, threading, time\nfrom hftitan_trainer.process import signals\nlock = threading.Lock()\n"
         "def kill(number): os.kill(os.getpid(), number)\n"
         "stop = signals.StopFlag(lambda *words: print(*words, flush=True))\nstop.install()\n" + script
     )

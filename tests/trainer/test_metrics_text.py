@@ -20,12 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hftitan_api import metric_names as names
 from hftitan_api.wire import Progress, TrainerSpec
-from hftitan_trainer import serve as serve_module
-from hftitan_trainer.environment import Environment
-from hftitan_trainer.journal import Journal
-from hftitan_trainer.metrics import RunObserver, duration, step_line
-from hftitan_trainer.observer import DataSeen, StepReport
-from hftitan_trainer.serve import Scrapes, bind_address, serve
+from hftitan_trainer.process.environment import Environment
+from hftitan_trainer.telemetry import serve as serve_module
+from hftitan_trainer.telemetry.journal import Journal
+from hftitan_trainer.telemetry.observer import DataSeen, StepReport
+from hftitan_trainer.telemetry.run_observer import RunObserver, duration, step_line
+from hftitan_trainer.telemetry.serve import Scrapes, bind_address, serve
 
 SPEC = TrainerSpec.model_validate(
     {

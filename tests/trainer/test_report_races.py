@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hftitan_api.wire import TERMINATION_LOG_LIMIT, ExitReport
-from hftitan_trainer.errors import NonFiniteLossError, StorageError, UserError
-from hftitan_trainer.report import Reporter, classify, describe, encode, parse, redact
+from hftitan_trainer.process.errors import NonFiniteLossError, StorageError, UserError
+from hftitan_trainer.process.report import Reporter, classify, describe, encode, parse, redact
 
 BLANK = ExitReport(reason="InternalError", retryable=True)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hftitan_trainer.errors import UserError
-from hftitan_trainer.tensor_parallel import _cut_fused, _cut_head_norm, _cut_summed, _overlaps
+from hftitan_trainer.parallel.tensor_parallel import _cut_fused, _cut_head_norm, _cut_summed, _overlaps
+from hftitan_trainer.process.errors import UserError
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])

@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 from hftitan_api.wire import TrainerSpec
-from hftitan_trainer import trackers
-from hftitan_trainer.errors import UserError
-from hftitan_trainer.observer import DataSeen, StepReport
-from hftitan_trainer.trackers import Trackers, check_packages, step_values
+from hftitan_trainer.process.errors import UserError
+from hftitan_trainer.telemetry import trackers
+from hftitan_trainer.telemetry.observer import DataSeen, StepReport
+from hftitan_trainer.telemetry.trackers import Trackers, check_packages, step_values
 
 
 def spec(**monitoring: object) -> TrainerSpec:

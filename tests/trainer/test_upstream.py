@@ -43,7 +43,7 @@ def test_a_machine_without_accelerator_is_taken_for_cuda(facts):
 
 
 def test_every_unknown_device_is_an_a100(facts):
-    """metrics_engine.py: _peak_known."""
+    """telemetry/processor.py: _peak_known."""
     assert facts["an unknown device has the peak of"] == "A100"
 
 
@@ -53,43 +53,43 @@ def test_rotary_frequencies_stay_uninitialised(facts):
 
 
 def test_attention_crosses_documents_by_default(facts):
-    """model.py: Config.__init__ (block_causal)."""
+    """model/wrapper.py: Config.__init__ (block_causal)."""
     assert facts["default mask"] == "causal"
 
 
 def test_remote_code_is_trusted_unasked(facts):
-    """model.py: _auto_config_is."""
+    """model/wrapper.py: _auto_config_is."""
     assert facts["remote code is trusted"] is True
 
 
 def test_biases_are_dropped(facts):
-    """model.py: _KEPT_KEYS."""
+    """model/wrapper.py: _KEPT_KEYS."""
     assert facts["attention biases"] is False
 
 
 def test_the_longest_position_becomes_the_sequence_length(facts):
-    """model.py: _KEPT_KEYS."""
+    """model/wrapper.py: _KEPT_KEYS."""
     assert facts["max_position_embeddings"] == 8
 
 
 def test_transformers_is_patched_for_the_whole_process(facts):
-    """model.py: _patch_hf_llama_like."""
+    """model/wrapper.py: _patch_hf_llama_like."""
     assert facts["transformers' initialisation is replaced"] is True
 
 
 def test_what_models_do_to_logits_is_lost(facts):
-    """model.py: forward."""
+    """model/wrapper.py: forward."""
     assert facts["logits are scaled"] is False
 
 
 def test_tied_embeddings_are_untied(facts):
-    """model.py: parallelize, _tie."""
+    """model/wrapper.py: parallelize, _tie."""
     assert facts["tied as built"] is True
     assert facts["tied as parallelized"] is False
 
 
 def test_the_last_stage_looks_for_a_head_that_no_file_has(facts):
-    """model.py: HFTitanStateDictAdapter."""
+    """model/wrapper.py: HFTitanStateDictAdapter."""
     assert facts["names on the last stage"] == ["lm_head.weight"]
 
 
@@ -99,27 +99,27 @@ def test_tokens_are_saved_as_one_rank_counts_them(facts):
 
 
 def test_flex_attention_has_no_backward_on_cpus(facts):
-    """attention.py: install."""
+    """model/attention.py: install."""
     assert facts["flex backward on CPU"]
 
 
 def test_gloo_has_no_premul_sum(facts):
-    """model.py: parallelize (set_force_sum_reduction_for_comms)."""
+    """model/wrapper.py: parallelize (set_force_sum_reduction_for_comms)."""
     assert facts["gloo premul sum"]
 
 
 def test_its_experts_compute_in_bfloat16(facts):
-    """experts.py: transformers' own are used instead."""
+    """parallel/experts.py: transformers' own are used instead."""
     assert facts["float32 experts compute in"] == "torch.bfloat16"
 
 
 def test_selective_recomputation_keeps_what_routers_change_in_place(facts):
-    """experts.py: SelectiveRecomputation."""
+    """parallel/experts.py: SelectiveRecomputation."""
     assert facts["what topk returned is kept for the backward pass"] is True
 
 
 def test_fused_projections_are_refused_where_nothing_is_cut(facts):
-    """whole.py: modules_stay_whole."""
+    """parallel/whole.py: modules_stay_whole."""
     assert "no recognized query projection" in facts["fused projections without tensor parallelism"]
 
 
@@ -136,5 +136,5 @@ def test_its_lora_finds_no_layer_in_a_model_of_transformers(facts):
 
 
 def test_a_models_aliases_become_those_of_all_configs(facts):
-    """model.py: Config.update_from_config (attribute_map)."""
+    """model/wrapper.py: Config.update_from_config (attribute_map)."""
     assert facts["aliases of one model are all models'"] is True

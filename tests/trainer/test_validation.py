@@ -65,12 +65,12 @@ def runs(root):
 
 
 def rows(root: Path, tokenizer_folder: Path, name: str, batches: int) -> list[dict]:
-    from hftitan_trainer import slim
+    from hftitan_trainer.process import slim
 
     slim.install()
     from hftitan_api.models import DatasetSpec
-    from hftitan_trainer.data import dataloader_config
-    from hftitan_trainer.tokenizer import tokenizer_config
+    from hftitan_trainer.data.loader import dataloader_config
+    from hftitan_trainer.data.tokenizer import tokenizer_config
 
     dataset = DatasetSpec(path=str(root / f"{name}.jsonl"))
     loader = dataloader_config(dataset, rows=4, seed=42, infinite=False).build(

@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
 
 
 def main_on_cpu(folder: Path) -> None:
-    from hftitan_trainer.device import use_device
+    from hftitan_trainer.process.device import use_device
 
     use_device("cpu")
 
@@ -62,7 +62,7 @@ def main_on_cpu(folder: Path) -> None:
 
     facts["default mask"] = flavors["full"].attn_mask_type
 
-    # --- model.py: Config
+    # --- model/wrapper.py: Config
     real = backend.AutoConfig.from_pretrained
     with mock.patch.object(backend.AutoConfig, "from_pretrained", side_effect=real) as asked:
         model = built("biased")
@@ -81,7 +81,7 @@ def main_on_cpu(folder: Path) -> None:
         model.init_states()
     facts["rotary frequencies are restored"] = not bool(torch.isnan(rotary.inv_freq).any())
 
-    # --- model.py: forward
+    # --- model/wrapper.py: forward
     ids = torch.arange(3, 11)[None]
     ours = AutoModelForCausalLM.from_pretrained(folder / "scaled")
     body = ours.model(ids).last_hidden_state
@@ -95,7 +95,7 @@ def main_on_cpu(folder: Path) -> None:
     adapter = HFTransformerStateDictAdapter(SimpleNamespace(tie_word_embeddings=True), None)
     facts["names on the last stage"] = list(adapter.to_hf({"model.lm_head.weight": torch.ones(1)}))
 
-    # --- experts.py: the mixture that upstream would use
+    # --- parallel/experts.py: the mixture that upstream would use
     from torchtitan.models.common.moe import GroupedExperts
 
     computed: list[torch.dtype] = []
@@ -113,7 +113,7 @@ def main_on_cpu(folder: Path) -> None:
     kept = SelectiveAC.Config().build(dump_folder="").get_save_ops()
     facts["what topk returned is kept for the backward pass"] = torch.ops.aten.topk.default in kept
 
-    # --- whole.py
+    # --- parallel/whole.py
     from torchtitan.experiments.transformers_modeling_backend.hf_sharding import set_hf_sharding_configs
 
     facts["fused projections without tensor parallelism"] = attempt(
@@ -127,7 +127,7 @@ def main_on_cpu(folder: Path) -> None:
         "ntokens_seen"
     ]
 
-    # --- attention.py
+    # --- model/attention.py
     q = torch.randn(1, 2, 128, 16, requires_grad=True)
     mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device="cpu")
     kernel = backend.HFFlexKernel.Config().build()
@@ -135,7 +135,7 @@ def main_on_cpu(folder: Path) -> None:
         lambda: kernel(q, q, q, module=torch.nn.Module(), block_mask=mask).sum().backward()
     )
 
-    # --- model.py: parallelize, in a group of one
+    # --- model/wrapper.py: parallelize, in a group of one
     store = dist.HashStore()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     dims = ParallelDims.from_config(ParallelismConfig(), 1)
@@ -174,7 +174,7 @@ def main_on_cpu(folder: Path) -> None:
         converted = LoRAConverter(LoRAConverter.Config(rank=4)).convert(config)
     facts["what LoRA makes of it"] = sorted(fqn for fqn, *_ in converted.traverse(Linear.Config))
 
-    # --- model.py: update_from_config; last, since every config of this process changes
+    # --- model/wrapper.py: update_from_config; last, since every config of this process changes
     built("aliased")
     facts["aliases of one model are all models'"] = "num_experts" in PretrainedConfig.attribute_map
 

@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from hftitan_api.wire import TrainerSpec
-from hftitan_trainer.device import use_device
+from hftitan_trainer.process.device import use_device
 
 DEVICE = use_device("gpu" if os.environ.get("TEST_DEVICE") == "gpu" else "cpu")
 
@@ -32,16 +32,16 @@ from torchtitan.components.dataloader import BaseDataLoader  # noqa: E402
 from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 from hftitan_trainer import bridge  # noqa: E402
-from hftitan_trainer.checkpoints import checkpoint_config  # noqa: E402
-from hftitan_trainer.checks import check_model_on_mesh  # noqa: E402
-from hftitan_trainer.data import dataloader_config  # noqa: E402
+from hftitan_trainer.checkpoint.export import FILE_BYTES, export_model  # noqa: E402
+from hftitan_trainer.checkpoint.manager import checkpoint_config  # noqa: E402
+from hftitan_trainer.data.layout import rows_of_a_step  # noqa: E402
+from hftitan_trainer.data.loader import dataloader_config  # noqa: E402
+from hftitan_trainer.data.tokenizer import tokenizer_config  # noqa: E402
+from hftitan_trainer.data.validation import Validation  # noqa: E402
 from hftitan_trainer.engine import HFTitanTrainer  # noqa: E402
-from hftitan_trainer.export import FILE_BYTES, export_model  # noqa: E402
-from hftitan_trainer.hf_model import fetch_model  # noqa: E402
-from hftitan_trainer.layout import rows_of_a_step  # noqa: E402
-from hftitan_trainer.observer import Observer, StepReport  # noqa: E402
-from hftitan_trainer.tokenizer import tokenizer_config  # noqa: E402
-from hftitan_trainer.validation import Validation  # noqa: E402
+from hftitan_trainer.model.checks import check_model_on_mesh  # noqa: E402
+from hftitan_trainer.model.folder import fetch_model  # noqa: E402
+from hftitan_trainer.telemetry.observer import Observer, StepReport  # noqa: E402
 
 
 class Rows(BaseDataLoader):
@@ -159,7 +159,7 @@ def run(case: dict, output: Path) -> dict:
     recorder.stop_in_validation = case.get("stopInValidation", False)
     consumed = watch_rows(trainer)
     if trainer_spec.validation is not None:
-        trainer.validation = Validation(trainer, trainer_spec)
+        trainer.validation = Validation(trainer, trainer_spec, trainer.observer, trainer.agreed_to_stop)
     if case.get("forwards"):
         result = {"losses": [first_loss(trainer, case["rows"][:1]) for _ in range(case["forwards"])]}
         trainer.close()

@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hftitan_api.wire import ENV_TERMINATION_LOG, ExitReport, TrainerSpec
-from hftitan_trainer import hub, logs, signals
-from hftitan_trainer.documents import list_files
-from hftitan_trainer.environment import Environment, default_rendezvous, process_age, seconds_since_launch
-from hftitan_trainer.journal import FILE_NAME, Journal
-from hftitan_trainer.metrics import RunObserver
-from hftitan_trainer.report import Reporter, redact
-from hftitan_trainer.serve import Scrapes, serve
-from hftitan_trainer.trackers import Trackers, check_packages
+from hftitan_trainer.checkpoint import hub
+from hftitan_trainer.data.documents import list_files
+from hftitan_trainer.process import signals
+from hftitan_trainer.process.environment import Environment, default_rendezvous, process_age, seconds_since_launch
+from hftitan_trainer.process.report import Reporter, redact
+from hftitan_trainer.telemetry import logs
+from hftitan_trainer.telemetry.journal import FILE_NAME, Journal
+from hftitan_trainer.telemetry.run_observer import RunObserver
+from hftitan_trainer.telemetry.serve import Scrapes, serve
+from hftitan_trainer.telemetry.trackers import Trackers, check_packages
 
 if TYPE_CHECKING:
-    from hftitan_trainer.observer import Outcome
+    from hftitan_trainer.telemetry.observer import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -88,24 +90,24 @@ class Life:
 
         import transformers.configuration_utils  # noqa: F401  (and torch with it: not to be counted as fetching)
 
-        from hftitan_trainer.hf_model import fetch_model
+        from hftitan_trainer.model.folder import fetch_model
 
         observer.stage("import")
         model = fetch_model(spec.model)
         observer.fetched(model.revision)
         observer.stage("fetch")
 
-        from hftitan_trainer.device import use_device
+        from hftitan_trainer.process.device import use_device
 
         use_device(spec.mesh.device)
 
         from hftitan_trainer.bridge import build_config
-        from hftitan_trainer.checkpoints import checkpoint_config
-        from hftitan_trainer.data import dataloader_config
+        from hftitan_trainer.checkpoint.manager import checkpoint_config
+        from hftitan_trainer.data.layout import rows_of_a_step
+        from hftitan_trainer.data.loader import dataloader_config
+        from hftitan_trainer.data.tokenizer import tokenizer_config
+        from hftitan_trainer.data.validation import Validation
         from hftitan_trainer.engine import HFTitanTrainer
-        from hftitan_trainer.layout import rows_of_a_step
-        from hftitan_trainer.tokenizer import tokenizer_config
-        from hftitan_trainer.validation import Validation
 
         observer.stage("import")
         config = build_config(
@@ -119,7 +121,7 @@ class Life:
         trainer = HFTitanTrainer(config, observer)
         trainer.checkpointer.on_complete = observer.complete
         if spec.validation is not None:
-            trainer.validation = Validation(trainer, spec)
+            trainer.validation = Validation(trainer, spec, trainer.observer, trainer.agreed_to_stop)
         if env.rank == 0:
             observer.trackers = Trackers.open(spec, env.output)
         observer.stage("build")
@@ -128,8 +130,8 @@ class Life:
         outcome = trainer.train()
         self.stop.training(False)
         if outcome.kind == "completed" and spec.checkpoint.export_hf and not self.stop():
-            from hftitan_trainer.card import TrainingResult, model_card
-            from hftitan_trainer.export import export_model
+            from hftitan_trainer.checkpoint.card import TrainingResult, model_card
+            from hftitan_trainer.checkpoint.export import export_model
 
             observer.phase("exporting")
             folder = env.output / EXPORT_FOLDER

@@ -9,7 +9,7 @@
         model = HFTransformerModel(model_args)
 
 `job_config` is torchtitan's own configuration, ready for `torchtitan`'s Trainer; `model` is transformers' class inside
-torchtitan's protocol, without the defects that model.py lists.
+torchtitan's protocol, without the defects that model/wrapper.py lists.
 """
 
 # The names are those of the page, so functions are named like the classes they stand for.
@@ -28,13 +28,13 @@ from hftitan_api.models import (
     TrainingSpec,
 )
 from hftitan_api.wire import MeshDegrees, TrainerSpec
-from hftitan_trainer.device import use_device
-from hftitan_trainer.hf_model import fetch_model
+from hftitan_trainer.model.folder import fetch_model
+from hftitan_trainer.process.device import use_device
 
 if TYPE_CHECKING:
     from torchtitan.experiments.transformers_modeling_backend.configs import TransformersBackendConfig
 
-    from hftitan_trainer.model import HFTitanModel
+    from hftitan_trainer.model.wrapper import HFTitanModel
 
 
 def JobConfig(
@@ -85,8 +85,8 @@ def JobConfig(
     from torchtitan.components.dataloader import BaseDataLoader
 
     from hftitan_trainer.bridge import build_config
-    from hftitan_trainer.checkpoints import checkpoint_config
-    from hftitan_trainer.tokenizer import tokenizer_config
+    from hftitan_trainer.checkpoint.manager import checkpoint_config
+    from hftitan_trainer.data.tokenizer import tokenizer_config
 
     return build_config(
         spec,

@@ -19,13 +19,13 @@ from torchtitan.protocols.model_spec import ModelSpec as TitanModelSpec
 
 from hftitan_api.models import TrainingSpec
 from hftitan_api.wire import MeshDegrees, TrainerSpec
-from hftitan_trainer.attention import WHOLE
-from hftitan_trainer.checks import check_model_on_mesh
-from hftitan_trainer.experts import SelectiveRecomputation
-from hftitan_trainer.float8 import with_float8
-from hftitan_trainer.hf_model import ModelFolder
-from hftitan_trainer.metrics_engine import StepMetrics
-from hftitan_trainer.model import HFTitanModel, HFTitanStateDictAdapter, parallelize
+from hftitan_trainer.model.attention import WHOLE
+from hftitan_trainer.model.checks import check_model_on_mesh
+from hftitan_trainer.model.folder import ModelFolder
+from hftitan_trainer.model.wrapper import HFTitanModel, HFTitanStateDictAdapter, parallelize
+from hftitan_trainer.parallel.experts import SelectiveRecomputation
+from hftitan_trainer.parallel.float8 import with_float8
+from hftitan_trainer.telemetry.processor import StepMetrics
 
 NEVER = 2**31 - 1
 """An interval that does not come; torchtitan has no word for "no checkpoints while training"."""
@@ -43,8 +43,8 @@ def build_config(
     """torchtitan's configuration for the job.
 
     `output` is the folder that all ranks share. `dataloader`, `tokenizer` and `checkpoint` are component configs of
-    torchtitan's kind (data.py, tokenizer.py and checkpoints.py make them). Raises UserError for what cannot be
-    honoured.
+    torchtitan's kind (data/loader.py, data/tokenizer.py and checkpoint/manager.py make them). Raises UserError for
+    what cannot be honoured.
     """
     check_model_on_mesh(model.config, spec)
     return TransformersBackendConfig(

@@ -20,15 +20,15 @@ from torchtitan.experiments.transformers_modeling_backend.trainer import HFTrans
 from torchtitan.tools import utils as titan_utils
 from torchtitan.trainer import Trainer
 
-from hftitan_trainer.attention import dense_mask
-from hftitan_trainer.data import PackedDataLoader
-from hftitan_trainer.errors import NonFiniteLossError, UserError
-from hftitan_trainer.hf_model import weight_shapes
-from hftitan_trainer.model import HFTitanModel
-from hftitan_trainer.observer import DataSeen, Observer, Outcome, StepReport
-from hftitan_trainer.replicas import Replicas, holds_whole_model
-from hftitan_trainer.tied import TiedStages
-from hftitan_trainer.validation import Validation
+from hftitan_trainer.data.loader import PackedDataLoader
+from hftitan_trainer.data.validation import Validation
+from hftitan_trainer.model.attention import dense_mask
+from hftitan_trainer.model.folder import weight_shapes
+from hftitan_trainer.model.tied import TiedStages
+from hftitan_trainer.model.wrapper import HFTitanModel
+from hftitan_trainer.parallel.replicas import Replicas, holds_whole_model
+from hftitan_trainer.process.errors import NonFiniteLossError, UserError
+from hftitan_trainer.telemetry.observer import DataSeen, Observer, Outcome, StepReport
 
 
 class HFTitanTrainer(HFTransformerTrainer):

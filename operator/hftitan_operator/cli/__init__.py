@@ -1,0 +1,1 @@
+"""The hftitan command line."""

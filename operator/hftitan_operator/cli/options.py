@@ -1,0 +1,61 @@
+"""What the commands of `hftitan` share: their options, and how they say that the input is wrong. Imports typer only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hftitan_operator.cli.job_file import JobFile
+
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
+JobArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job as YAML or JSON; - reads standard input.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. spec.training.steps=5. May be repeated."),
+]
+
+DefaultsOption = Annotated[
+    str | None,
+    typer.Option("--job-defaults", metavar="FILE", help="YAML with fields of spec.pod, for jobs that leave them out."),
+]
+
+
+class TextOrJson(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class YamlOrJson(StrEnum):
+    YAML = "yaml"
+    JSON = "json"
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """What is wrong with the input goes to stderr, a line for each problem, and ends the command with exit code 2."""
+    from hftitan_operator.cli.job_file import BadInput
+
+    try:
+        yield
+    except BadInput as bad:
+        for line in bad.lines:
+            typer.echo(line, err=True)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+def say_notes(file: JobFile) -> None:
+    for note in file.notes:
+        typer.echo(f"{file.source}: note: {note}", err=True)

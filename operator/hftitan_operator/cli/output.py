@@ -1,0 +1,159 @@
+"""A run told in lines: for people without a terminal, and as JSON for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from hftitan_api.models import HFTitanJob
+from hftitan_api.wire import Progress
+from hftitan_operator.cli.text import last_words, numbers, timestamp, validation
+from hftitan_operator.core.state import Event
+from hftitan_operator.local.run import End, Reporter
+
+STEP_LINE_SECONDS = 1.0
+"""At most one line of progress in this time; the first and the last step always have one."""
+
+
+def put(out: TextIO, line: str) -> None:
+    """A line, at once. When the reader has gone the job goes on, and what is said from then on goes nowhere."""
+    try:
+        print(line, file=out, flush=True)
+    except BrokenPipeError:
+        # As the documentation of SIGPIPE says: or Python's own flush at exit fails, and with it the exit code.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, out.fileno())
+        os.close(null)
+
+
+@contextlib.contextmanager
+def reporter(job: HFTitanJob, workdir: Path | None, *, as_json: bool, age: float = 0.0) -> Iterator[Reporter]:
+    """JSON when asked for, a live view on a terminal that can move its cursor, plain lines elsewhere."""
+    if as_json:
+        yield JsonReporter()
+    elif sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
+        from hftitan_operator.cli.live import LiveReporter
+
+        live = LiveReporter(job, workdir, age=age)
+        try:
+            yield live
+        finally:
+            live.close()
+    else:
+        yield LineReporter()
+
+
+class JsonReporter:
+    """One object a line on stdout, each with `time` and `type`.
+
+    `note` (a choice made for the user), `event`, `phase`, `step` (all metrics of a step), `trainer` (other lines of
+    metrics.jsonl, by their `kind`), and at last one `end`.
+    """
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+
+    def note(self, text: str) -> None:
+        self._write("note", {"message": text})
+
+    def event(self, event: Event) -> None:
+        self._write("event", {"level": event.type, "reason": event.reason, "message": event.message})
+
+    def phase(self, job: HFTitanJob) -> None:
+        status = job.status
+        fields = {"phase": status.phase, "attempt": status.attempt, "restarts": status.restarts}
+        self._write("phase", fields | {"mesh": status.mesh, "message": status.message})
+
+    def record(self, record: dict[str, Any]) -> None:
+        fields = {key: value for key, value in record.items() if key not in ("kind", "time")}
+        if record.get("kind", "step") == "step":
+            self._write("step", fields, record.get("time"))
+        else:
+            self._write("trainer", fields | {"kind": record["kind"]}, record.get("time"))
+
+    def progress(self, job: HFTitanJob, progress: Progress | None) -> None:
+        return
+
+    def end(self, end: End) -> None:
+        fields = {
+            "phase": end.phase,
+            "exitCode": end.exit_code,
+            "reason": end.reason,
+            "message": end.message,
+            "step": end.step,
+            "steps": end.steps,
+            "attempt": end.attempt,
+            "restarts": end.restarts,
+            "seconds": round(end.seconds, 3),
+            "checkpointStep": end.checkpoint_step,
+            "exportPath": end.export_path,
+            "log": str(end.log) if end.log else None,
+            "logTail": list(end.log_tail),
+        }
+        self._write("end", fields)
+
+    def _write(self, kind: str, fields: dict[str, Any], when: float | None = None) -> None:
+        line = {**fields, "type": kind, "time": timestamp(when)}
+        put(self._out, json.dumps(line, sort_keys=True))
+
+
+class LineReporter:
+    """Plain lines: events, which tell every change of phase, and a step now and then."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._last = 0.0
+        self._waiting: dict[str, Any] | None = None
+        self._steps = 0
+        self._trainer = ""
+        self._told = ""
+
+    def note(self, text: str) -> None:
+        self._write(text)
+
+    def event(self, event: Event) -> None:
+        if event.reason != "Succeeded":  # the last words say it
+            self._told = event.message
+            said = " ".join(event.message.split())  # libraries' errors have line breaks
+            self._write(f"{'! ' if event.type == 'Warning' else ''}{event.reason}: {said}")
+
+    def phase(self, job: HFTitanJob) -> None:
+        self._steps = job.spec.training.steps
+
+    def record(self, record: dict[str, Any]) -> None:
+        if record.get("kind") == "validation":
+            self._write(validation(record))
+        if record.get("kind", "step") != "step":
+            return
+        if time.monotonic() - self._last < STEP_LINE_SECONDS:
+            self._waiting = record
+            return
+        self._last = time.monotonic()
+        self._waiting = None
+        self._write(f"step {record.get('step')}/{self._steps or record.get('steps')}  {numbers(record)}")
+
+    def progress(self, job: HFTitanJob, progress: Progress | None) -> None:
+        if progress is not None and progress.phase != self._trainer:
+            self._trainer = progress.phase
+            if progress.phase in ("loading", "exporting", "pushing"):
+                self._write(progress.phase)
+
+    def end(self, end: End) -> None:
+        if self._waiting is not None:
+            self._last = 0.0
+            self.record(self._waiting)
+        self._write(last_words(end, told=self._told))
+        if end.log is not None:
+            for line in end.log_tail:
+                put(self._out, f"    {line}")
+            self._write(f"log: {end.log}")
+
+    def _write(self, text: str) -> None:
+        put(self._out, f"{datetime.now():%H:%M:%S} {text}")

@@ -1,0 +1,45 @@
+"""From the arguments of `hftitan run` to a prepared run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hftitan_api import mesh
+from hftitan_operator.cli.job_file import BadInput, JobFile, accept, lines, parse
+from hftitan_operator.local.prepare import Prepared, localize, prepare
+
+
+def prepare_run(
+    source: str, settings: Sequence[str], volumes: Sequence[str], workdir: Path | None
+) -> tuple[JobFile, Prepared]:
+    """The job file fitted to this machine. Raises BadInput with every reason not to run."""
+    loaded = parse(source, settings)
+    if loaded.job is None:
+        raise BadInput(lines(source, loaded.problems))
+    folders = volume_folders(volumes)
+    # Localized first: in a work folder several nodes need no claim to save together, and paths below mounts move.
+    file = accept(source, localize(loaded.job, folders))
+    name = file.job.metadata.name
+    prepared, problems = prepare(
+        file.job,
+        mesh.plan(file.job.spec, file.config),
+        (workdir or Path("runs", name)).absolute(),
+        environ=os.environ,
+        volumes=folders,
+    )
+    if prepared is None:
+        raise BadInput(lines(source, problems))
+    return file, prepared
+
+
+def volume_folders(volumes: Sequence[str]) -> dict[str, Path]:
+    """`data=./corpus` -> the absolute folder. Raises BadInput."""
+    found: dict[str, Path] = {}
+    for volume in volumes:
+        name, equals, folder = volume.partition("=")
+        if not (name and equals and folder):
+            raise BadInput([f"--volume {volume}: write NAME=FOLDER"])
+        found[name] = Path(folder).expanduser().absolute()
+    return found

@@ -1,0 +1,65 @@
+"""Times, durations and step records as text."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from hftitan_operator.local.run import End
+
+
+def timestamp(when: float | None = None) -> str:
+    """RFC 3339 with milliseconds, UTC; of now, or of a Unix time."""
+    moment = datetime.now(UTC) if when is None else datetime.fromtimestamp(when, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def duration(seconds: float) -> str:
+    """`8s`, `3m07s`, `2h15m`, `3d04h`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
+
+
+def numbers(record: dict[str, Any]) -> str:
+    """The metrics of a step in a line; what is not known is left out."""
+    words = []
+    if record.get("loss") is not None:
+        words.append(f"loss {record['loss']:.4f}")
+    if record.get("gradNorm") is not None:
+        words.append(f"grad {record['gradNorm']:.3f}")
+    if record.get("lr") is not None:
+        words.append(f"lr {record['lr']:.3g}")
+    if record.get("tokensPerSecond") is not None:
+        words.append(f"{record['tokensPerSecond']:,.0f} tok/s")
+    if record.get("mfu") is not None:
+        words.append(f"mfu {record['mfu']:.1%}")
+    if record.get("etaSeconds"):
+        words.append(f"eta {duration(record['etaSeconds'])}")
+    return "  ".join(words)
+
+
+def validation(record: dict[str, Any]) -> str:
+    """A line for a loss on held-out data."""
+    loss = record.get("loss")
+    return f"step {record.get('step')}  validation loss {'not finite' if loss is None else format(loss, '.4f')}"
+
+
+def last_words(end: End, told: str = "") -> str:
+    """How it ended, in a line; a message that was told just before is not repeated."""
+    took = f"in {duration(end.seconds)}"
+    if end.phase == "Succeeded":
+        export = f"; the model is in {end.export_path}" if end.export_path else ""
+        return f"Succeeded: step {end.step} of {end.steps} {took}{export}"
+    if end.phase == "Failed":
+        reason = f" ({end.reason})" if end.reason else ""
+        return f"Failed{reason} at step {end.step} of {end.steps}, {took}" + (
+            f": {end.message}" if end.message != told else ""
+        )
+    saved = f"saved step {end.checkpoint_step}" if end.checkpoint_step is not None else "nothing saved"
+    return f"Stopped at step {end.step} of {end.steps}, {took}; {saved}. Run it again to continue."

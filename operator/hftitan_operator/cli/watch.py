@@ -1,0 +1,174 @@
+"""A job of a cluster told as it goes, by the same reporters as a run on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hftitan_api.models import KIND, TERMINAL, HFTitanJob, ProgressStatus
+from hftitan_api.wire import ExitReport, Progress
+from hftitan_operator.cli.client import Cluster, Trouble
+from hftitan_operator.core import clock
+from hftitan_operator.core import status as st
+from hftitan_operator.core.state import Event
+from hftitan_operator.kube.api import Json
+from hftitan_operator.kube.views import job_view, pod_view
+from hftitan_operator.local.run import EXIT_FAILED, EXIT_OK, End, Reporter
+
+EVENT_SECONDS = 2.0
+"""Between two looks at the events: they explain, and nothing waits for them."""
+
+LAST_EVENT_SECONDS = 6.0
+
+Told = set[tuple[str, int, str]]
+"""Events by uid, count and reason."""
+
+_UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+
+
+async def watch(cluster: Cluster, name: str, reporter: Reporter, *, from_start: bool = False) -> int:
+    """Until the job is over; the exit code of `hftitan run`. `from_start`: tell the events so far too."""
+    told: Told = set()
+    if not from_start:
+        await _tell_events(cluster, name, None, told)
+    events = asyncio.create_task(_events(cluster, name, reporter, told))
+    try:
+        job = await _follow(cluster, name, reporter)
+    finally:
+        events.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await events
+    await _last_events(cluster, job, reporter, told)
+    end = summary(job, await _reports(cluster, job))
+    reporter.end(end)
+    return end.exit_code
+
+
+async def _follow(cluster: Cluster, name: str, reporter: Reporter) -> HFTitanJob:
+    phase: tuple[str | None, int] | None = None
+    step: tuple[int, int] | None = None
+    async for obj in cluster.follow(name):
+        if obj is None:
+            raise Trouble(f"job {name} was deleted")
+        job = job_view(obj).job
+        if phase != (job.status.phase, job.status.attempt):
+            phase = (job.status.phase, job.status.attempt)
+            reporter.phase(job)
+        seen = job.status.progress
+        if seen is not None and step != (job.status.attempt, seen.step):
+            step = (job.status.attempt, seen.step)
+            reporter.record(record(job.status.attempt, seen))
+        reporter.progress(job, progress(job))
+        if job.status.phase in TERMINAL:
+            return job
+    raise AssertionError("a job is followed for ever")
+
+
+async def _events(cluster: Cluster, name: str, reporter: Reporter, told: Told) -> None:
+    while True:
+        await _tell_events(cluster, name, reporter, told)
+        await asyncio.sleep(EVENT_SECONDS)
+
+
+async def _tell_events(cluster: Cluster, name: str, reporter: Reporter | None, told: Told) -> None:
+    with contextlib.suppress(Trouble):  # a user who may not see events sees the job all the same
+        for event in await cluster.events(kind=KIND, name=name):
+            key = (event["metadata"]["uid"], event.get("count") or 1, event.get("reason", ""))
+            if key not in told:
+                told.add(key)
+                if reporter is not None:
+                    reporter.event(_event(event))
+
+
+async def _last_events(cluster: Cluster, job: HFTitanJob, reporter: Reporter, told: Told) -> None:
+    """The operator writes events after the status, and when it has much to do some seconds after: what a job that has
+    just ended died of is worth a moment."""
+    ended = clock.maybe_unix(job.status.completion_time) or 0.0
+    while True:
+        await _tell_events(cluster, job.metadata.name, reporter, told)
+        last = {"Succeeded"} | {c.reason for c in job.status.conditions if c.type == "Failed"}
+        if time.time() - ended > LAST_EVENT_SECONDS or last & {reason for _, _, reason in told}:
+            return
+        await asyncio.sleep(EVENT_SECONDS / 4)
+
+
+async def _reports(cluster: Cluster, job: HFTitanJob) -> list[ExitReport]:
+    """What the trainers of the last attempt left: they know a step that the operator may not have seen."""
+    with contextlib.suppress(Trouble):
+        views = [pod_view(pod) for pod in await cluster.pods(job.metadata.name)]
+        return [view.report for view in views if view and view.report and view.attempt == job.status.attempt]
+    return []
+
+
+def _event(event: Json) -> Event:
+    kind = "Warning" if event.get("type") == "Warning" else "Normal"
+    return Event(kind, event.get("reason", ""), event.get("message") or "")  # type: ignore[arg-type]
+
+
+def record(attempt: int, seen: ProgressStatus) -> dict[str, Any]:
+    """The status's newest step like a line of metrics.jsonl."""
+    found = seen.to_dict()
+    eta = seconds(found.pop("eta", None))
+    found["time"] = clock.maybe_unix(found.pop("updated", None))
+    return {"kind": "step", "attempt": attempt, **found, **({} if eta is None else {"etaSeconds": eta})}
+
+
+def progress(job: HFTitanJob) -> Progress | None:
+    """What the status says of the training, like the document at /progress."""
+    status = job.status
+    if status.progress is None:
+        return None
+    seen = status.progress
+    return Progress(
+        attempt=status.attempt,
+        phase="training",
+        step=seen.step,
+        steps=seen.steps,
+        loss=seen.loss,
+        grad_norm=seen.grad_norm,
+        tokens_per_second=seen.tokens_per_second,
+        mfu=seen.mfu,
+        eta_seconds=seconds(seen.eta),
+        updated=clock.maybe_unix(seen.updated) or 0.0,
+        checkpoint_step=status.checkpoint.step if status.checkpoint else None,
+        export_path=status.export_path,
+    )
+
+
+def seconds(text: str | None) -> float | None:
+    """`1h12m` -> 4320."""
+    parts = re.findall(r"(\d+)([dhms])", text or "")
+    return float(sum(int(count) * _UNITS[unit] for count, unit in parts)) if parts else None
+
+
+def age(job: HFTitanJob) -> float:
+    """Seconds since the job began, or was made."""
+    since = clock.maybe_unix(job.status.start_time or job.metadata.creation_timestamp)
+    return 0.0 if since is None else max(0.0, time.time() - since)
+
+
+def summary(job: HFTitanJob, reports: Sequence[ExitReport] = ()) -> End:
+    """How it ended, from the status and the exit reports of its pods."""
+    status = job.status
+    failed = st.condition(status, "Failed")
+    began = clock.maybe_unix(status.start_time or job.metadata.creation_timestamp)
+    ended = clock.maybe_unix(status.completion_time)
+    return End(
+        phase=status.phase or "Pending",
+        exit_code=EXIT_OK if status.phase == "Succeeded" else EXIT_FAILED,
+        message=status.message or "",
+        reason=failed.reason if failed and failed.status == "True" else None,
+        step=max([report.step for report in reports], default=status.progress.step if status.progress else 0),
+        steps=job.spec.training.steps,
+        attempt=status.attempt,
+        restarts=status.restarts,
+        seconds=max(0.0, ended - began) if ended and began else 0.0,
+        checkpoint_step=status.checkpoint.step if status.checkpoint else None,
+        export_path=status.export_path,
+        log=None,
+        log_tail=(),
+    )

@@ -1,1 +1,0 @@
-"""Where pods run: one port, an adapter for each kind of cluster."""

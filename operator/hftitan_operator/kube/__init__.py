@@ -1,0 +1,1 @@
+"""The Kubernetes adapter of the port, and the operator process that drives it."""

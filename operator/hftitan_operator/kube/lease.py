@@ -1,0 +1,149 @@
+"""Leader election with a Lease (coordination.k8s.io): of several replicas one acts, the others are ready to.
+
+Not kubernetes.aio.leaderelection: that never gives the lease back, so that every orderly hand-over takes the whole
+lease, and it goes by the wall clock. kopf's own peering is no lock at all.
+
+A replica trusts a lease only as long as it has itself seen it unchanged for less than the lease's duration, by its own
+monotonic clock: clocks of two machines are never compared (as in client-go's leaderelection.go).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from hftitan_operator.kube.api import ApiError, Json, KubeApi
+from hftitan_operator.kube.reflector import level
+
+log = logging.getLogger(__name__)
+
+DURATION_SECONDS = 10.0
+RENEW_SECONDS = 2.0
+RETRY_SECONDS = 0.5
+"""Of a replica that waits: so a lease that was given back is taken within half a second."""
+REQUEST_SECONDS = 3.0
+
+
+@dataclass(slots=True)
+class Lease:
+    """The lease `namespace/name` as seen by the replica `identity`."""
+
+    api: KubeApi
+    namespace: str
+    name: str
+    identity: str
+    duration: float = DURATION_SECONDS
+    _held_until: float = 0.0
+    _seen: tuple[object, ...] | None = None
+    _seen_at: float = 0.0
+
+    def held(self) -> bool:
+        """Whether this replica may write now. False from the moment that another one might take over."""
+        return time.monotonic() < self._held_until
+
+    async def acquire(self) -> None:
+        """Returns once the lease is held."""
+        failures = 0
+        while True:
+            try:
+                if await self._try():
+                    log.info("%s leads (%s/%s)", self.identity, self.namespace, self.name)
+                    return
+                failures = 0
+            except OSError as error:
+                failures += 1
+                log.log(level(failures), "lease: %s; trying again", error)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def renew(self) -> None:
+        """Renews the lease until it is lost, and returns then: the process must not act any more."""
+        while self.held():
+            await asyncio.sleep(min(RENEW_SECONDS, max(0.0, self._held_until - time.monotonic())))
+            try:
+                while not await self._try():
+                    if not self.held():
+                        return
+                    await asyncio.sleep(RETRY_SECONDS)
+            except OSError as error:
+                log.warning("lease not renewed: %s", error or type(error).__name__)
+
+    async def release(self) -> None:
+        """Gives the lease back, so that another replica need not wait for its end."""
+        if not self.held():
+            return
+        self._held_until = 0.0
+        try:
+            lease = await self._read()
+            if lease is not None and lease["spec"].get("holderIdentity") == self.identity:
+                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+                await self._write("PUT", f"{self._collection}/{self.name}", lease)
+        except OSError as error:
+            log.warning("lease not given back: %s", error)
+
+    async def _try(self) -> bool:
+        """One try to take or to renew the lease; whether it is held."""
+        began = time.monotonic()
+        lease = await self._read()
+        if lease is None:
+            fresh: Json = {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": self.name, "namespace": self.namespace},
+                "spec": self._spec({}),
+            }
+            return await self._attempt(began, "POST", self._collection, fresh)
+        spec = lease.setdefault("spec", {})
+        seen = (spec.get("holderIdentity"), spec.get("renewTime"), spec.get("leaseTransitions"))
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, began
+        holder = spec.get("holderIdentity")
+        expires = self._seen_at + float(spec.get("leaseDurationSeconds") or self.duration)
+        if holder and holder != self.identity and began < expires:
+            self._held_until = 0.0
+            return False
+        lease["spec"] = {**spec, **self._spec(spec)}
+        return await self._attempt(began, "PUT", f"{self._collection}/{self.name}", lease)
+
+    async def _attempt(self, began: float, method: str, path: str, lease: Json) -> bool:
+        try:
+            await self._write(method, path, lease)
+        except ApiError as error:
+            if error.status == 409:  # another one was faster
+                return False
+            raise
+        self._held_until = began + self.duration
+        return True
+
+    def _spec(self, before: Json) -> Json:
+        ours = before.get("holderIdentity") == self.identity
+        now = _now()
+        return {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": max(1, round(self.duration)),
+            "acquireTime": before.get("acquireTime", now) if ours else now,
+            "renewTime": now,
+            "leaseTransitions": int(before.get("leaseTransitions") or 0) + (not ours),
+        }
+
+    @property
+    def _collection(self) -> str:
+        return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases"
+
+    async def _read(self) -> Json | None:
+        try:
+            return await self.api.request("GET", f"{self._collection}/{self.name}", seconds=REQUEST_SECONDS)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _write(self, method: str, path: str, lease: Json) -> None:
+        assert method in ("POST", "PUT")
+        await self.api.request(method, path, lease, always=True, seconds=REQUEST_SECONDS)  # type: ignore[arg-type]
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,208 @@
+"""Keeps a store equal to what the API server holds of one kind of object: list, watch, and list again.
+
+A watch can lose events: connections break between two of them, proxies and bugs drop some. So beside the watch the
+kind is listed anew at a pace of its own, slow where lists are long, and what differs is mended. Nothing here decides;
+a store tells who is concerned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Protocol
+
+from hftitan_operator.kube.api import METADATA_LIST, METADATA_ONLY, ApiError, Json, KubeApi
+
+log = logging.getLogger(__name__)
+
+PAGE = 250
+"""Objects in a page: 250 pods are about 2 MB of text, and as Python values ten times that, for a moment."""
+RELIST_SECONDS = 3.0
+"""The shortest pause between two lists: what a watch lost is mended within this and a moment."""
+RELIST_SECONDS_PER_OBJECT = 0.01
+"""Reading one takes about a fiftieth of it. Not the time that a list took is the measure: one that a busy machine or a
+network held up for seconds would put the next one off for minutes."""
+WATCH_SECONDS = (240, 300)
+BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 0.1, 2.0
+
+
+class Store(Protocol):
+    """Where objects go. An older version of what is known already must be passed over."""
+
+    def __len__(self) -> int: ...
+
+    def put(self, obj: Json) -> None: ...
+
+    def remove(self, obj: Json) -> None: ...
+
+    def keep(self, uids: set[str], version: int, namespace: str | None) -> None:
+        """Drop what a complete list (of one namespace, or of all) as of `version` does not hold, but nothing newer."""
+
+
+class Reflector:
+    """One kind, in one namespace or in all. `run()` goes on until cancelled."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        path: str,
+        store: Store,
+        *,
+        namespace: str | None = None,
+        selector: str | None = None,
+        metadata_only: bool = False,
+        watched: bool = True,
+        optional: bool = False,
+        listed: Callable[[int], None] = lambda version: None,
+        absent: str = "",
+    ) -> None:
+        """`watched` False: only listed; somebody else watches. `optional`: it stays empty without the right to.
+
+        `listed` hears the resource version of every complete list once the store is equal to it. `absent` is what to
+        do when the server knows no such kind.
+        """
+        self.synced = asyncio.Event()
+        """The first list is in the store."""
+        self.denied = False
+        self.waits_for = f"{path}: not listed yet"
+        """Why it is not synced; until it is."""
+        self._api, self._path, self._store, self._namespace = api, path, store, namespace
+        self._params = {"labelSelector": selector} if selector else {}
+        self._accept = (METADATA_LIST, METADATA_ONLY) if metadata_only else ("application/json", "application/json")
+        self._watched, self._optional, self._listed, self._absent = watched, optional, listed, absent
+        self._listing = asyncio.Lock()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._relist())
+            if self._watched:
+                tasks.create_task(self._watch())
+
+    async def list_once(self) -> tuple[str, int]:
+        """Bring the store up to date; the resource version of the list, and how many objects it holds."""
+        uids: set[str] = set()
+        version = ""
+        async with self._listing:
+            async for items, of_page in self._pages():
+                version = of_page
+                for item in items:
+                    uids.add(item["metadata"]["uid"])
+                    self._store.put(item)
+            self._store.keep(uids, number(version), self._namespace)
+            self._listed(number(version))
+        self.synced.set()
+        return version, len(uids)
+
+    async def _pages(self) -> AsyncIterator[tuple[Iterable[Json], str]]:
+        params = {**self._params, "limit": str(PAGE)}
+        while True:
+            page = await self._api.request("GET", self._path, params=params, accept=self._accept[0], seconds=60)
+            metadata = page.get("metadata", {})
+            yield page.get("items") or (), metadata.get("resourceVersion", "")
+            if not metadata.get("continue"):
+                return
+            params["continue"] = metadata["continue"]
+            del page  # one page in memory at a time
+            await asyncio.sleep(0)
+
+    async def _relist(self) -> None:
+        failures = 0
+        if self._watched:
+            await self.synced.wait()  # the watch begins with a list of its own
+            await self._rest(len(self._store), 0.0)
+        while not self.denied:
+            started = time.monotonic()
+            try:
+                _, count = await self.list_once()
+            except OSError as error:
+                failures += 1
+                if self._gives_up(error):
+                    return
+                self._tell("list", error, failures)
+                await asyncio.sleep(backoff(failures))
+                continue
+            failures = 0
+            await self._rest(count, time.monotonic() - started)
+
+    async def _rest(self, count: int, took: float) -> None:
+        """The pause after a list of `count` objects. It grows with what comes meanwhile: a burst is not listed too."""
+        began, known, share = time.monotonic(), len(self._store), random.uniform(0.9, 1.1)
+        while True:
+            now_there = count + max(0, len(self._store) - known)
+            pause = max(RELIST_SECONDS, RELIST_SECONDS_PER_OBJECT * now_there, took) * share
+            left = began + pause - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(left)
+
+    async def _watch(self) -> None:
+        failures = 0
+        version: str | None = None
+        while not self.denied:
+            try:
+                if version is None:
+                    version, _ = await self.list_once()
+                async for event in self._api.watch(self._path, self._watch_params(version), self._accept[1]):
+                    failures = 0
+                    obj = event["object"]
+                    version = obj["metadata"].get("resourceVersion", version)
+                    if event["type"] == "DELETED":
+                        self._store.remove(obj)
+                    elif event["type"] in ("ADDED", "MODIFIED"):
+                        self._store.put(obj)
+                await asyncio.sleep(0.01)  # a server that ends every watch at once is not asked in a busy loop
+            except OSError as error:
+                failures += 1
+                if self._gives_up(error):
+                    return
+                if isinstance(error, ApiError):
+                    version = None  # most of all 410 Gone, but a list mends whatever it was
+                self._tell("watch", error, failures)
+                await asyncio.sleep(backoff(failures))
+
+    def _watch_params(self, version: str) -> dict[str, str]:
+        seconds = str(random.randint(*WATCH_SECONDS))
+        return {
+            **self._params,
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": seconds,
+        }
+
+    def _tell(self, doing: str, error: OSError, failures: int) -> None:
+        unknown = self._absent and isinstance(error, ApiError) and error.status == 404
+        what = self._absent if unknown else f"{error}; trying again"
+        self.waits_for = f"{self._path}: {what}"
+        log.log(level(failures), "%s %s: %s", doing, self._path, what)
+
+    def _gives_up(self, error: OSError) -> bool:
+        if not (self._optional and isinstance(error, ApiError) and error.status == 403):
+            return False
+        if not self.denied:
+            log.warning("%s: %s; going on without", self._path, error)
+        self.denied = True
+        self.synced.set()
+        return True
+
+
+def level(failures: int) -> int:
+    """Of the log, for the last of so many in a row: one failure is the network's everyday; of more the second is said,
+    the fourth, the eighth, ..."""
+    return logging.WARNING if failures > 1 and failures & (failures - 1) == 0 else logging.DEBUG
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row: doubling up to two seconds, with jitter."""
+    longest = min(BACKOFF_LIMIT_SECONDS, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
+    return longest * random.uniform(0.5, 1.0)
+
+
+def number(version: Any) -> int:
+    """A resource version as a number. Kubernetes 1.35 says that they may be compared; etcd's always could be."""
+    try:
+        return int(version)
+    except (TypeError, ValueError):
+        return 0

@@ -1,0 +1,155 @@
+"""What was last seen of the cluster, as small values. Versions only go up, and what is gone stays gone.
+
+Watch events, lists and the answers to our own writes all end here, in any order and more than once: the resource
+version says which is newer. So a pass never decides on less than what it did itself a moment ago.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from hftitan_operator.core.state import PodView
+from hftitan_operator.kube import views
+from hftitan_operator.kube.api import Json
+from hftitan_operator.kube.reflector import number
+
+Key = tuple[str, str]
+"""Namespace and name of a job."""
+
+REMEMBERED_DELETIONS = 20_000
+"""Uids that an older list or a late answer must not bring back."""
+
+
+class Record(Protocol):
+    @property
+    def key(self) -> Key:
+        """Namespace and job."""
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Store(Generic[R]):
+    """Records by the uid of their object, grouped by job. `changed` is told of each record that became different."""
+
+    def __init__(self, project: Callable[[Json], R | None], changed: Callable[[R], None]) -> None:
+        self._project, self._changed = project, changed
+        self._records: dict[str, tuple[int, R]] = {}
+        self._groups: dict[Key, dict[str, R]] = {}
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def group(self, key: Key) -> Collection[R]:
+        """The records of one job."""
+        return self._groups.get(key, {}).values()
+
+    def all(self) -> list[R]:
+        return [record for _, record in self._records.values()]
+
+    def job_keys(self) -> list[Key]:
+        return list(self._groups)
+
+    def version(self, uid: str) -> int:
+        known = self._records.get(uid)
+        return known[0] if known else 0
+
+    def put(self, obj: Json) -> None:
+        uid, version = obj["metadata"]["uid"], number(obj["metadata"].get("resourceVersion"))
+        known = self._records.get(uid)
+        if uid in self._deleted or (known is not None and version <= known[0] and version):
+            return
+        record = self._project(obj)
+        if record is None:
+            return
+        self._records[uid] = (version, record)
+        self._groups.setdefault(record.key, {})[uid] = record
+        if known is None or known[1] != record:
+            self._changed(record)
+
+    def remove(self, obj: Json) -> None:
+        self.forget(obj["metadata"]["uid"])
+
+    def forget(self, uid: str) -> None:
+        """The object with this uid is gone for good."""
+        self._deleted[uid] = None
+        while len(self._deleted) > REMEMBERED_DELETIONS:
+            self._deleted.popitem(last=False)
+        known = self._records.pop(uid, None)
+        if known is None:
+            return
+        record = known[1]
+        group = self._groups[record.key]
+        del group[uid]
+        if not group:
+            del self._groups[record.key]
+        self._changed(record)
+
+    def keep(self, uids: set[str], version: int, namespace: str | None) -> None:
+        gone = [
+            uid
+            for uid, (known, record) in self._records.items()
+            if uid not in uids and known <= version and namespace in (None, record.key[0])
+        ]
+        for uid in gone:
+            self.forget(uid)
+
+
+# --- records ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    key: Key
+    view: views.JobView
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    key: Key
+    owner: str | None
+    """Uid of the job that made it."""
+    view: PodView
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """A Service or a ConfigMap: that it is there, and whose."""
+
+    key: Key
+    name: str
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    key: Key
+    """Of no job: an empty namespace and the node's name."""
+    ready: bool
+
+
+def job_record(obj: Json) -> JobRecord:
+    metadata = obj["metadata"]
+    return JobRecord((metadata["namespace"], metadata["name"]), views.job_view(obj))
+
+
+def pod_record(obj: Json) -> PodRecord | None:
+    job, view = views.job_name(obj), views.pod_view(obj)
+    if job is None or view is None:
+        return None
+    return PodRecord((obj["metadata"]["namespace"], job), views.owner_uid(obj), view)
+
+
+def object_record(obj: Json) -> ObjectRecord | None:
+    job = views.job_name(obj)
+    if job is None:
+        return None
+    return ObjectRecord((obj["metadata"]["namespace"], job), obj["metadata"]["name"], views.owner_uid(obj))
+
+
+def node_record(obj: Json) -> NodeRecord:
+    return NodeRecord(("", obj["metadata"]["name"]), views.node_ready(obj))

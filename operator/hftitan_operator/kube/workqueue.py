@@ -1,0 +1,112 @@
+"""Which job is looked at next: every key at most once in the queue, and never by two workers at the same time.
+
+A key that is woken while it is worked on is worked on once more afterwards; however often it was woken, once. What
+fails is repeated after a moment that grows to two seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+from hftitan_operator.kube.reflector import backoff
+from hftitan_operator.port import Conflict
+
+log = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+
+CONFLICTS_AT_ONCE = 2
+LONGEST_PAUSE = 5.0
+"""However long a server asks to wait: it may be well again sooner."""
+LONGEST_SLEEP = 86_400.0
+"""A timer beyond a day is set anew then: the event loop's clock is not made for years."""
+
+
+class WorkQueue(Generic[K]):
+    """`work(key)` returns the seconds after which to look again, or None to wait for `wake`."""
+
+    def __init__(self, work: Callable[[K], Awaitable[float | None]], workers: int) -> None:
+        self._work, self._workers = work, workers
+        self._ready: deque[K] = deque()
+        self._waiting: set[K] = set()
+        """In `_ready`."""
+        self._busy: set[K] = set()
+        self._again: set[K] = set()
+        """Woken while busy."""
+        self._timers: dict[K, asyncio.TimerHandle] = {}
+        self._failures: dict[K, int] = {}
+        self._signal = asyncio.Semaphore(0)
+        self._closed = False
+        self.failed: Callable[[K, Exception], None] = lambda key, error: None
+
+    @property
+    def depth(self) -> int:
+        return len(self._ready)
+
+    def wake(self, key: K) -> None:
+        """Look at this key soon; one that just failed, when its pause is over. From the event loop's thread only."""
+        timer = self._timers.get(key)
+        if timer is not None:
+            if key in self._failures:
+                return
+            del self._timers[key]
+            timer.cancel()
+        if key in self._busy:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._ready.append(key)
+            self._signal.release()
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more, and wait so long for what is under way."""
+        self._closed = True
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._busy and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._workers):
+                tasks.create_task(self._worker())
+
+    async def _worker(self) -> None:
+        while True:
+            await self._signal.acquire()
+            if self._closed:
+                return
+            key = self._ready.popleft()
+            self._waiting.discard(key)
+            self._busy.add(key)
+            delay: float | None
+            try:
+                delay = await self._work(key)
+                self._failures.pop(key, None)
+            except Exception as error:
+                delay = self._pause(key, error)
+            finally:
+                self._busy.discard(key)
+            if key in self._again:
+                # Something new is known; after an error that is no reason to come sooner.
+                self._again.discard(key)
+                delay = delay if key in self._failures else 0.0
+            if delay is not None:
+                loop = asyncio.get_running_loop()
+                self._timers[key] = loop.call_later(min(delay, LONGEST_SLEEP), self._due, key)
+
+    def _pause(self, key: K, error: Exception) -> float:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        if isinstance(error, Conflict) and failures <= CONFLICTS_AT_ONCE:
+            return 0.0  # somebody was faster, which is nobody's fault
+        self.failed(key, error)
+        wanted: float | None = getattr(error, "retry_after", None)
+        return backoff(failures) if wanted is None else min(wanted, LONGEST_PAUSE)
+
+    def _due(self, key: K) -> None:
+        del self._timers[key]
+        self.wake(key)

@@ -1,0 +1,1 @@
+"""The local adapter of the port: runs rendered pods as processes on this machine."""

@@ -1,0 +1,1 @@
+"""Saving, finding and resuming checkpoints; exporting and publishing the model."""

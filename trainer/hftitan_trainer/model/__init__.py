@@ -1,0 +1,1 @@
+"""The model folder, and the torchtitan model that wraps a transformers model."""

@@ -1,0 +1,1 @@
+"""How modules and parameters are split, replicated, or converted for the mesh."""

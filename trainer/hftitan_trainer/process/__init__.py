@@ -1,0 +1,1 @@
+"""The process around the trainer: environment, device, signals, errors, exit report."""

@@ -1,0 +1,1 @@
+"""Step metrics, logs, and trackers."""
