@@ -11,7 +11,7 @@ from test_chart_values import MATRIX
 
 from hftitan_api.load import load_defaults
 from hftitan_api.pod import PodDefaults
-from hftitan_operator.cli.main import main
+from hftitan_operator.cli import main
 from hftitan_operator.core import access, naming
 
 RBAC = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ServiceAccount")
