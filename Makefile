@@ -5,10 +5,10 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help setup demo test check generate pictures images bench clean
+.PHONY: help setup demo test test-fast check generate pictures images bench clean
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY)  ## Install everything into .venv
 
@@ -26,6 +26,11 @@ test: $(READY)  ## All checks and tests
 	@hack/kubectl >/dev/null
 	@hack/chromium >/dev/null
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
+
+# Neither torch nor an API server nor a browser is started here.
+test-fast: $(READY)  ## The tests of the core, the API, the chart and the command line, in two minutes
+	@$(PY) -m pytest -q tests/core tests/api tests/chart tests/cli tests/cluster tests/repo/test_documents.py \
+	    --ignore tests/api/test_mesh_torchtitan.py --ignore tests/cli/test_report_browser.py
 
 check: $(READY)  ## Format, lint, types, import layers
 	.venv/bin/ruff check .

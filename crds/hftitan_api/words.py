@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 from hftitan_api import base
 from hftitan_api.yamltext import FieldPath
 
+ELSEWHERE = 2
+"""A field's name that stands at more places than this is no hint."""
+
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FREE_FORM = ("spec", "model", "overrides")
 PROBLEMS = 50
@@ -75,7 +78,7 @@ def _message(item: Mapping[str, Any], path: FieldPath, model: type[BaseModel]) -
         case "missing":
             return "is required"
         case "extra_forbidden":
-            return _unknown_field(str(path[-1]), _fields_at(model, path[:-1]))
+            return _unknown_field(str(path[-1]), _fields_at(model, path[:-1]), _paths_named(str(path[-1]), model))
         case "literal_error":
             return _not_a_choice(given, context["expected"])
         case "int_type" | "int_from_float":
@@ -116,15 +119,46 @@ def _message(item: Mapping[str, Any], path: FieldPath, model: type[BaseModel]) -
             return str(item["msg"])
 
 
-def _unknown_field(name: str, known: Sequence[str]) -> str:
+def _unknown_field(name: str, known: Sequence[str], elsewhere: Sequence[str]) -> str:
+    """`known` are the fields of this object; `elsewhere` the paths at which a field of this very name exists."""
     lowered = {field.lower(): field for field in known}
-    close = lowered.get(name.replace("_", "").replace("-", "").lower())
+    close = lowered.get(_plain(name))
+    if close is None and 0 < len(elsewhere) <= ELSEWHERE:
+        return f"unknown field; {name} is {' or '.join(elsewhere)}"
     if close is None:
         found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
         close = lowered[found[0]] if found else None
     if close is not None:
         return f"unknown field; did you mean {close}?"
     return f"unknown field; the fields here are {', '.join(known)}" if known else "unknown field"
+
+
+def _plain(name: str) -> str:
+    """A field's name without what people vary: case, '_' and '-'."""
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def _paths_named(name: str, model: type[BaseModel], path: str = "") -> list[str]:
+    """The paths of the model's fields that are called `name`, for example ["spec.optimizer.lr"] for lr.
+
+    A user writes no status, so its fields are left out.
+    """
+    found = []
+    for field_name, field in model.model_fields.items():
+        alias = field.alias or field_name
+        here = f"{path}.{alias}" if path else alias
+        if path and _plain(alias) == _plain(name):
+            found.append(here)
+        inner = _model_in(field.annotation)
+        if inner is not None and here != "status":
+            found.extend(_paths_named(name, inner, f"{here}[]" if _is_list(field.annotation) else here))
+    return found
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether the annotation is `list[X]` or `list[X] | None`."""
+    origin = getattr(annotation, "__origin__", None)
+    return origin is list or any(_is_list(argument) for argument in getattr(annotation, "__args__", ()))
 
 
 def _not_a_choice(given: Any, expected: str) -> str:

@@ -42,6 +42,15 @@ def test_json_is_yaml_too(job_dict):
 MISTAKES = {
     "a misspelt field": ({"mesh": {"tpp": 2}}, ["spec.mesh.tpp: unknown field; did you mean tp?"]),
     "snake case": ({"mesh": {"gpus_per_node": 2}}, ["spec.mesh.gpus_per_node: unknown field; did you mean gpusPerNode?"]),
+    "a field of another object": ({"training": {"lr": 1e-4}}, ["spec.training.lr: unknown field; lr is spec.optimizer.lr"]),
+    "a field of another object, in snake case": (
+        {"training": {"warmup_steps": 3}},
+        ["spec.training.warmup_steps: unknown field; warmup_steps is spec.lrSchedule.warmupSteps"],
+    ),
+    "a field of two other objects": (
+        {"training": {"interval": 3}},
+        ["spec.training.interval: unknown field; interval is spec.checkpoint.interval or spec.validation.interval"],
+    ),
     "British": ({"model": {"initialise": "random"}}, ["spec.model.initialise: unknown field; did you mean initialize?"]),
     "a field of nowhere": (
         {"lrSchedule": {"cycles": 3}},
