@@ -56,7 +56,7 @@ def test_defaults_for_jobs_are_accepted(name, text, tmp_path):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_block_is_of_a_kind_that_is_tested(document):
-    assert {block.language for block in blocks(document)} <= {"bash", "yaml", "python"}
+    assert {block.language for block in blocks(document)} <= {"bash", "yaml", "python", "mermaid"}
     tested = {name for name, _ in [*JOBS, *DEFAULTS, *SCRAPE]}
     for name, place, text, _ in yaml_blocks():
         # Values of the chart: tests/chart/test_chart_files.py. Scrape jobs: there and in tests/monitoring.
