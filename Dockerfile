@@ -1,4 +1,4 @@
-# Two images from one file, each with exactly the packages of its lock (hack/locks, by hash; `make lock` renews them):
+# Two images from one file, each with exactly the packages of its lock (hack/locks, by hash; `hack/lock` renews them):
 #
 #   docker build --target operator -t ghcr.io/hftitan/operator:0.1.0 .     no torch, below 200 MB of Python packages
 #   docker build --target trainer  -t ghcr.io/hftitan/trainer:0.1.0 .      torch with its CUDA libraries

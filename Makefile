@@ -30,6 +30,7 @@ test: $(READY)  ## All checks and tests
 # Neither torch nor an API server nor a browser is started here.
 test-fast: $(READY)  ## The tests of the core, the API, the chart and the command line, in two minutes
 	@$(PY) -m pytest -q tests/core tests/api tests/chart tests/cli tests/cluster tests/repo/test_documents.py \
+	    tests/repo/test_repository_files.py \
 	    --ignore tests/api/test_mesh_torchtitan.py --ignore tests/cli/test_report_browser.py
 
 check: $(READY)  ## Format, lint, types, import layers
