@@ -27,16 +27,18 @@ def _names(ctx: typer.Context, incomplete: str) -> list[str]:
     return names(ctx.params, incomplete)
 
 
-Name = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.", autocompletion=_names)]
-Names = Annotated[list[str], typer.Argument(metavar="JOB...", help="Names of jobs.", autocompletion=_names)]
+Name = Annotated[str, typer.Argument(metavar="JOB", help="Job name.", autocompletion=_names)]
+Names = Annotated[list[str], typer.Argument(metavar="JOB...", help="Job names.", autocompletion=_names)]
 Namespace = Annotated[
-    str | None, typer.Option("-n", "--namespace", help="Namespace of the job.  [default: that of the context]")
+    str | None, typer.Option("-n", "--namespace", help="Namespace.  [default: the context's namespace]")
 ]
 Kubeconfig = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Access to the cluster.  [default: as kubectl finds it]")
+    str | None, typer.Option(metavar="FILE", help="Path to a kubeconfig.  [default: as for kubectl]")
 ]
-Context = Annotated[str | None, typer.Option(metavar="NAME", help="Context of the kubeconfig.  [default: its current]")]
-Output = Annotated[TextOrJson, typer.Option("-o", "--output", help="text, or json for programs.")]
+Context = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Kubeconfig context.  [default: the current context]")
+]
+Output = Annotated[TextOrJson, typer.Option("-o", "--output", help="Output format.")]
 
 
 def _access(kubeconfig: str | None, context: str | None, namespace: str | None) -> Access:
@@ -55,15 +57,17 @@ def submit(
     source: JobArgument,
     settings: SetOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check it here and on the API server, and create nothing.")
+        bool, typer.Option("--dry-run", help="Check the job here and on the API server; create nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Show it until it is over; exit with 1 if it failed.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the job until it finishes; exit with 1 if it fails.")
+    ] = False,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     output: Output = TextOrJson.TEXT,
 ) -> None:
-    """Check a job as `hftitan validate` does, and create it on a cluster."""
+    """Check a job as `hftitan validate` does, then create it on a cluster."""
     from hftitan_operator.cli import job_file, session
     from hftitan_operator.cli import submit as submission
 
@@ -88,16 +92,16 @@ def submit(
 
 @app.command("list")
 def list_jobs(
-    everywhere: Annotated[bool, typer.Option("-A", "--all-namespaces", help="Of all namespaces.")] = False,
+    everywhere: Annotated[bool, typer.Option("-A", "--all-namespaces", help="List jobs in all namespaces.")] = False,
     selector: Annotated[
-        str | None, typer.Option("-l", "--selector", metavar="LABELS", help="Only jobs with these labels: team=nlp.")
+        str | None, typer.Option("-l", "--selector", metavar="LABELS", help="Label selector, e.g. team=nlp.")
     ] = None,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     output: Output = TextOrJson.TEXT,
 ) -> None:
-    """List the jobs, with the columns of `kubectl get htj`."""
+    """List jobs, with the columns of `kubectl get htj`."""
     from hftitan_operator.cli import session, tables
 
     async def work(cluster: Cluster) -> None:
@@ -117,14 +121,14 @@ def list_jobs(
 def status(
     name: Name,
     watch: Annotated[
-        bool, typer.Option("-w", "--watch", help="Show it live until it is over; exit with 1 if it failed.")
+        bool, typer.Option("-w", "--watch", help="Show the job live until it finishes; exit with 1 if it fails.")
     ] = False,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     output: Output = TextOrJson.TEXT,
 ) -> None:
-    """Show how a job is doing. With --watch and -o json: an object a line, as `hftitan run -o json` prints them."""
+    """Show the state of a job. --watch with -o json prints one object per line, as `hftitan run -o json` does."""
     from hftitan_operator.cli import session, tables
 
     async def work(cluster: Cluster) -> int | None:
@@ -144,18 +148,20 @@ def status(
 def logs(
     name: Name,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on with what comes, through new attempts, until it is over.")
+        bool, typer.Option("-f", "--follow", help="Follow the logs, across new attempts, until the job finishes.")
     ] = False,
-    rank: Annotated[int | None, typer.Option(min=0, help="Only lines of this rank, and torchrun's own.")] = None,
-    node: Annotated[int | None, typer.Option(min=0, help="Only the pod of this node.  [default: all]")] = None,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt.  [default: the newest]")] = None,
-    tail: Annotated[int | None, typer.Option(min=0, help="Begin with the last so many lines of each pod.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Show only lines of this rank and of torchrun.")] = None,
+    node: Annotated[int | None, typer.Option(min=0, help="Show only this node's pod.  [default: all]")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Show this attempt.  [default: the newest]")] = None,
+    tail: Annotated[int | None, typer.Option(min=0, help="Start with the last N lines of each pod.")] = None,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    output: Annotated[TextOrJson, typer.Option("-o", "--output", help="json: one object a line.")] = TextOrJson.TEXT,
+    output: Annotated[
+        TextOrJson, typer.Option("-o", "--output", help="Output format; json prints one object per line.")
+    ] = TextOrJson.TEXT,
 ) -> None:
-    """Print what the pods of a job print. Of several pods each line begins with its pod's name."""
+    """Print the logs of a job's pods. With several pods, each line starts with the pod's name."""
     from hftitan_operator.cli import logs as reading
     from hftitan_operator.cli import session
     from hftitan_operator.cli.output import put
@@ -175,7 +181,7 @@ def logs(
     )
 
 
-@app.command(short_help="Tell all about a job: conditions, restarts, pods, events.")
+@app.command(short_help="Show a job in detail: conditions, restarts, pods, events.")
 def describe(
     name: Name,
     namespace: Namespace = None,
@@ -183,7 +189,7 @@ def describe(
     context: Context = None,
     output: Output = TextOrJson.TEXT,
 ) -> None:
-    """Tell all about a job: its status, conditions, restarts, pods and events."""
+    """Show a job in detail: status, conditions, restarts, pods and events."""
     from hftitan_operator.cli import session, tables
 
     async def work(cluster: Cluster) -> None:
@@ -205,7 +211,7 @@ def events(
     context: Context = None,
     output: Output = TextOrJson.TEXT,
 ) -> None:
-    """List the events of a job and of its pods, the newest last."""
+    """List the events of a job and its pods, newest last."""
     from hftitan_operator.cli import session, tables
 
     async def work(cluster: Cluster) -> None:
@@ -221,7 +227,7 @@ def events(
     session.on_cluster(_access(kubeconfig, context, namespace), work)
 
 
-@app.command(short_help="Let jobs save and give their pods back.")
+@app.command(short_help="Checkpoint jobs and release their pods.")
 def suspend(
     names: Names,
     namespace: Namespace = None,
@@ -229,7 +235,7 @@ def suspend(
     context: Context = None,
     output: Output = TextOrJson.TEXT,
 ) -> None:
-    """Let jobs save and give their pods back; `hftitan resume` goes on from there."""
+    """Checkpoint jobs and release their pods. `hftitan resume` restarts them from the checkpoint."""
     from hftitan_operator.cli import session
 
     session.on_each(
@@ -248,7 +254,7 @@ def resume(
     context: Context = None,
     output: Output = TextOrJson.TEXT,
 ) -> None:
-    """Let suspended jobs go on from the newest checkpoint."""
+    """Resume suspended jobs from the newest checkpoint."""
     from hftitan_operator.cli import session
 
     session.on_each(
@@ -267,7 +273,7 @@ def delete(
     context: Context = None,
     output: Output = TextOrJson.TEXT,
 ) -> None:
-    """Delete jobs and their pods. What they saved on a volume stays."""
+    """Delete jobs and their pods. Files on volumes are kept."""
     from hftitan_operator.cli import session
 
     session.on_each(_access(kubeconfig, context, namespace), names, output, session.delete)

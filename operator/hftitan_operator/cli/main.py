@@ -54,14 +54,14 @@ def _root(
     """Train any Hugging Face causal LM with torchtitan, from one job.yaml."""
 
 
-@app.command(short_help="Check jobs and say everything that is wrong with them.")
+@app.command(short_help="Check jobs and list all errors.")
 def validate(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Jobs as YAML or JSON; - reads standard input.")
     ],
     job_defaults: DefaultsOption = None,
 ) -> None:
-    """Check jobs, and a file of defaults for them, and say everything that is wrong."""
+    """Check jobs, and a file of job defaults, and list all errors."""
     from hftitan_api import mesh
     from hftitan_operator.cli import job_file
 
@@ -84,13 +84,13 @@ def validate(
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-@app.command(short_help="Show a job's mesh: ranks, groups, memory of each rank.")
+@app.command(short_help="Show a job's mesh: ranks, groups, memory per rank.")
 def plan(
     source: JobArgument,
     settings: SetOption = None,
-    output: Annotated[TextOrJson, typer.Option("-o", "--output", help="Tables, or JSON.")] = TextOrJson.TEXT,
+    output: Annotated[TextOrJson, typer.Option("-o", "--output", help="Output format.")] = TextOrJson.TEXT,
 ) -> None:
-    """Show the mesh of a job: which ranks run where, who talks to whom, and what a GPU must hold."""
+    """Show a job's mesh: the ranks of each node, the groups of each axis, and the memory per rank."""
     import json
 
     from hftitan_api import mesh
@@ -112,12 +112,12 @@ def render(
     source: JobArgument,
     settings: SetOption = None,
     job_defaults: DefaultsOption = None,
-    attempt: Annotated[int, typer.Option(min=1, help="Number of the attempt.")] = 1,
+    attempt: Annotated[int, typer.Option(min=1, help="Attempt number to render.")] = 1,
     output: Annotated[
-        YamlOrJson, typer.Option("-o", "--output", help="YAML documents, or one JSON List.")
+        YamlOrJson, typer.Option("-o", "--output", help="YAML documents, or one JSON list.")
     ] = YamlOrJson.YAML,
 ) -> None:
-    """Print the exact objects that a cluster would get: Service, ConfigMap, pods, a PodGroup. Changes nothing."""
+    """Print the exact objects that a cluster would get: Service, ConfigMap, pods, PodGroup. Changes nothing."""
     from hftitan_api import mesh
     from hftitan_operator.cli import job_file
     from hftitan_operator.cli import plan as plan_text
@@ -140,14 +140,16 @@ def run(
         Path | None,
         typer.Option(help="Folder for logs/, checkpoint/, export/ and metrics.jsonl.  [default: runs/<job>]"),
     ] = None,
-    output: Annotated[TextOrJson, typer.Option("-o", "--output", help="json: one object a line.")] = TextOrJson.TEXT,
+    output: Annotated[
+        TextOrJson, typer.Option("-o", "--output", help="Output format; json prints one object per line.")
+    ] = TextOrJson.TEXT,
     volume: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="Folder in place of a volume of spec.pod.volumes. May be repeated."),
+        typer.Option(metavar="NAME=FOLDER", help="Folder to use for a volume in spec.pod.volumes. May be repeated."),
     ] = None,
     settings: SetOption = None,
 ) -> None:
-    """Run a job on this machine, its pods as processes. Running it again in the same folder continues it.
+    """Run a job on this machine, with its pods as processes. Run it again in the same folder to resume it.
 
     Ctrl-C stops the job after saving a checkpoint; a second one kills it.
     """
@@ -172,9 +174,9 @@ def run(
 @app.command(short_help="Write one HTML page about a run.")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Work folder of a run: runs/<job>.")],
-    out: Annotated[Path | None, typer.Option(help="The page.  [default: report.html in the folder]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file.  [default: report.html in the folder]")] = None,
 ) -> None:
-    """Write one HTML page about a run: curves, restarts, checkpoints, config. It needs no network and no server."""
+    """Write one HTML page about a run: curves, restarts, checkpoints, config. It needs no network or server."""
     from hftitan_operator.cli import job_file
     from hftitan_operator.cli import report as report_page
 
@@ -191,24 +193,24 @@ def report(
 @app.command()
 def operator(
     namespace: Annotated[
-        list[str] | None, typer.Option(help="Serve this namespace only. May be repeated.  [default: all]")
+        list[str] | None, typer.Option(help="Watch only this namespace. May be repeated.  [default: all]")
     ] = None,
     leader_elect: Annotated[
-        bool, typer.Option("--leader-elect", help="Act only while holding a Lease: for several replicas.")
+        bool, typer.Option("--leader-elect", help="Use a Lease so that only one of several replicas is active.")
     ] = False,
     lease_namespace: Annotated[
         str | None, typer.Option(help="Namespace of the Lease.  [default: the pod's own]")
     ] = None,
     job_defaults: DefaultsOption = None,
     kubeconfig: Annotated[
-        str | None, typer.Option(help="Access to the cluster.  [default: the pod's account, else kubectl's]")
+        str | None, typer.Option(help="Path to a kubeconfig.  [default: the pod's account, else kubectl's]")
     ] = None,
-    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
-    host: Annotated[str, typer.Option(help="Address of /metrics, /healthz and /readyz.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Their port; 0 serves none.")] = 8080,
-    log_level: Annotated[LogLevel, typer.Option(help="What it logs.")] = LogLevel.INFO,
+    context: Annotated[str | None, typer.Option(help="Kubeconfig context.")] = None,
+    host: Annotated[str, typer.Option(help="Address that serves /metrics, /healthz and /readyz.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port that serves them; 0 disables the server.")] = 8080,
+    log_level: Annotated[LogLevel, typer.Option(help="Log level.")] = LogLevel.INFO,
 ) -> None:
-    """Serve the jobs of a cluster: what runs in the operator's pod. SIGTERM ends it; jobs go on without it."""
+    """Run the operator. SIGTERM stops it; running jobs continue without it."""
     from hftitan_operator.cli import job_file
     from hftitan_operator.core.defaults import NO_DEFAULTS
     from hftitan_operator.kube import operator as operator_process
@@ -240,22 +242,25 @@ def crd() -> None:
     typer.echo(to_yaml(), nl=False)
 
 
-@app.command(short_help="Print the operator's rights as RBAC objects.")
+@app.command(short_help="Print the operator's permissions as RBAC objects.")
 def rbac(
     namespace: Annotated[
-        list[str] | None, typer.Option(help="Serve this namespace only. May be repeated.  [default: all]")
+        list[str] | None, typer.Option(help="Watch only this namespace. May be repeated.  [default: all]")
     ] = None,
-    operator_namespace: Annotated[str, typer.Option(help="Namespace that the operator runs in.")] = "hftitan-system",
-    service_account: Annotated[str, typer.Option(help="Its ServiceAccount.")] = "hftitan-operator",
+    operator_namespace: Annotated[str, typer.Option(help="Namespace of the operator.")] = "hftitan-system",
+    service_account: Annotated[str, typer.Option(help="ServiceAccount of the operator.")] = "hftitan-operator",
     with_nodes: Annotated[
-        bool, typer.Option("--with-nodes", help="With --namespace: let it see nodes too (takes a ClusterRole).")
+        bool,
+        typer.Option(
+            "--with-nodes", help="With --namespace: also allow the operator to read nodes (needs a ClusterRole)."
+        ),
     ] = False,
     with_gangs: Annotated[
         bool,
-        typer.Option("--with-gangs", help="With --namespace: let it use gang schedulers (docs/scheduling.md)."),
+        typer.Option("--with-gangs", help="With --namespace: also allow gang schedulers (docs/scheduling.md)."),
     ] = False,
 ) -> None:
-    """Print the rights that the operator needs, as RBAC objects for `kubectl apply -f -`."""
+    """Print the permissions that the operator needs, as RBAC objects for `kubectl apply -f -`."""
     from hftitan_operator.cli import plan as plan_text
     from hftitan_operator.core import access
 

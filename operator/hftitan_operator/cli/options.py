@@ -1,4 +1,4 @@
-"""What the commands of `hftitan` share: their options, and how they say that the input is wrong. Imports typer only."""
+"""Options that several commands share, and how commands report bad input. Imports typer only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 JobArgument = Annotated[str, typer.Argument(metavar="FILE", help="A job as YAML or JSON; - reads standard input.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. spec.training.steps=5. May be repeated."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, e.g. spec.training.steps=5. May be repeated."),
 ]
 
 DefaultsOption = Annotated[
     str | None,
-    typer.Option("--job-defaults", metavar="FILE", help="YAML with fields of spec.pod, for jobs that leave them out."),
+    typer.Option("--job-defaults", metavar="FILE", help="YAML file with defaults for fields of spec.pod."),
 ]
 
 
@@ -45,7 +45,7 @@ class YamlOrJson(StrEnum):
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """What is wrong with the input goes to stderr, a line for each problem, and ends the command with exit code 2."""
+    """Print bad input to stderr, one line per problem, and exit with code 2."""
     from hftitan_operator.cli.job_file import BadInput
 
     try:

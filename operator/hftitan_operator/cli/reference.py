@@ -1,4 +1,4 @@
-"""docs/commands.md from the commands themselves: `python -m hftitan_operator.cli.reference`."""
+"""Generates docs/commands.md from the commands: `python -m hftitan_operator.cli.reference`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from hftitan_operator.cli.main import app
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "On this machine": ("validate", "plan", "render", "run", "report"),
     "On a cluster": ("submit", "list", "status", "logs", "describe", "events", "suspend", "resume", "delete"),
-    "For whoever installs it": ("operator", "crd", "rbac"),
+    "For administrators": ("operator", "crd", "rbac"),
 }
 
 HEAD = """\
 <!-- Generated from the commands by `make generate`; do not edit. -->
 # Commands
 
-Results go to standard output, what went wrong to standard error. Exit codes:
+Results go to standard output, errors to standard error. Exit codes:
 
 | code | meaning |
 | --- | --- |
-| 0 | done; of `run`, `submit --wait` and `status --watch`: the job succeeded |
-| 1 | the job failed, or the cluster cannot do it (no answer, no such job, not allowed) |
-| 2 | a job file or an argument that cannot be |
-| 128 + N | stopped by signal N (Ctrl-C: 130); a job on a cluster goes on |
+| 0 | success; for `run`, `submit --wait` and `status --watch`: the job succeeded |
+| 1 | the job failed, or the cluster rejected the request (no answer, no such job, not allowed) |
+| 2 | invalid job file or argument |
+| 128 + N | stopped by signal N (Ctrl-C: 130); a job on a cluster keeps running |
 
-The shell completes commands, options and, on a cluster, the names of jobs once `hftitan --install-completion` was run
-(bash, zsh, fish, PowerShell).
+Run `hftitan --install-completion` once to complete commands, options and the names of jobs on a cluster (bash, zsh,
+fish, PowerShell).
 
-The commands on a cluster use your kubeconfig as kubectl does: `--kubeconfig`, else `KUBECONFIG`, else `~/.kube/config`;
-the namespace is `-n`, else the context's. They are thin: kubectl alone is enough for everything.
+The cluster commands find your kubeconfig as kubectl does: `--kubeconfig`, then `KUBECONFIG`, then `~/.kube/config`. The
+namespace is `-n`, or the context's. kubectl alone is enough for everything they do:
 
 | command | with kubectl |
 | --- | --- |
@@ -43,21 +43,21 @@ the namespace is `-n`, else the context's. They are thin: kubectl alone is enoug
 | `hftitan list` | `kubectl get htj` |
 | `hftitan status NAME --watch` | `kubectl get htj NAME --watch` |
 | `hftitan logs NAME -f` | `kubectl logs -f -l hftitan.io/job=NAME` (stops at the end of an attempt) |
-| `hftitan logs NAME --rank 9` | `kubectl logs NAME-ATTEMPT-NODE`, its lines marked `[rank 9]` |
+| `hftitan logs NAME --rank 9` | `kubectl logs NAME-ATTEMPT-NODE`, lines marked `[rank 9]` |
 | `hftitan describe NAME`, `hftitan events NAME` | `kubectl describe htj NAME` |
 | `hftitan suspend NAME` | `kubectl patch htj NAME --type merge -p '{"spec":{"runPolicy":{"suspend":true}}}'` |
 | `hftitan resume NAME` | the same with `false` |
 | `hftitan delete NAME` | `kubectl delete htj NAME` |
 
 Your account needs `get`, `list`, `watch`, `create`, `patch` and `delete` on `hftitanjobs.hftitan.io`, `get` and `list`
-on `pods`, `get` on `pods/log` and `list` on `events`; without one of them the commands that need it say which.
+on `pods`, `get` on `pods/log` and `list` on `events`; a command that lacks a permission names it.
 
-`-o json` prints what the API server holds, and one object a line where something is followed: `logs` (`time`, `pod`,
-`node`, `attempt`, `rank`, `line`) and `status --watch` or `submit --wait`, with the lines of `hftitan run -o json`.
+`-o json` prints the API server's object. Commands that follow a job print one object per line: `logs` (`time`, `pod`,
+`node`, `attempt`, `rank`, `line`) and `status --watch` or `submit --wait`, as `hftitan run -o json` does.
 
-One pod holds the ranks of one node, and they write to one log. `logs --rank R` finds the pod and shows the lines that
-the trainer or PyTorch marked with that rank, what follows them without a mark, and torchrun's own lines. Rank 0 tells
-the progress, the others warnings and errors.
+A pod runs all ranks of one node, and they share one log. `logs --rank R` finds the pod and shows the lines marked with
+that rank, the unmarked lines that follow them, and torchrun's own lines. Rank 0 logs progress; the other ranks log
+warnings and errors.
 """
 
 
