@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-fast check generate pictures images bench clean
+.PHONY: help setup demo test test-fast check docs generate pictures images bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,11 +33,14 @@ test-fast: $(READY)  ## The tests of the core, the API, the chart and the comman
 	    tests/repo/test_repository_files.py \
 	    --ignore tests/api/test_mesh_torchtitan.py --ignore tests/cli/test_report_browser.py
 
-check: $(READY)  ## Format, lint, types, import layers
+check: $(READY) docs  ## Format, lint, types, import layers, documentation site
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+docs: $(READY)  ## Build the documentation site in .cache/site; any warning is an error
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict 2>&1 | grep -v INFO || exit $${PIPESTATUS[0]}
 
 generate: $(READY)  ## Rewrite every generated file
 	$(PY) -m hftitan_api.crd > crds/hftitanjobs.yaml.new && mv crds/hftitanjobs.yaml.new crds/hftitanjobs.yaml
