@@ -1,4 +1,4 @@
-"""What a job may not say although its schema allows it: fields that exclude or need each other.
+"""Rules between fields that the schema cannot express: fields that exclude or require each other.
 
 Names that the rendered pods themselves use (their volumes, mounts, environment) are the renderer's to defend; here is
 what holds whoever renders. Each rule yields SpecErrors; `admit` collects them together with the mesh's and with what

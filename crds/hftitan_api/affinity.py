@@ -1,4 +1,4 @@
-"""Where pods may go, want to go and must not go: Kubernetes' affinity, as a schema of its own.
+"""Kubernetes' pod affinity as a schema.
 
 Written out, not taken as free JSON: what the API server cannot check it cannot refuse, and free JSON may be nested
 deeper than any reader of it can follow.

@@ -1,4 +1,4 @@
-"""What every API object is made of: its base class and the constrained types of its fields.
+"""The base class of all API objects, and the constrained types of their fields.
 
 The patterns mean the same to pydantic's, Python's and Go's engines: no look-around, no Unicode classes.
 """

@@ -1,4 +1,4 @@
-"""The rules of mesh.py and admit.py that the API server can check itself, in its Common Expression Language.
+"""The rules of mesh.py and admit.py that the API server can check itself, in CEL.
 
 A server too old for CEL ignores them and the operator refuses the same jobs; tests/api hold both to one table. No rule
 relies on another: integers are divided axis by axis (a | w, then b | w / a, ...), so that no product overflows and

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, made from the models: `python -m hftitan_api.crd` prints it.
+"""Generates the CustomResourceDefinition from the models: `python -m hftitan_api.crd` prints it.
 
 Kubernetes takes OpenAPI v3.0 in its "structural" form, which is less than pydantic writes: no $ref, no anyOf for an
 optional field, exclusive bounds as booleans, defaults on every parent so that nested ones apply, and a bound on every

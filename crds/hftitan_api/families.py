@@ -1,4 +1,4 @@
-"""What is known of the families of models (model_type): which are right, and on which axes of a mesh.
+"""Model families (model_type): which were compared with transformers, and on which mesh axes.
 
 A family is here because its losses, gradients and weights were compared with transformers' own (docs/architectures.md,
 hack/architectures); of what was not compared nothing is promised, and a job that asks for it is refused.

@@ -1,4 +1,4 @@
-"""From what a user wrote, text or a dict, to a job, or to every problem with it in the user's words.
+"""Parses a job from text or a dict, or returns all its errors in the user's terms.
 
 `load` is for a file, `review` for an object that an API server sent; both end in the same checks, so that what
 `hftitan validate` accepts the operator runs.

@@ -1,4 +1,4 @@
-"""How much memory a job needs on its fullest GPU, before one is bound: an estimate to plan with, not a promise.
+"""Estimates the memory of a job's fullest GPU before one is bound. For planning, not a guarantee.
 
 Parameters, gradients and optimizer state are exact up to padding and the norms (which tensor parallelism does not
 cut); activations and what is gathered for a moment are rough, and the allocator's slack and the CUDA context (1 to

@@ -1,4 +1,4 @@
-"""From spec to mesh plan: every arithmetic rule a job must obey before a device is bound.
+"""Computes the mesh plan from a spec, and applies every arithmetic rule of the mesh.
 
 World = nodes x gpusPerNode = dpReplicate x dpShard x cp x tp x pp. Ranks are laid out as torchtitan does
 (`ParallelDims.build_mesh`): pp outermost, then dp_replicate, dp_shard, cp, and tp innermost, so that consecutive ranks

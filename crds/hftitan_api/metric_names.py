@@ -1,4 +1,4 @@
-"""Every metric this product exposes: name, type, labels and help in one table.
+"""Every metric of the product: name, type, labels and help text in one table.
 
 The trainer registers them from here, dashboards and alert rules are checked against it. Naming follows Prometheus:
 base units (seconds, bytes), `_total` for counters, `_ratio` for 0 to 1, `_info` for a constant 1 whose labels speak.

@@ -1,4 +1,4 @@
-"""What a job may say about its pods."""
+"""The fields that a job may set on its pods."""
 
 from __future__ import annotations
 

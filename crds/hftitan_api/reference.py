@@ -1,4 +1,4 @@
-"""The reference of the job file as Markdown, from the schema that the cluster checks it against.
+"""Generates the Markdown reference of the job file from the schema.
 
 python -m hftitan_api.reference > docs/spec.md
 """

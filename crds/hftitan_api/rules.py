@@ -1,4 +1,4 @@
-"""The rules that a job's mesh, batch and sequence obey, each with its numbers and the fix in its message.
+"""Rules for a job's mesh, batch and sequence. Each message contains the numbers and the fix.
 
 Where a rule comes from torchtitan 0.3 or torch 2.15, its place is named. Each function yields what it finds wrong;
 `mesh.check` collects them.

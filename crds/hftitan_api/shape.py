@@ -1,4 +1,4 @@
-"""The numbers of a model that decide whether a mesh fits it, read from its config.json.
+"""Reads from a model's config.json the numbers that decide whether a mesh fits it.
 
 A number that config.json does not give stays None, and what depends on it is not checked: nothing is invented.
 Defaults of transformers' own config classes are used only where the class derives them from other keys.

@@ -1,4 +1,4 @@
-"""Fields whose behaviour comes with a later version: refused by name, never ignored. Delete a line when it is built."""
+"""Fields that are not implemented yet: rejected by name, never ignored. Delete a line when its field is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract between operator and trainer: what a pod receives, and what it leaves.
+"""The contract between operator and trainer: what a pod receives, and what it leaves behind.
 
 A pod gets one JSON document (`TrainerSpec`, by ConfigMap) and a few environment variables; it answers with
 `/progress` on node 0 while it runs and with an `ExitReport` in its termination log when it ends. Paths travel in the

@@ -1,4 +1,4 @@
-"""Schema errors in the user's words: the field's path as it is written in YAML, what is wrong, and what to write."""
+"""Schema errors in the user's terms: the field's path as written in YAML, what is wrong, and what to write."""
 
 from __future__ import annotations
 

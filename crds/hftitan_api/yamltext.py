@@ -1,4 +1,4 @@
-"""One YAML document as plain JSON values, with the line of every field; safe to call on text from anywhere.
+"""Parses one YAML document into plain JSON values with the line of every field. Safe on untrusted text.
 
 The text is read as `kubectl` reads it (`5e-5` is a number, a date is text, anchors and merges work), and what a job
 never needs is refused: several documents, a key given twice, tags, aliases that unfold into more than a job can hold.

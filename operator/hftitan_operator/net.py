@@ -1,4 +1,4 @@
-"""Loopback addresses for the pods of a local run, free ports, and reading /progress wherever a pod is."""
+"""Loopback addresses for local pods, free ports, and the client of /progress."""
 
 from __future__ import annotations
 

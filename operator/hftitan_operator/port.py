@@ -1,4 +1,4 @@
-"""The port every cluster adapter implements: five verbs, no decisions."""
+"""The interface that every cluster adapter implements: five operations, no decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of one job: observe, decide, apply, write the status, tell. The same for every cluster.
+"""One reconciliation of one job: observe, decide, apply, write the status, emit events. The same on every cluster.
 
 Level-triggered: a step may be repeated, missed or cut short at any point, and the next one does what is left.
 """

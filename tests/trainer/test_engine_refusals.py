@@ -72,7 +72,7 @@ def test_refused_with_the_field_and_the_reason(refused, name):
     [("granite_swa", "RuntimeError"), ("xlm", "RecursionError")],
 )
 def test_upstream_still_fails_on_what_is_refused_for_that(refused, name, error):
-    """When this fails, upstream has mended it, and families.UNBUILDABLE can lose the line."""
+    """When this fails, upstream has fixed it, and families.UNBUILDABLE can lose the line."""
     _, found = refused
     assert found[f"unlisted {name}"].get("error") == error, found[f"unlisted {name}"]
 

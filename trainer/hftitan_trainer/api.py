@@ -1,4 +1,4 @@
-"""The bridge as a library: the example of transformers' torchtitan page, at torchtitan 0.3's API.
+"""The bridge as a library: the example of transformers' torchtitan page, with the API of torchtitan 0.3.
 
     import torch
     from hftitan_trainer import HFTransformerModel, JobConfig, ModelArgs

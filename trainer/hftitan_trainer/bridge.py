@@ -1,4 +1,4 @@
-"""From a TrainerSpec to torchtitan's configuration: the only file that names torchtitan's config fields.
+"""Translates a TrainerSpec to torchtitan's configuration. The only file that names torchtitan's config fields.
 
 torchtitan's command line is frozen upstream, so the configuration is built as Python objects. `use_device` must have
 run.

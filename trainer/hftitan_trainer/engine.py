@@ -1,4 +1,4 @@
-"""The training loop: torchtitan's trainer with its step, and around it what a job on a cluster needs."""
+"""The training loop: torchtitan's trainer, extended with what a job on a cluster needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's way to the jobs of a cluster: their own access and namespace, and errors that say what to do about them."""
+"""Access to the jobs of a cluster with the user's own kubeconfig and namespace. Errors say what to do."""
 
 from __future__ import annotations
 

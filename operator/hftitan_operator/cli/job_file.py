@@ -1,4 +1,4 @@
-"""From the arguments of a command to a job, or to lines that say what is wrong with it."""
+"""Loads the job file of a command, or reports what is wrong with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run told on a terminal: one live block with phase, step, loss, tokens/s and ETA; what stays scrolls above it."""
+"""The live view of a run on a terminal: one block with phase, step, loss, tokens/s and ETA, below a scrolling log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hftitan logs`: what the pods of a job print, by rank, on through new attempts.
+"""`hftitan logs`: the logs of a job's pods, by rank, across attempts.
 
 One pod holds the ranks of one node, and they share its output. The trainer marks its lines (`[rank 3] INFO ...`), and
 so does PyTorch a traceback (`[rank3]: ...`); a line without a mark goes with the marked line before it.

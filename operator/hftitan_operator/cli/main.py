@@ -1,4 +1,4 @@
-"""The command line: `hftitan validate | plan | render | run | operator | crd | rbac`, and those of cluster.py.
+"""The command line: `hftitan validate | plan | render | run | operator | crd | rbac`, and the commands of cluster.py.
 
 Starts fast: nothing but typer is imported before a command runs, and each command imports what it needs. Exit codes:
 0 done, 1 the job failed, 2 bad input, 128 + N stopped by signal N.

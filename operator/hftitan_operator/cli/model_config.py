@@ -1,4 +1,4 @@
-"""The model's config.json for the checks of heads, layers and experts: from a folder, the hub's cache, or the hub.
+"""Finds the model's config.json for the checks of heads, layers and experts: in a folder, the hub's cache, or the hub.
 
 Only this one small file is ever fetched, and nothing fails when it cannot be had: the checks that need it are skipped
 and the reason is said. huggingface_hub is imported only when the cache does not have the file.

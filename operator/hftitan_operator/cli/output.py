@@ -1,4 +1,4 @@
-"""A run told in lines: for people without a terminal, and as JSON for programs."""
+"""Reports a run as lines of text, or as JSON for programs."""
 
 from __future__ import annotations
 

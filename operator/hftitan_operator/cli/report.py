@@ -1,4 +1,4 @@
-"""`hftitan report`: a self-contained page about a run, from its work folder: curves, restarts, checkpoints, config."""
+"""`hftitan report`: a self-contained HTML page from a run's work folder: curves, restarts, checkpoints, config."""
 
 from __future__ import annotations
 

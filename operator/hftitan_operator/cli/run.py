@@ -1,4 +1,4 @@
-"""From the arguments of `hftitan run` to a prepared run."""
+"""Prepares a run from the arguments of `hftitan run`."""
 
 from __future__ import annotations
 

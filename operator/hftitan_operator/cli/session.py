@@ -1,4 +1,4 @@
-"""What the commands on a cluster do between their arguments and the API: connect, say what is wrong, watch, repeat."""
+"""Shared steps of the cluster commands: connect, report errors, watch, repeat for several jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a job file to the object that a cluster is asked to create."""
+"""Builds the object to create on a cluster from a job file."""
 
 from __future__ import annotations
 

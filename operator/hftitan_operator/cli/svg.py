@@ -1,4 +1,4 @@
-"""Curves as inline SVG. Pure: numbers in, text out; colours are the page's CSS variables."""
+"""Curves as inline SVG. Pure: numbers in, text out. The page's CSS variables define the colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of a cluster as people read them: tables, a summary, a description. Pure: objects of the API in, text out."""
+"""Cluster jobs as text: tables, a summary, a description. Pure: API objects in, text out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job of a cluster told as it goes, by the same reporters as a run on this machine."""
+"""Follows a cluster job with the same reporters as a local run."""
 
 from __future__ import annotations
 

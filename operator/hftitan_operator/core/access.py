@@ -1,4 +1,4 @@
-"""What the operator may do in a cluster: one table, and the RBAC objects that grant it and nothing else.
+"""The operator's permissions: one table, and the RBAC objects that grant exactly these.
 
 Two modes: the whole cluster, or some namespaces, for tenants who may grant nothing outside their own.
 """

@@ -1,4 +1,4 @@
-"""May this job run at all: the API's rules, and what the renderer would have to refuse."""
+"""Decides whether a job may run at all: the API's rules, and what the renderer would have to reject."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""May the gang try again, and when: the restart budget inside its window, the no-progress stop, the backoff."""
+"""Decides whether and when a gang may restart: the restart budget in its window, the no-progress limit, the backoff."""
 
 from __future__ import annotations
 

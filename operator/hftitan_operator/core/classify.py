@@ -1,4 +1,4 @@
-"""Why an attempt ended: what each pod left behind, and which of several ends was the first cause.
+"""Finds out why an attempt ended: what each pod reported, and which of several failures came first.
 
 When one pod of a gang dies its peers lose their collectives and die too, saying NetworkError or InternalError; so the
 cause that explains the others is taken, not the one seen first.

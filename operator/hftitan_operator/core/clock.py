@@ -1,4 +1,4 @@
-"""Times as text and back: RFC 3339 in UTC, and durations as people say them. The clock itself is always an argument."""
+"""Converts times to text and back: RFC 3339 in UTC, and readable durations. Callers pass in the current time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The next step of a job, from what is seen alone.
+"""Computes the next step of a job from the observed state alone.
 
     decide(job, observed, now) -> Decision(actions, status, events, recheck_after)
 

@@ -1,4 +1,4 @@
-"""What a job leaves out of `spec.pod`, filled in from the cluster's defaults."""
+"""Fills in fields of `spec.pod` that a job omits from the cluster's defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a decision whose objects the cluster refused, or knows nothing of."""
+"""Handles a decision whose objects the cluster rejected, or whose kinds it does not serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages for humans: what a job waits for, why it started anew, how it ended. Words only."""
+"""Messages for users: what a job waits for, why it restarted, how it ended. Text only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A decision in the making: status, actions, events and wake-up times, and the few ways to change them."""
+"""A decision under construction: status, actions, events, wake-up times, and the few operations that change them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ending pods: those of a broken or suspended attempt, and those of a finished job; then the job itself."""
+"""Ends pods: those of a failed or suspended attempt and those of a finished job. Then deletes the job itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of an attempt is still to be created: so much at a time that no job holds up the others."""
+"""The objects of an attempt that are still to be created, in batches so that no job delays the others."""
 
 from __future__ import annotations
 

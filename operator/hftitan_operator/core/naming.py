@@ -1,4 +1,4 @@
-"""Names, labels and owner of what belongs to a job: functions of the job alone, so that any pass finds them again."""
+"""Names, labels and owners of a job's objects. They depend on the job alone, so every pass finds the objects again."""
 
 from __future__ import annotations
 

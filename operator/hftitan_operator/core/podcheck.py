@@ -1,4 +1,4 @@
-"""What of `spec.pod` would collide with what the operator sets: refused by path, never dropped or overridden."""
+"""Rejects values of `spec.pod` that would collide with what the operator sets. None is dropped or overridden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every reason the operator writes: in conditions, in the restart history, in events. CamelCase, as the API asks.
+"""Every reason that the operator writes to conditions, the restart history and events. CamelCase, as the API requires.
 
 Reports of the trainer bring their own (hftitan_api.wire.ExitReason); they are used unchanged.
 """
@@ -61,7 +61,7 @@ CHECKPOINT_SAVED: Final = "CheckpointSaved"
 
 # --- Kubernetes' words for a container that does not start
 NEVER_STARTS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull"})
-"""No time mends these."""
+"""Waiting does not fix these."""
 MAY_START: Final = frozenset(
     {
         "ErrImagePull",

@@ -1,4 +1,4 @@
-"""From job, plan and attempt to the objects of the cluster: a headless Service, a ConfigMap, a pod for each node.
+"""Renders the cluster's objects from job, plan and attempt: a headless Service, a ConfigMap, one pod per node.
 
 Deterministic; plain dicts; the input is never changed. Whoever runs the pods (a cluster, or this machine) runs these.
 """

@@ -1,4 +1,4 @@
-"""Gang schedulers: what each must be told so that the pods of an attempt are placed all together or not at all.
+"""Gang schedulers: the objects, labels and annotations with which each places all pods of an attempt or none.
 
 Kueue admits plain pods by their labels and annotations. The others read one object for each attempt, a PodGroup of
 their own kind, which is created before the pods and named by them. Read in the sources of Kueue 0.19.2, Volcano 1.15.1,

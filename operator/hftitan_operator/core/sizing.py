@@ -1,4 +1,4 @@
-"""Numbers of a pod that follow from the mesh and the checkpoint: /dev/shm, requests, threads, grace period."""
+"""Sizes of a pod that follow from the mesh and the checkpoint: /dev/shm, requests, threads, grace period."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the core sees and what it answers: plain immutable values, the vocabulary of every cluster adapter."""
+"""The inputs and outputs of the core: plain immutable values that all cluster adapters use."""
 
 from __future__ import annotations
 

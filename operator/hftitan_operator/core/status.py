@@ -1,4 +1,4 @@
-"""What the status says of an observation: conditions, pod counts, progress, checkpoint, goodput. No decisions."""
+"""Computes the status from an observation: conditions, pod counts, progress, checkpoint, goodput. No decisions."""
 
 from __future__ import annotations
 

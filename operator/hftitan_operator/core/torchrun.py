@@ -1,4 +1,4 @@
-"""How torchrun and the trainer below it are told their places: arguments and environment of a pod's container."""
+"""Arguments and environment of a pod's container, which tell torchrun and the trainer their place in the gang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What time alone can bring about in an attempt: a start or a step that takes too long, a pod that never starts."""
+"""Time limits of an attempt: a start or a step that takes too long, a pod that never starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster that is a Kubernetes API: jobs are custom resources, pods are pods.
+"""The Kubernetes adapter of the port: jobs are custom resources.
 
 Observing costs no request: lists and watches keep stores of small values (store.py) up to date, and every answer
 to a write of ours goes there as well, so that a pass sees what the pass before it did. Writes are safe to repeat: names

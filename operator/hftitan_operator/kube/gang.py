@@ -1,4 +1,4 @@
-"""The objects of gang schedulers on a Kubernetes API, which may not have their kinds at all.
+"""Objects of gang schedulers on a Kubernetes API server that may not serve their kinds.
 
 A 404 may mean the namespace, the object or the kind. Which of them says the API's own discovery: only when it answers,
 and without the kind, is the scheduler known not to be installed.

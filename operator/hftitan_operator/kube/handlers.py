@@ -1,4 +1,4 @@
-"""kopf's part: the watch on the custom resources. What it says goes into the cluster's store, which wakes the job.
+"""The kopf handler that watches HFTitanJobs. It updates the store, which wakes the job.
 
 Only `on.event` handlers: they write nothing. kopf's create, update, delete and daemon handlers put finalizers and
 annotations on the user's objects, and repeat an error after a minute.

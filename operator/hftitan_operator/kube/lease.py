@@ -1,4 +1,4 @@
-"""Leader election with a Lease (coordination.k8s.io): of several replicas one acts, the others are ready to.
+"""Leader election with a Lease (coordination.k8s.io): one of several replicas is active, the others stand by.
 
 Not kubernetes.aio.leaderelection: that never gives the lease back, so that every orderly hand-over takes the whole
 lease, and it goes by the wall clock. kopf's own peering is no lock at all.

@@ -1,4 +1,4 @@
-"""The operator's own metrics, named in hftitan_api.metric_names. What the jobs' status says is read at each scrape."""
+"""The operator's own metrics, named in hftitan_api.metric_names. Values from job statuses are read at each scrape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hftitan operator`: the process that serves the jobs of a cluster, from its start to its orderly end."""
+"""`hftitan operator`: the operator process, from its start to its orderly shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks node 0 of every running job how far it is, at a pace that a thousand jobs can bear, and holds nothing up."""
+"""Polls node 0 of every running job for its progress. The pace scales to a thousand jobs and never blocks a step."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Keeps a store equal to what the API server holds of one kind of object: list, watch, and list again.
+"""Keeps a store equal to the API server's objects of one kind: list, watch, and list again.
 
-A watch can lose events: connections break between two of them, proxies and bugs drop some. So beside the watch the
-kind is listed anew at a pace of its own, slow where lists are long, and what differs is mended. Nothing here decides;
-a store tells who is concerned.
+A watch can lose events: connections break, and proxies or bugs drop some. So the reflector also lists the kind again at
+intervals, longer ones for long lists, and corrects the differences. It decides nothing; the store knows which job an
+object concerns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 PAGE = 250
 """Objects in a page: 250 pods are about 2 MB of text, and as Python values ten times that, for a moment."""
 RELIST_SECONDS = 3.0
-"""The shortest pause between two lists: what a watch lost is mended within this and a moment."""
+"""The shortest pause between two lists: an event that a watch lost is noticed within about this time."""
 RELIST_SECONDS_PER_OBJECT = 0.01
 """Reading one takes about a fiftieth of it. Not the time that a list took is the measure: one that a busy machine or a
 network held up for seconds would put the next one off for minutes."""
@@ -159,7 +159,7 @@ class Reflector:
                 if self._gives_up(error):
                     return
                 if isinstance(error, ApiError):
-                    version = None  # most of all 410 Gone, but a list mends whatever it was
+                    version = None  # most of all 410 Gone, but a list recovers from any cause
                 self._tell("watch", error, failures)
                 await asyncio.sleep(backoff(failures))
 

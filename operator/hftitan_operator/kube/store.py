@@ -1,4 +1,4 @@
-"""What was last seen of the cluster, as small values. Versions only go up, and what is gone stays gone.
+"""The last observed state of the cluster, as small values. Versions only increase; a deleted object stays deleted.
 
 Watch events, lists and the answers to our own writes all end here, in any order and more than once: the resource
 version says which is newer. So a pass never decides on less than what it did itself a moment ago.

@@ -1,4 +1,4 @@
-"""Who goes next when more want to than may at once: whoever is due first. So nobody waits for ever."""
+"""A semaphore that grants slots in deadline order, so that no caller starves."""
 
 from __future__ import annotations
 

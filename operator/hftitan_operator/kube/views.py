@@ -1,4 +1,4 @@
-"""What is kept of the API server's objects: small values out of large JSON. Pure functions."""
+"""Projects large API objects to the small values that are kept. Pure functions."""
 
 from __future__ import annotations
 

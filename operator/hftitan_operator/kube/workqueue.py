@@ -1,4 +1,4 @@
-"""Which job is looked at next: every key at most once in the queue, and never by two workers at the same time.
+"""The queue of jobs to look at: each key at most once in the queue, and never with two workers at a time.
 
 A key that is woken while it is worked on is worked on once more afterwards; however often it was woken, once. What
 fails is repeated after a moment that grows to two seconds.

@@ -1,4 +1,4 @@
-"""The cluster on this machine: one job, its rendered pods as processes.
+"""The local adapter of the port: one job, with its rendered pods as processes.
 
 The same port as a Kubernetes cluster, so the same core decides. The job is held in memory and its status in the work
 folder; a pod is a supervised process tree (process.py), what its manifest means here is the table in

@@ -1,4 +1,4 @@
-"""The environment of a container, as Kubernetes would make it, with this machine's values in it."""
+"""The environment of a container as Kubernetes would build it, with this machine's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a local run knows of this machine, and where each of its pods is: values only."""
+"""This machine's properties for a local run, and the place of each of its pods. Values only."""
 
 from __future__ import annotations
 

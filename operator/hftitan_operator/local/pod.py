@@ -1,4 +1,4 @@
-"""From a rendered Pod manifest to a process on this machine. Reads no files and starts nothing.
+"""Translates a rendered Pod manifest to a process on this machine. Reads no files and starts nothing.
 
 What a field means here (everything else in a manifest is refused by its path, never ignored):
 

@@ -1,4 +1,4 @@
-"""Before a local run: the job fitted to this machine, or every reason why it cannot run here, each by its field.
+"""Adapts a job to this machine before a local run, or lists every reason why it cannot run here, by field.
 
 Nothing starts before this passes. `Machine` and job are values; this is where they are gathered from the system.
 """

@@ -1,4 +1,4 @@
-"""One local pod: its supervisor process and what Kubernetes would say about it."""
+"""One local pod: its supervisor process, and its state in Kubernetes' terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work folder of a local run: its lock, its status.json, and the processes of a run that died."""
+"""The work folder of a local run: its lock, its status.json, and leftover processes of a run that died."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sandbox of one local pod: starts its command, passes the stop on, and leaves no process behind.
+"""The sandbox of one local pod: starts its command, forwards the stop signal, and leaves no process behind.
 
 Run as a script by its path (stdlib only, so that it starts in about 30 ms):
 

@@ -1,4 +1,4 @@
-"""The exported folder's README.md: a model card as the Hub reads it, of what the job says and what came of it.
+"""Writes the exported folder's README.md: a model card for the hub, from the job's spec and results.
 
 The same job and the same training give the same text, byte for byte (no time of day): a second push changes nothing.
 Folders are named by their last part alone, since the card may be published.

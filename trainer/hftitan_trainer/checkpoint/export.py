@@ -1,4 +1,4 @@
-"""The trained model as a folder that transformers' `from_pretrained` loads: the same logits, wherever it was trained.
+"""Exports the trained model as a folder that `from_pretrained` loads, with the same logits on every mesh.
 
 torchtitan's own HF checkpoints hold weights and index only, leave a `sharded/` folder behind, and drop lm_head.weight
 of a model it un-tied (components/checkpointer/dcp.py). Here each weight is gathered in turn and rank 0 alone writes, so

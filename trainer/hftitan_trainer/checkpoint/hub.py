@@ -1,4 +1,4 @@
-"""The export on the Hugging Face hub: `spec.checkpoint.pushToHub`.
+"""Pushes the export to the Hugging Face hub: `spec.checkpoint.pushToHub`.
 
 Before the first step the repository is made and the right to write there asked for, so that a bad token costs no
 training. After the export, files go up one by one and become visible in one commit at the end; what the hub has already
@@ -52,7 +52,7 @@ def client() -> HfApi:
 def prepare(push: HubPushSpec, api: HfApi) -> None:
     """Make the repository unless it is there, and see that it may be written to and is as private as asked for.
 
-    Raises UserError for what the user must mend. A hub that does not answer is only told of: it is asked again at the
+    Raises UserError for what the user must fix. A hub that does not answer is only told of: it is asked again at the
     end.
     """
     from huggingface_hub.errors import HFValidationError
@@ -137,7 +137,7 @@ def _upload(folder: Path, repo: str, api: HfApi, message: str, moved: Callable[[
 
 
 def _mistake(error: Exception, repo: str) -> UserError | None:
-    """What the user must mend; None when another try may do."""
+    """What the user must fix; None if a retry may succeed."""
     # Of the hub's own answer: that of a store it sends files to (an address past its time) may differ next time.
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint go where, beyond DCP's own resharding.
+"""Maps tensors of a checkpoint to their place, where DCP's own resharding does not suffice.
 
 One thing differs between meshes besides the shards: a tied model has its embedding once, except on a pipeline, whose
 last stage keeps a copy as its head (model/tied.py). Both take equal steps for ever, so the head's optimizer state is

@@ -1,4 +1,4 @@
-"""The checkpoint component: torchtitan's DCP checkpoints, of which only complete ones count."""
+"""The checkpoint component: torchtitan's DCP checkpoints, with incomplete ones ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a checkpoint is complete: its folder holds complete.json, and every file that names is there in full size.
+"""Defines a complete checkpoint: its folder has complete.json, and every file listed there has its full size.
 
 DCP writes .metadata last, yet a file system that lost data, a half-deleted folder or a copy cut short can have it with
 files missing. complete.json is written after the save, atomically, and deleted first. No torch.

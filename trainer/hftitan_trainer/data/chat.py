@@ -1,4 +1,4 @@
-"""Chats to tokens with the loss on the assistant's turns only, by the model's own chat template.
+"""Tokenizes chats with the model's own chat template; the loss covers the assistant's turns only.
 
 A template with `{% generation %}` blocks marks the assistant's tokens itself. For any other, the span of a turn is what
 the template adds for it: render(messages up to and with the turn) minus render(messages before it, with the generation

@@ -1,4 +1,4 @@
-"""Where documents come from: local text, JSON and Parquet files, or datasets of the hub. No torch.
+"""Reads documents from local text, JSON and Parquet files, or from hub datasets. No torch.
 
 Local files are indexed once and read in place: a document costs 16 to 24 bytes of memory. `datasets` (with pandas and
 pyarrow) is imported only for Parquet files and the hub.
@@ -274,7 +274,7 @@ def list_files(root: Path, prefix: str) -> list[Path]:
         files.sort()
     else:
         raise UserError(
-            f"{prefix}.path", f"{root} does not exist in this pod; mount it with spec.pod.volumes, or mend it"
+            f"{prefix}.path", f"{root} does not exist in this pod; mount it with spec.pod.volumes, or correct the path"
         )
     if not files:
         raise UserError(f"{prefix}.path", f"the folder {root} holds no files")

@@ -1,4 +1,4 @@
-"""How a job's data is dealt out, and whether the place in it that a checkpoint holds fits this run. No torch.
+"""How a job's data is split across data-parallel ranks, and whether a checkpoint's data position fits. No torch.
 
 Rows are a function of the step and of the global batch alone (streams.py), so a checkpoint may be resumed on any mesh
 that makes the same global batch. A stream of the hub is dealt out by rank instead.

@@ -1,4 +1,4 @@
-"""The dataloader component: a dataset of the spec to batches of packed rows."""
+"""The dataloader component: from a dataset of the spec to batches of packed rows."""
 
 from __future__ import annotations
 

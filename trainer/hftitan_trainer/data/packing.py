@@ -1,4 +1,4 @@
-"""From documents to rows of exactly seq_len tokens, resumable to the token. No torch."""
+"""Packs documents into rows of exactly seq_len tokens; resumable at any token. No torch."""
 
 from __future__ import annotations
 

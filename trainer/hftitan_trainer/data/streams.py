@@ -1,4 +1,4 @@
-"""Documents one after the other, endlessly, for each lane of a job; a lane's place in them is a small state. No torch.
+"""An endless stream of documents for each lane of a job, whose position is a small state. No torch.
 
 A lane is a row of the global batch: row p of every optimizer step comes from lane p, packed from that lane's documents.
 All lanes deal the same endless deck: epoch after epoch, each in its own order, document g of the deck goes to lane g

@@ -1,4 +1,4 @@
-"""The model's own tokenizer, as transformers loads it, behind torchtitan's tokenizer interface.
+"""The model's own tokenizer, loaded by transformers, behind torchtitan's tokenizer interface.
 
 torchtitan's HuggingFaceTokenizer reads tokenizer.json and guesses at the special tokens; transformers reads every kind
 of tokenizer and gives the ids that inference will give.

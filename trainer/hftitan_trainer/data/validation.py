@@ -1,4 +1,4 @@
-"""Loss on held-out data: the same rows on every mesh, and nothing of it left behind in the training."""
+"""Computes the loss on held-out data: the same rows on every mesh, without side effects on the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention inside packed rows: causal, never across documents, and no further back than a layer's sliding window.
+"""Attention in packed rows: causal, within documents, and within a layer's sliding window.
 
 Positions restart at 0 where a new document starts in a row, so a mask follows from them alone. On GPUs the mask is
 torchtitan's flex BlockMask. FlexAttention has no backward pass on processors, so there the mask is a boolean tensor and

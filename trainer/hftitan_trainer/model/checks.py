@@ -1,4 +1,4 @@
-"""What a model asks of the mesh and the training settings, checked before a process group exists."""
+"""Checks the model against the mesh and the training settings before a process group exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model folder: fetched at one revision, read once, checked before a rank builds anything.
+"""The model folder: fetched at one revision, read once, checked before any rank builds the model.
 
 Imports transformers, but neither torchtitan nor a model: it runs in every pod before the process group exists.
 """
@@ -210,7 +210,7 @@ def _overridden(config: PretrainedConfig, raw: dict[str, Any], overrides: dict[s
 
 @contextlib.contextmanager
 def _refusals(path: str, what: str) -> Iterator[None]:
-    """Tell what transformers' validation of a config says as the user's to mend."""
+    """Raise what transformers' validation of a config reports as a UserError."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

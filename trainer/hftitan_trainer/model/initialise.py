@@ -1,4 +1,4 @@
-"""Fills a model that was built on the meta device and then given memory: by transformers' own rules, on any mesh alike.
+"""Initialises a model that was built on the meta device, by transformers' own rules and the same on every mesh.
 
 A random weight depends on the seed and the weight's name alone. Each is drawn in full and every rank keeps its shard,
 so a model starts from the same numbers on one process and on a thousand; the price is one full weight at a time in

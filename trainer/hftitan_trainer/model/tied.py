@@ -1,4 +1,4 @@
-"""Tied embeddings on two pipeline stages: the first holds the input embedding, the last the head, both one weight.
+"""Tied embeddings on a pipeline: the first stage holds the embedding, the last the head, and both stay equal.
 
 Upstream trains them as two weights. Here the head's gradient travels to the embedding before the norm is taken (so it
 counts once), and the clipped sum travels back before the optimizer steps: both copies take the same step for ever.

@@ -1,8 +1,8 @@
-"""torchtitan's wrapper around a transformers model, with the parts mended that would train a wrong model in silence.
+"""Wraps a transformers model for torchtitan, and fixes the upstream defects that would train a wrong model in silence.
 
 Upstream is torchtitan 0.3 experiments/transformers_modeling_backend (model.py, parallelize.py, state_dict_adapter.py).
 tests/trainer/test_upstream.py shows each of these defects in the original; when one of those tests fails, upstream has
-mended it and the piece here can go.
+fixed it and the piece here can go.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers: transformers' own router and experts, their weights in files, and one expert per rank.
+"""Mixture-of-experts layers: transformers' own router and experts, their weights in files, and expert parallelism.
 
 torchtitan swaps in its own mixture instead (experiments/transformers_modeling_backend/moe_replacement.py). That one
 computes in bfloat16 whatever the job says, knows no activation but SiLU, adds a bias to the router that no Hugging Face

@@ -1,4 +1,4 @@
-"""Linear layers that multiply in float8, by torchao; weights, gradients and what is exported stay as they are.
+"""Linear layers that multiply in float8 (torchao). Weights, gradients and the export keep their types.
 
 torchtitan's converter (components/quantization/float8.py) rewrites the configs of its own linear layers. Models of
 transformers have none, so it would find nothing and say nothing; here the layers themselves are exchanged.

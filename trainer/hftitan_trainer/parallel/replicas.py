@@ -1,4 +1,4 @@
-"""Data parallelism without shards on CPUs: each rank holds the whole model, and gradients are summed where they are.
+"""Data parallelism without shards on CPUs: each rank holds the whole model and gradients are summed in place.
 
 torchtitan runs every mesh, even of one process, through FSDP, which copies all weights before the forward pass and all
 gradients before their reduction. On a GPU that hides behind the computation; on a processor it is a sixth of the step.

@@ -1,4 +1,4 @@
-"""A pipeline stage: transformers' forward pass of a whole model, run with the parts that are elsewhere left out.
+"""A pipeline stage: transformers' forward pass without the modules of the other stages.
 
 torchtitan (experiments/transformers_modeling_backend/pipeline.py) replaces those by identities. What a model's forward
 does besides calling its parts would happen in every stage, and what it knows of its layers by their number would be

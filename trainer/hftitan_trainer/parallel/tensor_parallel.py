@@ -1,7 +1,7 @@
-"""How tensor parallelism cuts transformers' layers: attention by heads, the feed-forward layer by columns.
+"""Splits transformers' layers for tensor parallelism: attention by heads, the feed-forward layer by columns.
 
 Upstream is torchtitan 0.3 experiments/transformers_modeling_backend/hf_sharding.py. It knows Llama's names and
-computes these wrongly or not at all, which is mended here: fused projections (Phi), norms over all heads of a
+computes these wrongly or not at all, which is fixed here: fused projections (Phi), norms over all heads of a
 projection (OLMo), norms that name their argument otherwise (Gemma), biases of projections whose outputs are summed over
 the ranks (each rank adds the whole bias), and word embeddings with a scale or with a padding index
 (models/common/embedding.py takes the index of the whole vocabulary for one of this rank's words).

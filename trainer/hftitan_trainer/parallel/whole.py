@@ -1,4 +1,4 @@
-"""Modules that no axis of the mesh cuts: without tensor parallelism each stays as it is, and FSDP shards its weights.
+"""Modules that no mesh axis splits: without tensor parallelism each stays whole, and FSDP shards its weights.
 
 torchtitan's transformers backend describes how tensor parallelism cuts each module of a Llama-like layer, and asks for
 those names even when there is none (hf_sharding.py raises on a fused qkv_proj). Here nothing is asked.

@@ -1,4 +1,4 @@
-"""Tells torchtitan which device it trains on: CUDA as it is, or the processors.
+"""Tells torchtitan which device it trains on: CUDA, or the CPU.
 
 torchtitan 0.3 looks for an accelerator once, while `torchtitan.tools.utils` is imported, and takes "cuda" where it
 finds none; every other module copies the answer. So `use_device` must run before anything imports torchtitan.

@@ -1,4 +1,4 @@
-"""What a trainer process reads from its environment, once and typed."""
+"""Reads the environment of a trainer process, once and typed."""
 
 from __future__ import annotations
 

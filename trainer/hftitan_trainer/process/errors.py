@@ -1,4 +1,4 @@
-"""What can go wrong in a trainer, sorted by what to do about it.
+"""The trainer's exceptions, grouped by what to do about them.
 
 `report.py` turns an exception into the ExitReport of `hftitan_api.wire`; `reason` is one of its ExitReasons. Anything
 that is not a TrainerError is classified there by its type and text (out of memory, network, disk).

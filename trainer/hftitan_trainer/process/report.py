@@ -1,4 +1,4 @@
-"""The exit report: why this pod's trainer ended, the first cause first.
+"""The exit report: why this pod's trainer ended, first cause first.
 
 Several ranks of a pod share one termination log. When one rank fails, the others fail too, a moment later and with the
 network's words ("connection closed by peer"), so the report is kept under a lock with two rules: a cause outranks its

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a stop at a step boundary, or at once where there is nothing to save.
+"""Handles SIGTERM and SIGINT: stops at a step boundary, or at once if there is nothing to save.
 
 Python runs its signal handlers between bytecodes of the main thread only, and the main thread may sit in a rendezvous
 or a collective for minutes. So the C-level handler wakes a thread (signal.set_wakeup_fd), and that thread decides.

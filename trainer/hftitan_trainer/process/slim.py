@@ -1,4 +1,4 @@
-"""Keeps what no run needs out of torchtitan's import: about four of its seconds.
+"""Keeps unused modules out of torchtitan's import, which saves about four seconds.
 
 Upstream: torchtitan.trainer imports components/validate.py, whose default data loader pulls in `datasets` with pandas
 and pyarrow. Our loader takes its place (data/loader.py), and imports `datasets` only for Parquet files and the hub.

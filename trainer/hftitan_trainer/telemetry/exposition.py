@@ -1,4 +1,4 @@
-"""The trainer's numbers as Prometheus families, by the table of hftitan_api.metric_names."""
+"""The trainer's metrics as Prometheus families, from the table in hftitan_api.metric_names."""
 
 from __future__ import annotations
 

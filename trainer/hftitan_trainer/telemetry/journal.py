@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line, written by rank 0, outliving crashes and attempts.
+"""metrics.jsonl: one JSON object per line, written by rank 0, kept across crashes and attempts.
 
 Every line has `kind`, `attempt` and `time` (Unix seconds); `kind: step` lines carry the keys of wire.Progress and more.
 After a resume the steps since the checkpoint appear a second time, under the new attempt: the last line of a step

@@ -1,4 +1,4 @@
-"""One short line for what matters, on rank 0; warnings from every rank; secrets never."""
+"""Log format: one short line per message. Rank 0 logs progress, every rank logs warnings, and secrets are removed."""
 
 from __future__ import annotations
 

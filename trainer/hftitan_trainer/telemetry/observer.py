@@ -1,4 +1,5 @@
-"""What the training engine tells the rest of the trainer, and the one thing it asks. Imports nothing heavy."""
+"""The interface through which the engine reports to the rest of the trainer, and asks whether to stop. Light
+imports."""
 
 from __future__ import annotations
 

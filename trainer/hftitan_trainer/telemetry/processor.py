@@ -1,4 +1,4 @@
-"""torchtitan's metrics processor, which here only makes StepReports.
+"""torchtitan's metrics processor, reduced to producing StepReports.
 
 Upstream (components/metrics.py) logs to the console, TensorBoard and W&B; its throughput is per device, its MFU assumes
 an A100 where it does not know the device, and under pipeline parallelism its loss is -1 on all but the last stage.

@@ -1,4 +1,4 @@
-"""From the engine's step reports to what people and machines read: the log line, metrics.jsonl, /progress, /metrics."""
+"""Turns step reports into the log line, metrics.jsonl, /progress and /metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP server of a pod's local rank 0: /metrics, /healthz, and /progress on node 0.
+"""The HTTP server of each pod's local rank 0: /metrics, /healthz, and /progress on node 0.
 
 It is up before torch is imported, so that a scrape during the start-up finds a trainer that is `starting`.
 """
