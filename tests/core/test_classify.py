@@ -24,11 +24,11 @@ TABLE = [
     (pod(phase="Failed", exit_code=137), ("Killed", "pod x-1-0 was killed (exit 137)", False, False)),
     (
         pod(phase="Failed", exit_code=1),
-        ("ExitedWithoutReport", "pod x-1-0 ended with exit 1, saying nothing", False, False),
+        ("ExitedWithoutReport", "pod x-1-0 exited with code 1 and left no exit report", False, False),
     ),
     (
         pod(phase="Failed", reason="UnexpectedAdmissionError"),
-        ("ExitedWithoutReport", "pod x-1-0 ended with UnexpectedAdmissionError, saying nothing", False, False),
+        ("ExitedWithoutReport", "pod x-1-0 ended with UnexpectedAdmissionError and left no exit report", False, False),
     ),
     (
         pod(
@@ -56,20 +56,20 @@ TABLE = [
     ),
     (
         pod(phase="Failed", report={"reason": "Preempted", "retryable": True, "checkpoint_step": 40}),
-        ("Preempted", "pod x-1-0 was told to stop and saved step 40", True, False),
+        ("Preempted", "pod x-1-0 received SIGTERM and saved step 40", True, False),
     ),
     # torchrun may exit 0 after SIGTERM: that is no success.
-    (pod(phase="Succeeded", report="Preempted"), ("Preempted", "pod x-1-0 was told to stop", True, False)),
+    (pod(phase="Succeeded", report="Preempted"), ("Preempted", "pod x-1-0 received SIGTERM", True, False)),
     (
         pod(phase="Failed", exit_code=1, report="Completed"),
-        ("ExitedWithoutReport", "pod x-1-0 ended with exit 1, saying nothing", False, False),
+        ("ExitedWithoutReport", "pod x-1-0 exited with code 1 and left no exit report", False, False),
     ),
     (pod(phase="Failed", exit_code=137, deleting=True), ("PodDeleted", "pod x-1-0 was deleted", True, False)),
     (
         pod(phase="Failed", exit_code=137, reason="OOMKilled"),
         (
             "OOMKilled",
-            "pod x-1-0 ran out of memory (OOMKilled; spec.pod.resources.limits.memory is the bound)",
+            "pod x-1-0 ran out of memory (OOMKilled; spec.pod.resources.limits.memory is the limit)",
             False,
             False,
         ),

@@ -231,7 +231,7 @@ def test_a_killed_pod_restarts_the_gang_once_every_old_pod_is_over():
     assert acts(decide(of, seen(dead, leaving), T0 + 110)) == []
 
     of, decisions = settle(of, seen(dead), T0 + 116)
-    message = "attempt 2: created 2 pods, going on from step 40 after pod x-1-0 was killed (exit 137)"
+    message = "attempt 2: created 2 pods, restarting from step 40 after pod x-1-0 was killed (exit 137)"
     assert (of.status.phase, of.status.attempt, of.status.restarts, of.status.message) == ("Pending", 2, 1, message)
     assert acts(decisions[0]) == ["+Pod x-2-0", "+Pod x-2-1"]
     assert told(decisions) == [("Normal", "AttemptCreated", message)]
@@ -263,7 +263,7 @@ def test_causes_of_a_restart(pods, reason, free):
     (record,) = first.status.restart_history
     assert (record.reason, record.free) == (reason, free)
     assert (first.events[0].type, first.events[0].reason) == ("Normal" if free else "Warning", reason)
-    ending = "not counted against maxRestarts 3" if free else "restart 1 of 3"
+    ending = "does not count against maxRestarts" if free else "restart 1 of 3"
     assert first.events[0].message.endswith(ending)
 
 
@@ -285,7 +285,7 @@ def test_what_may_still_turn_out_well_is_waited_for(pods):
 
 def test_a_pod_that_is_being_deleted_is_named():
     of, _ = settle(running(), seen(pod(0), pod(1, deleting=True, deletion_deadline=T0 + 300)), T0 + 2)
-    assert of.status.message == "attempt 1: pod x-1-1 is being deleted; waiting for its end"
+    assert of.status.message == "attempt 1: pod x-1-1 is being deleted; waiting until it is gone"
 
 
 def test_an_interrupted_creation_is_completed_and_no_deletion():
@@ -371,7 +371,7 @@ def test_a_deleted_node_costs_one_pass_to_notice_and_none_to_wait_for():
     of, decisions = settle(of, seen(pod(0), gone), T0 + 1)
     message = (
         "attempt 2: restarting from the beginning after node n1 of pod x-1-1 was deleted, and with it rank 1 "
-        "(dp_shard 1); not counted against maxRestarts 3"
+        "(dp_shard 1); does not count against maxRestarts"
     )
     assert told(decisions) == [("Normal", "NodeLost", message)]
     assert [acts(d) for d in decisions] == [[], ["-x-1-0 grace 15", "-x-1-1 grace 0"]]
@@ -416,7 +416,7 @@ def test_a_node_found_lost_later_makes_the_restart_free():
     assert [(r.reason, r.free) for r in of.status.restart_history] == [("NodeLost", True)]
     assert of.status.message == (
         "attempt 2: restarting from the beginning after node n1 of pod x-1-1 was lost, and with it rank 1 "
-        "(dp_shard 1); not counted against maxRestarts 3"
+        "(dp_shard 1); does not count against maxRestarts"
     )
     assert told(decisions) == []
 
@@ -484,8 +484,7 @@ def test_three_attempts_without_a_new_step_end_the_job():
     of = crash_loop(running(job(runPolicy={"maxRestarts": 10}), step=None), step=0, times=3)
     assert failed_by(of, "NoProgress")
     assert of.status.message == (
-        "3 attempts in a row finished no new step (none was ever finished); the last one ended because "
-        "pod x-3-0 was killed (exit 137)"
+        "3 attempts in a row finished no new step (no step was finished); last failure: pod x-3-0 was killed (exit 137)"
     )
     of = crash_loop(running(job(runPolicy={"maxRestarts": 10}), step=None), step=40, times=4)
     assert failed_by(of, "NoProgress")
@@ -572,7 +571,7 @@ def test_a_hang_says_where_and_who_is_silent():
     assert told([decision])[-1] == (
         "Warning",
         "Hung",
-        "attempt 2: restarting from the beginning after it stood still for 1m40s (training after step 5; silent: "
+        "attempt 2: restarting from the beginning after no progress for 1m40s (training after step 5; unresponsive: "
         "pod x-1-1, rank 1 (dp_shard 1)); restart 1 of 3",
     )
 
@@ -625,7 +624,7 @@ def test_suspended_with_the_pods_own_grace_and_resumed_free_of_charge():
     of = with_status(of, first)
     saved = {"reason": "Preempted", "retryable": True, "step": 17, "checkpoint_step": 17}
     of, decisions = settle(of, seen(pod(0, phase="Failed", report=saved)), T0 + 60)
-    assert of.status.message == "suspended; will go on from step 17"
+    assert of.status.message == "suspended; will resume from step 17"
     assert told(decisions) == []
     assert truths(of)["Suspended"] == ("True", "ByUser")
 
@@ -633,10 +632,10 @@ def test_suspended_with_the_pods_own_grace_and_resumed_free_of_charge():
     of, decisions = settle(of, seen(pod(0, phase="Failed", report=saved)), T0 + 90)
     assert (of.status.phase, of.status.attempt, of.status.restarts) == ("Pending", 2, 0)
     assert of.status.restart_history == []
-    assert of.status.message == "attempt 2: created 2 pods, going on from step 17"
+    assert of.status.message == "attempt 2: created 2 pods, restarting from step 17"
     assert [e[1:] for e in told(decisions)] == [
         ("Resumed", "resuming from step 17"),
-        ("AttemptCreated", "attempt 2: created 2 pods, going on from step 17"),
+        ("AttemptCreated", "attempt 2: created 2 pods, restarting from step 17"),
     ]
     assert truths(of)["Suspended"] == ("False", "Resumed")
 

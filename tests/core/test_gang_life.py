@@ -171,7 +171,7 @@ def test_a_job_that_ran_waits_for_its_scheduler_to_come_back():
     of = edited(of, runPolicy={"suspend": False})
     waiting = unserved(of, decide(of, Observed(), T0 + 2), "no podgroups here", T0 + 2)
     assert (waiting.status.phase, waiting.recheck_after) == ("Pending", 10)
-    assert waiting.status.message == "the cluster refused an object of attempt 2: no podgroups here"
+    assert waiting.status.message == "the cluster rejected an object of attempt 2: no podgroups here"
 
 
 # --- Kueue ------------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ EVICTED = {"disrupted": True, "reason": "WorkloadEvicted", "message": "Preempted
             "pod x-1-1 was evicted (Preempted to accommodate a workload (UID: w))",
         ),
         # An older Kueue, which says nothing, and its pods are gone.
-        ([pod(0, phase="Failed", deleting=True, report="Preempted")], "pod x-1-0 was told to stop"),
+        ([pod(0, phase="Failed", deleting=True, report="Preempted")], "pod x-1-0 received SIGTERM"),
         ([], "pod x-1-0 was deleted"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_job_suspended_in_the_queue_leaves_it_and_comes_back_as_a_new_group():
     assert kinds([a for d in decisions for a in d.actions])[-2:] == ["DeletePod", "DeletePod"]
     held = seen(*(gated(i, deleting=True, deletion_deadline=T0 + 2) for i in range(2)))
     of, _ = settle(of, held, T0 + 3)
-    assert (of.status.phase, of.status.message) == ("Suspended", "suspended; will go on from the beginning")
+    assert (of.status.phase, of.status.message) == ("Suspended", "suspended; will resume from the beginning")
     of, decisions = settle(edited(of, runPolicy={"suspend": False}), held, T0 + 4)
     assert of.status.attempt == 2
     assert kinds([a for d in decisions for a in d.actions]) == ["Require", "Pod", "Pod"]

@@ -141,7 +141,7 @@ def test_a_queue_that_is_not_there_is_told_and_nothing_made(team):
     status = team.until("x", lambda s: "nowhere" in (s.get("message") or ""), "the message")
     assert status["phase"] == "Pending"
     assert status["message"] == (
-        "the cluster refused an object of attempt 1: "
+        "the cluster rejected an object of attempt 1: "
         f'namespace {team.namespace}: localqueues.kueue.x-k8s.io "nowhere" not found'
     )
     assert team.admin.list("pods", team.namespace) == []

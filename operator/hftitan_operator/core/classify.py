@@ -75,9 +75,9 @@ def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
     if pod.disrupted:
         return Cause(_DISRUPTED, pod.index, reasons.EVICTED, _disrupted(pod), free=True)
     if report is not None and report.reason == "Preempted":
-        message = f"pod {pod.name} was told to stop and saved step {report.checkpoint_step}"
+        message = f"pod {pod.name} received SIGTERM and saved step {report.checkpoint_step}"
         if report.checkpoint_step is None:
-            message = f"pod {pod.name} was told to stop"
+            message = f"pod {pod.name} received SIGTERM"
         return Cause(_STOPPED, pod.index, reasons.PREEMPTED, message, free=True)
     if pod.deleting:
         return missing(pod.name, pod.index)
@@ -86,7 +86,7 @@ def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
             _EXHAUSTED,
             pod.index,
             reasons.OOM_KILLED,
-            f"pod {pod.name} ran out of memory (OOMKilled; spec.pod.resources.limits.memory is the bound)",
+            f"pod {pod.name} ran out of memory (OOMKilled; spec.pod.resources.limits.memory is the limit)",
         )
     if report is not None and report.reason != "Completed":
         return Cause(_ORDER.get(report.reason, _ERROR), pod.index, report.reason, _told(pod, plan))
@@ -107,8 +107,8 @@ def _of_exit_code(pod: PodView) -> Cause:
     code = pod.exit_code
     if code is not None and code > 128:
         return Cause(_CRASHED, pod.index, reasons.KILLED, f"pod {pod.name} was killed (exit {code})")
-    ended = f"exit {code}" if code is not None else pod.reason or "no exit code"
-    return Cause(_CRASHED, pod.index, reasons.NO_REPORT, f"pod {pod.name} ended with {ended}, saying nothing")
+    ended = f"exited with code {code}" if code is not None else f"ended with {pod.reason or 'no exit code'}"
+    return Cause(_CRASHED, pod.index, reasons.NO_REPORT, f"pod {pod.name} {ended} and left no exit report")
 
 
 def _lost(pod: PodView, plan: MeshPlan) -> Cause:

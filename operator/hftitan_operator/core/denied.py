@@ -16,7 +16,7 @@ def denied(job: HFTitanJob, decision: Decision, why: str, now: float) -> Decisio
 
     `job` carries the status as it is written; the event comes once for each reason, not with every try.
     """
-    message = f"the cluster refused an object of attempt {decision.status.attempt}: {why}"[: st.MESSAGE_LIMIT]
+    message = f"the cluster rejected an object of attempt {decision.status.attempt}: {why}"[: st.MESSAGE_LIMIT]
     draft = Draft(job, now, decision.status)
     before = st.condition(job.status, reasons.PODS_CREATED)
     draft.condition(reasons.PODS_CREATED, "False", reasons.DENIED, message)

@@ -25,7 +25,7 @@ def from_step(status: JobStatus) -> str:
 
 def restarting(status: JobStatus, cause: Cause, used: int, policy: RunPolicySpec) -> str:
     most = policy.max_restarts
-    charge = f"not counted against maxRestarts {most}" if cause.free else f"restart {used} of {most}"
+    charge = "does not count against maxRestarts" if cause.free else f"restart {used} of {most}"
     return f"attempt {status.attempt + 1}: restarting {from_step(status)} after {cause.message}; {charge}"
 
 
@@ -36,7 +36,7 @@ def created(status: JobStatus, attempt: int, nodes: int) -> str:
         return message
     why = st.condition(status, reasons.RUNNING)
     after = f" after {why.message}" if why and why.message else ""
-    return f"{message}, going on {from_step(status)}{after}"
+    return f"{message}, restarting {from_step(status)}{after}"
 
 
 def waiting(gang: Sequence[PodView], gatekeeper: str | None = None) -> str | None:
@@ -66,7 +66,7 @@ def doing(status: JobStatus, gang: Sequence[PodView], *, blind: bool) -> str:
     """Of a gang whose pods all run. `blind`: its first pod is ready and does not answer us."""
     leaving = next((pod.name for pod in gang if pod.deleting and not finished(pod)), None)
     if leaving:
-        return f"pod {leaving} is being deleted; waiting for its end"
+        return f"pod {leaving} is being deleted; waiting until it is gone"
     if blind:
         return (
             f"pod {gang[0].name} is ready, but the operator cannot reach its /progress: steps are not shown and hangs "
@@ -78,7 +78,7 @@ def doing(status: JobStatus, gang: Sequence[PodView], *, blind: bool) -> str:
 def suspended(status: JobStatus, live: int) -> str:
     if live:
         return f"suspended; waiting for {pods(live)} to save and end"
-    return f"suspended; will go on {from_step(status)}"
+    return f"suspended; will resume {from_step(status)}"
 
 
 def success(status: JobStatus, steps: int) -> str:
@@ -88,10 +88,9 @@ def success(status: JobStatus, steps: int) -> str:
 
 def no_progress(history: Sequence[RestartRecord], cause: Cause) -> str:
     best = max(record.step for record in history)
-    where = f"the newest is {best}" if best else "none was ever finished"
+    where = f"the newest is {best}" if best else "no step was finished"
     return (
-        f"{budget.NO_PROGRESS_ATTEMPTS} attempts in a row finished no new step ({where}); the last one ended "
-        f"because {cause.message}"
+        f"{budget.NO_PROGRESS_ATTEMPTS} attempts in a row finished no new step ({where}); last failure: {cause.message}"
     )
 
 

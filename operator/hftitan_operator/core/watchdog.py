@@ -80,16 +80,16 @@ def _steps(
     moved = max(started, progress.updated if progress else 0.0, seen)
     if stepping(progress) or (progress is None and seen > started and status.phase == "Running"):
         limit = policy.hang_timeout_seconds
-        doing = "said nothing"
+        doing = "no progress report"
         if progress is not None:
             doing = f"{progress.phase} after step {progress.step}"
-        message = f"it stood still for {clock.duration(limit)} ({doing}{_silent(pods, plan)})"
+        message = f"no progress for {clock.duration(limit)} ({doing}{_silent(pods, plan)})"
         return Timer(moved + limit, Cause(0, 0, reasons.HUNG, message))
     # Counted anew from each phase (loading a large checkpoint, then the first step) and from each restart of the
     # workers in place: what moves is not dead.
     limit = policy.startup_timeout_seconds
-    doing = progress.phase if progress is not None else "no word from the trainer"
-    message = f"it finished no step within {clock.duration(limit)} ({doing}{_silent(pods, plan)})"
+    doing = progress.phase if progress is not None else "no progress report"
+    message = f"no step finished within {clock.duration(limit)} ({doing}{_silent(pods, plan)})"
     return Timer(moved + limit, Cause(0, 0, reasons.STARTUP_TIMEOUT, message))
 
 
@@ -100,4 +100,4 @@ def _silent(pods: Sequence[PodView], plan: MeshPlan) -> str:
         return ""
     first = silent[0]
     more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
-    return f"; silent: pod {first.name}, {classify.ranks_text(first.index, plan)}{more}"
+    return f"; unresponsive: pod {first.name}, {classify.ranks_text(first.index, plan)}{more}"
