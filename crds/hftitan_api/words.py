@@ -13,7 +13,7 @@ from hftitan_api import base
 from hftitan_api.yamltext import FieldPath
 
 ELSEWHERE = 2
-"""A field's name that stands at more places than this is no hint."""
+"""A name that more fields than this have gives no hint."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FREE_FORM = ("spec", "model", "overrides")
@@ -78,7 +78,7 @@ def _message(item: Mapping[str, Any], path: FieldPath, model: type[BaseModel]) -
         case "missing":
             return "is required"
         case "extra_forbidden":
-            return _unknown_field(str(path[-1]), _fields_at(model, path[:-1]), _paths_named(str(path[-1]), model))
+            return _unknown_field(path, model)
         case "literal_error":
             return _not_a_choice(given, context["expected"])
         case "int_type" | "int_from_float":
@@ -119,13 +119,15 @@ def _message(item: Mapping[str, Any], path: FieldPath, model: type[BaseModel]) -
             return str(item["msg"])
 
 
-def _unknown_field(name: str, known: Sequence[str], elsewhere: Sequence[str]) -> str:
-    """`known` are the fields of this object; `elsewhere` the paths at which a field of this very name exists."""
+def _unknown_field(path: FieldPath, model: type[BaseModel]) -> str:
+    """In order: the same name spelled otherwise, the same name elsewhere in the model, a similar name, all names."""
+    name, known = str(path[-1]), _fields_at(model, path[:-1])
     lowered = {field.lower(): field for field in known}
     close = lowered.get(_plain(name))
-    if close is None and 0 < len(elsewhere) <= ELSEWHERE:
-        return f"unknown field; {name} is {' or '.join(elsewhere)}"
     if close is None:
+        elsewhere = _paths_named(name, model)
+        if 0 < len(elsewhere) <= ELSEWHERE:
+            return f"unknown field; {_shown(name)} is {' or '.join(elsewhere)}"
         found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
         close = lowered[found[0]] if found else None
     if close is not None:

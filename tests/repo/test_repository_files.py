@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from documents import ROOT, commands, prose
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 TEMPLATES = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
 GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "docs/architecture.md"]
@@ -168,11 +168,8 @@ def test_hooks_run_the_ruff_of_the_checks():
 
 
 def code(document: Path) -> list[str]:
-    """Inline code, and the lines of blocks for a shell."""
-    text = document.read_text()
-    shell = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    return [*re.findall(r"`([^`]+)`", prose), *(line.split(" #")[0] for block in shell for line in block.splitlines())]
+    """Inline code, and the commands of blocks for a shell."""
+    return [*prose(document), *commands(document)]
 
 
 @pytest.mark.parametrize("document", GUIDES, ids=names(GUIDES))

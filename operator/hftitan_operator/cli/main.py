@@ -282,7 +282,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a path or a log line need not fit the terminal's character set
     app(args=list(arguments) if arguments is not None else None, prog_name="hftitan")
-
-
-if __name__ == "__main__":
-    main()

@@ -24,8 +24,7 @@ def from_step(status: JobStatus) -> str:
 
 
 def restarting(status: JobStatus, cause: Cause, used: int, policy: RunPolicySpec) -> str:
-    most = policy.max_restarts
-    charge = "does not count against maxRestarts" if cause.free else f"restart {used} of {most}"
+    charge = "does not count against maxRestarts" if cause.free else f"restart {used} of {policy.max_restarts}"
     return f"attempt {status.attempt + 1}: restarting {from_step(status)} after {cause.message}; {charge}"
 
 
