@@ -273,8 +273,8 @@ def run_worker(
             worker.kill()
             worker.wait()
     if codes != [0] * world:
-        logs = "\n".join(
-            f"--- rank {rank}\n" + (folder / f"rank{rank}.log").read_text()[-6000:] for rank in range(world)
-        )
-        raise AssertionError(f"workers ended with {codes}\n{logs}")
+        # The one that ended by itself comes last, where a reader of a long report looks: the others only lost it.
+        order = sorted(range(world), key=lambda rank: codes[rank] not in (0, None))
+        logs = "\n".join(f"--- rank {rank}\n" + (folder / f"rank{rank}.log").read_text()[-10_000:] for rank in order)
+        raise AssertionError(f"{logs}\n--- workers ended with {codes}")
     return json.loads((folder / "results.json").read_text())

@@ -260,6 +260,7 @@ def main() -> None:
         store = dist.FileStore(str(folder / f"store{number}"), world)
         backend = "cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+        sys.excepthook = sys.__excepthook__  # each group would add one more "[rank0]: " to every line
         try:
             train = runpy.run_path(case["by"])["train"] if "by" in case else run
             results.append(train(case, Path(case.get("output", folder / f"out{number}"))))

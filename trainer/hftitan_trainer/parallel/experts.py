@@ -117,14 +117,22 @@ def spread(block: nn.Module, mesh: DeviceMesh) -> None:
     experts._is_expert_parallel = True  # transformers' experts skip the number `num_experts`: not here
 
     def over_all_tokens(hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        hidden = collectives.all_gather_single_autograd(hidden, 0, group)
-        weights = collectives.all_gather_single_autograd(weights, 0, group)
+        hidden = _arrived(collectives.all_gather_single_autograd(hidden, 0, group))
+        weights = _arrived(collectives.all_gather_single_autograd(weights, 0, group))
         chosen = collectives.all_gather_single(chosen, 0, group) - first
         elsewhere = (chosen < 0) | (chosen >= local)
         out = forward(hidden, chosen.masked_fill(elsewhere, local), weights.masked_fill(elsewhere, 0.0))
         return collectives.reduce_scatter_single_autograd(out, "sum", 0, group)
 
     experts.forward = over_all_tokens
+
+
+def _arrived(gathered: torch.Tensor) -> torch.Tensor:
+    """Wait for a collective before the next one starts: on gloo, gathers that overlap corrupt the heap now and then
+    (torch 2.15, ProcessGroupGloo.cpp allgather_coalesced). On a GPU only the stream waits."""
+    if isinstance(gathered, collectives.AsyncCollectiveTensor):  # not so while torch.compile traces
+        gathered.trigger_wait()
+    return gathered
 
 
 class SelectiveRecomputation(SelectiveAC):
