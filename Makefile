@@ -29,7 +29,7 @@ test: $(READY)  ## All checks and tests
 
 # Neither torch nor an API server nor a browser is started here.
 test-fast: $(READY)  ## The tests of the core, the API, the chart and the command line, in two minutes
-	@$(PY) -m pytest -q tests/core tests/api tests/chart tests/cli tests/cluster tests/repo/test_documents.py \
+	@$(PY) -m pytest -q tests/core tests/api tests/chart tests/cli tests/kube tests/repo/test_documents.py \
 	    tests/repo/test_repository_files.py \
 	    --ignore tests/api/test_mesh_torchtitan.py --ignore tests/cli/test_report_browser.py
 
@@ -53,7 +53,7 @@ generate: $(READY)  ## Rewrite every generated file
 
 pictures: $(READY)  ## Draw the dashboards in docs/pictures anew, from a test run of three minutes
 	HFTITAN_DASHBOARD_DATA=/tmp/hftitan/answers $(PY) -m pytest -q --basetemp=/tmp/hftitan \
-	    tests/kube/test_monitoring.py -k test_every_query
+	    tests/cluster/test_monitoring.py -k test_every_query
 	$(PY) hack/dashboard-pictures /tmp/hftitan/answers
 
 DOCKER ?= docker

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests/trainer"))
+sys.path.insert(0, str(ROOT / "tests/support/trainer"))
 WARMUP = 3
 FEWER = 4
 """Layers to leave out when memory does not suffice."""
@@ -86,7 +86,7 @@ def hugging_face_config(native: Any) -> Any:
 
 
 def case(scale: Scale, model: Path, seq_len: int, *, random: bool, **training: Any) -> dict[str, Any]:
-    """For tests/trainer/worker.py: one process, rows of random tokens, on GPUs of several documents."""
+    """For tests/support/trainer/worker.py: one process, rows of random tokens, on GPUs of several documents."""
     import harness
 
     vocab = json.loads((model / "config.json").read_text())["vocab_size"]
@@ -148,7 +148,7 @@ def beside_native(scale: Scale, folder: Path) -> tuple[Steps, Steps]:
 
 
 def train(wanted: dict[str, Any], output: Path) -> dict[str, Any]:
-    """Called by tests/trainer/worker.py: trains torchtitan's own model in torchtitan's own loop; returns its steps."""
+    """Called by support/trainer/worker.py: trains torchtitan's own model in torchtitan's own loop; returns its steps."""
     import worker
     from torch.distributed.fsdp import FSDPModule
     from torchtitan.models.llama3 import model_registry

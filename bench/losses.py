@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests/trainer"), str(ROOT / "hack")]
+sys.path[:0] = [str(ROOT / "tests/support/trainer"), str(ROOT / "hack")]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TEXT = Path("/usr/share/common-licenses/GPL-3")
 OPTIMIZER: dict[str, Any] = {"lr": 3e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weightDecay": 0.1}

@@ -31,7 +31,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "kube"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support" / "cluster"))
 
 from control_plane import ControlPlane
 from kubelets import KubeletProcess

@@ -1,6 +1,6 @@
 """Draws docs/pictures from what Prometheus answered to the dashboards: python hack/dashboard-pictures ANSWERS [FOLDER]
 
-ANSWERS is the folder that tests/kube/test_monitoring.py writes; `make pictures` does both.
+ANSWERS is the folder that tests/cluster/test_monitoring.py writes; `make pictures` does both.
 """
 
 from __future__ import annotations

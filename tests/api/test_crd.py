@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from api_server import broken_rules
+from paths import ROOT
 
 from hftitan_api.crd import to_yaml
 
-COMMITTED = Path(__file__).parents[2] / "crds" / "hftitanjobs.yaml"
+COMMITTED = ROOT / "crds" / "hftitanjobs.yaml"
 CRD = yaml.safe_load(COMMITTED.read_text())
 (VERSION,) = CRD["spec"]["versions"]
 SCHEMA = VERSION["schema"]["openAPIV3Schema"]

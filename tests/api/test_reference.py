@@ -1,14 +1,14 @@
 """docs/spec.md: up to date, and it says something of every field."""
 
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from hftitan_api import reference
 from hftitan_api.crd import crd
 
-COMMITTED = Path(__file__).parents[2] / "docs" / "spec.md"
+COMMITTED = ROOT / "docs" / "spec.md"
 SPEC = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 
 

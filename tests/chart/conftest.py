@@ -1,12 +1,6 @@
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-# importlib import mode has no rootdir on sys.path: the module beside the tests is imported by name.
-sys.path.insert(0, str(Path(__file__).parent))
-
 from helm_chart import CHART
 
 

@@ -5,9 +5,8 @@ import json
 import pytest
 import typer
 import yaml
-from helm_chart import NAMESPACE, ROOT, objects, of_kind, one
+from helm_chart import MATRIX, NAMESPACE, ROOT, objects, of_kind, one
 from pod_security import violations
-from test_chart_values import MATRIX
 
 from hftitan_api.load import load_defaults
 from hftitan_api.pod import PodDefaults

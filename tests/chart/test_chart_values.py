@@ -8,50 +8,9 @@ import helm_python as helm
 import kubernetes_validate
 import pytest
 import yaml
-from helm_chart import CHART, files, objects, of_kind
+from helm_chart import CHART, MATRIX, files, objects, of_kind
 
 VERSIONS = [f"1.{minor}" for minor in range(28, 38)]
-DIGEST = f"sha256:{'a' * 64}"
-MONITORS = {
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "interval": "10s"},
-    "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
-}
-MATRIX = {
-    "default": {},
-    "tenant": {"namespaces": ["a", "b"], "crds": {"enabled": False}, "rbac": {"aggregate": False}},
-    "tenant-with-nodes": {"namespaces": ["a"], "rbac": {"nodes": True}},
-    "one-replica": {"replicas": 1, "podDisruptionBudget": {"enabled": False}},
-    "own-account": {"serviceAccount": {"create": False, "name": "mine"}, "rbac": {"create": False}},
-    "image": {"image": {"digest": DIGEST, "pullPolicy": "Always", "pullSecrets": [{"name": "registry"}]}},
-    "monitors": {"monitoring": MONITORS},
-    "policies": {"networkPolicy": {"enabled": True, "jobNamespaces": ["a", "b"], "metricsFrom": ["monitoring"]}},
-    "policies-of-a-tenant": {"namespaces": ["a"], "networkPolicy": {"enabled": True, "apiServerPorts": [16443]}},
-    "dashboards-elsewhere": {"dashboards": {"namespace": "grafana", "label": "dash", "labelValue": "yes"}},
-    "placed": {
-        "nodeSelector": {"node-role.kubernetes.io/control-plane": ""},
-        "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists", "effect": "NoSchedule"}],
-        "priorityClassName": "system-cluster-critical",
-        "podLabels": {"team": "ml"},
-        "podAnnotations": {"cost": "ml"},
-        "resources": {"limits": {"cpu": 2, "memory": "2Gi", "ephemeral-storage": "100Mi"}},
-        "fullnameOverride": "titan",
-        "logLevel": "debug",
-    },
-    "defaults-for-jobs": {
-        "jobDefaults": {
-            "image": "registry.example/trainer:2",
-            "imagePullPolicy": "Always",
-            "imagePullSecrets": ["registry"],
-            "nodeSelector": {"pool": "training"},
-            "tolerations": [{"key": "training", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}],
-            "runtimeClassName": "nvidia",
-            "hfTokenSecret": {"name": "hf"},
-            "cacheVolume": "models",
-        },
-    },
-    "crd-goes-too": {"crds": {"keep": False}},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)

@@ -1,15 +1,14 @@
 """docs/commands.md is what the commands are, and names every one of them with every option."""
 
-from pathlib import Path
-
 import pytest
 import typer
+from paths import ROOT
 
 from hftitan_operator.cli import reference
 from hftitan_operator.cli.main import app
 
 COMMANDS = typer.main.get_command(app).commands
-DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
+DOCUMENT = ROOT / "docs" / "commands.md"
 
 
 def test_the_document_is_the_commands():

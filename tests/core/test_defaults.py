@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 from core_builders import T0, job, pod, progress, running, seen, settle
+from paths import ROOT
 
 from hftitan_api.load import load_defaults
 from hftitan_api.mesh import plan
@@ -120,7 +120,7 @@ def test_a_file_of_them_is_read():
 
 
 def test_the_file_that_the_documents_show_is_one():
-    text = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    text = (ROOT / "docs" / "operating.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     defaults, problems = load_defaults(block)
     assert problems == ()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import get_args
 
 import pytest
 from core_builders import T0, job, pod, progress, running
+from paths import ROOT
 
 from hftitan_api import mesh
 from hftitan_api.wire import ExitReason
 from hftitan_operator.core import classify, reasons, watchdog
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+DOCUMENT = (ROOT / "docs" / "failures.md").read_text()
 REASONS = {
     value
     for name, value in vars(reasons).items()

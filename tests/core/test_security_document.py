@@ -1,10 +1,10 @@
 """docs/security.md shows the rights that the operator has."""
 
-from pathlib import Path
+from paths import ROOT
 
 from hftitan_operator.core.access import TABLE
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+DOCUMENT = (ROOT / "docs" / "security.md").read_text()
 WHERE = {"jobs": "jobs", "gangs": "jobs", "cluster": "the cluster", "own": "its own namespace"}
 
 

@@ -5,18 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import FAKE_TRAINER
 
 from hftitan_api.mesh import plan
 from hftitan_api.models import HFTitanJob
 from hftitan_operator.local import prepare as local_prepare
 from hftitan_operator.local import store
 
-FAKE = Path(__file__).with_name("fake_trainer.py")
-PROGRAMS = {"torchrun": (sys.executable, str(FAKE))}
+PROGRAMS = {"torchrun": (sys.executable, str(FAKE_TRAINER))}
 
 
 def document(**spec):

@@ -1,16 +1,10 @@
-"""Debian's prometheus and promtool for this folder; the control plane and the operator are those of tests/kube."""
+"""Debian's prometheus and promtool for this folder; the control plane and the operator are those of tests/cluster."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "kube"))
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "hack/dashboard-pictures"))
+from paths import ROOT
 
 
 @pytest.fixture(scope="session")

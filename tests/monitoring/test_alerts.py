@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 from promql import metrics_of
 
 from hftitan_api import metric_names as names
 
-ROOT = Path(__file__).parents[2]
 RULES = ROOT / "charts/hftitan/rules/hftitan.yaml"
 TESTS = Path(__file__).with_name("alerts.yaml")
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]

@@ -4,17 +4,16 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from promql import DASHBOARDS, all_queries, metrics_of
 
 from hftitan_api import metric_names as names
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted(DASHBOARDS.glob("*.json"))
 PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
-"""Of prometheus_client's ProcessCollector; tests/kube/test_monitoring.py asks for them in earnest."""
+"""Of prometheus_client's ProcessCollector; tests/cluster/test_monitoring.py asks for them in earnest."""
 
 
 def test_they_are_as_generated(tmp_path):

@@ -2,12 +2,11 @@
 
 import json
 import runpy
-from pathlib import Path
 
 import yaml
+from paths import ROOT
 from promql import DASHBOARDS, scrape_jobs
 
-ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/monitoring.md").read_text()
 
 

@@ -2,14 +2,13 @@
 
 import json
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 from panels import Moments, Place, draw, series
+from paths import ROOT
 from promql import DASHBOARDS
 from units import clock_marks, marks, words
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted(DASHBOARDS.glob("*.json"))
 SVG = "{http://www.w3.org/2000/svg}"
 CAPTION = "Drawn from the answers of Prometheus to the panels' queries during the test run on CPUs"

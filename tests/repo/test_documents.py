@@ -74,7 +74,7 @@ def run(*words):
 def works(words):
     """A command of `hftitan` as it is shown."""
     if words[1] in CLUSTER:
-        # The arguments, and the file of `submit`, must be right; the rest is tests/kube/test_cli_cluster.py's.
+        # The arguments, and the file of `submit`, must be right; the rest is tests/cluster/test_cli_cluster.py's.
         done = subprocess.run([PROGRAM, *words[1:], "--kubeconfig", "/none"], cwd=ROOT, capture_output=True, text=True)
         return done.stderr.splitlines()[-1] == "--kubeconfig /none: no such file"
     if words[1] == "run":  # itself it takes minutes: `make demo`, and tests/local; here it must get as far as to start
@@ -100,7 +100,7 @@ def test_commands_work(document):
         elif words[0] == ".venv/bin/python":
             compile((ROOT / words[1]).read_text(), words[1], "exec")
         else:
-            # kubectl: tests/kube/test_documents_kubectl.py; helm: tests/chart/test_chart_files.py.
+            # kubectl: tests/cluster/test_documents_kubectl.py; helm: tests/chart/test_chart_files.py.
             assert words[0] in ("kubectl", "helm"), f"{where}: add it here"
 
 

@@ -2,12 +2,11 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 MENTIONS = re.compile(r'ghcr\.io/hftitan/[a-z]+:([\w.+-]*\w)|org\.opencontainers\.image\.version="([^"]+)"')
 CARRIERS = ("Dockerfile", "Makefile", "charts/hftitan/Chart.yaml", "crds/hftitan_api/pod.py", "crds/hftitanjobs.yaml")

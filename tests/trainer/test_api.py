@@ -7,13 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
+from paths import ROOT
 
 QWEN = {  # Qwen/Qwen2.5-7B's config.json
     "architectures": ["Qwen2ForCausalLM"],
@@ -36,7 +32,7 @@ QWEN = {  # Qwen/Qwen2.5-7B's config.json
 
 def example() -> str:
     """The code block of api.py's docstring."""
-    text = (HERE.parents[1] / "trainer" / "hftitan_trainer" / "api.py").read_text()
+    text = (ROOT / "trainer" / "hftitan_trainer" / "api.py").read_text()
     block = re.search(r"\n\n((?:    .*\n|\n)+)", text)
     assert block is not None
     return "\n".join(line.removeprefix("    ") for line in block[1].splitlines())
@@ -58,7 +54,7 @@ def test_the_documented_example_builds_the_model_on_the_meta_device(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN))
     code = example()
     assert '"Qwen/Qwen2.5-7B"' in code
-    assert f"```python\n{code.strip()}\n```" in (HERE.parents[1] / "README.md").read_text()
+    assert f"```python\n{code.strip()}\n```" in (ROOT / "README.md").read_text()
     code = code.replace('"Qwen/Qwen2.5-7B"', repr(str(tmp_path))) + (
         "\nimport json, transformers"
         "\nprint(json.dumps({'kind': type(model.model).__name__,"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
+from paths import ROOT
+
+BENCH = ROOT / "bench" / "gpu.py"
 
 
 def test_quick_measures_both_models_and_their_losses_agree():

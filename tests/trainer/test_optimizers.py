@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import harness
 import pytest
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import harness  # noqa: E402
 
 STEPS, BATCH = 4, 4
 SETTINGS = {"lr": 1e-2, "betas": [0.8, 0.9], "eps": 1e-6, "weightDecay": 0.5}

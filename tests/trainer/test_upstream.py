@@ -9,17 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import harness
 import pytest
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import harness  # noqa: E402
+from paths import ROOT
 
 
 def look(kind: str, folder: Path) -> dict:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "upstream_facts.py"), kind, str(folder)]
+    command = [sys.executable, str(ROOT / "tests/support/trainer/upstream_facts.py"), kind, str(folder)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FACTS ")]
     assert lines, done.stderr[-4000:]

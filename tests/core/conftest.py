@@ -1,5 +1,0 @@
-import sys
-from pathlib import Path
-
-# importlib import mode has no rootdir on sys.path: the builders beside the tests are imported by name.
-sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,67 @@
+"""The Dockerfile built without an image registry: buildah, and a base from the Debian mirror (hack/image-base)."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paths import ROOT
+
+BUILD_SECONDS = 600
+
+
+class Buildah:
+    """Images and containers in a storage of their own, kept between runs; `folder` is for what the build is given."""
+
+    def __init__(self, folder: Path) -> None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self._folder, self._storage = folder, cache / "hftitan" / "images"
+        made = self._call([str(ROOT / "hack" / "image-base"), str(self._storage)])
+        self.base = made.split()[-1]
+        self._words = ["buildah", "--root", str(self._storage), "--runroot", str(self._storage / "run")]
+        self._words += ["--storage-driver", "vfs"]
+
+    def build(self, target: str, *options: str) -> str:
+        """The name of the image of this target."""
+        name = f"localhost/hftitan-{target}"
+        base = f"{target.upper()}_BASE={self.base}"
+        words = ["bud", "--isolation", "chroot", "--target", target, "--build-arg", base, *self._index(), *options]
+        self.run([*words, "--tag", name, str(ROOT)])
+        return name
+
+    def run(self, words: Sequence[str]) -> str:
+        return self._call([*self._words, *words])
+
+    def command(self, container: str, words: Sequence[str], *options: str) -> list[str]:
+        """To run this in a container, as the image's own user, on the host's network."""
+        return [*self._words, "run", "--isolation", "chroot", *options, container, "--", *words]
+
+    def _index(self) -> list[str]:
+        """The machine's own pip settings as a secret of the build, and what they name of its files."""
+        listed = self._call([sys.executable, "-m", "pip", "config", "list"])
+        settings = configparser.ConfigParser(interpolation=None)
+        settings["global"] = {}
+        for key, value in re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE):
+            settings["global"][key] = value.replace("\\n", "\n").replace(" ", "\n")
+        file = self._folder / "pip.conf"
+        with file.open("w") as out:
+            settings.write(out)
+        file.chmod(0o600)
+        named = re.findall(r"(?:file://)?(/[\w./-]+)", " ".join(settings["global"].values()))
+        folders = {path if path.is_dir() else path.parent for path in map(Path, named) if path.exists()}
+        # An index is a folder of links to files elsewhere: all of its top.
+        tops = {Path(*folder.parts[:3]) for folder in folders}
+        mounts = [f"--volume={top}:{top}:ro" for top in sorted(tops)]
+        return [f"--secret=id=pip,src={file}", *mounts]
+
+    @staticmethod
+    def _call(words: Sequence[str]) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=BUILD_SECONDS, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, f"{shlex.join(words)}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
