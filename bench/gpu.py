@@ -148,7 +148,7 @@ def beside_native(scale: Scale, folder: Path) -> tuple[Steps, Steps]:
 
 
 def train(wanted: dict[str, Any], output: Path) -> dict[str, Any]:
-    """Called by support/trainer/worker.py: trains torchtitan's own model in torchtitan's own loop; returns its steps."""
+    """For support/trainer/worker.py: trains torchtitan's own model in torchtitan's own loop; returns its steps."""
     import worker
     from torch.distributed.fsdp import FSDPModule
     from torchtitan.models.llama3 import model_registry
