@@ -1,11 +1,11 @@
-# Two images from one file, each with exactly the packages of its lock (hack/locks, by hash; `hack/lock` renews them):
+# Two images, each with exactly the packages and hashes of its lock file (hack/locks, written by `hack/lock`):
 #
-#   docker build --target operator -t ghcr.io/hftitan/operator:0.1.0 .     no torch, below 200 MB of Python packages
+#   docker build --target operator -t ghcr.io/hftitan/operator:0.1.0 .     no torch, less than 200 MB of Python packages
 #   docker build --target trainer  -t ghcr.io/hftitan/trainer:0.1.0 .      torch with its CUDA libraries
 #
-# Bases: any Debian or Ubuntu with Python 3.11 or newer, or none of it (then the distribution's is installed); for the
-# trainer also NVIDIA's CUDA images, though torch's wheels bring what they need and the driver comes from the node.
-# A package index of your own: --secret id=pip,src=$HOME/.config/pip/pip.conf (it stays out of every layer).
+# Base images: any Debian or Ubuntu. If the base has no Python 3.11 or newer, the distribution's is installed. NVIDIA's
+# CUDA images work for the trainer, but are not needed: torch's wheels include CUDA, and the node has the driver.
+# Private package index: --secret id=pip,src=$HOME/.config/pip/pip.conf (not stored in any layer).
 ARG OPERATOR_BASE=docker.io/library/python:3.11-slim-bookworm
 ARG TRAINER_BASE=docker.io/library/python:3.11-slim-bookworm
 
@@ -38,18 +38,18 @@ CMD ["operator"]
 
 FROM ${TRAINER_BASE} AS trainer
 LABEL org.opencontainers.image.title="HFTitanJob trainer" \
-      org.opencontainers.image.description="Runs one node of an HFTitanJob: torchrun and the trainer below it" \
+      org.opencontainers.image.description="Runs one node of an HFTitanJob: torchrun and the trainer" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0"
 COPY hack/image-python hack/locks/trainer.txt hack/locks/build.txt /build/
-# A C compiler: triton and inductor (`training.compile`) build their launchers with it.
+# Triton and Inductor (`training.compile`) need a C compiler to build kernel launchers.
 RUN --mount=type=secret,id=pip EXTRA_PACKAGES="gcc libc6-dev" /build/image-python /build/trainer.txt
 COPY pyproject.toml README.md LICENSE /build/source/
 COPY crds /build/source/crds
 COPY operator /build/source/operator
 COPY trainer /build/source/trainer
 RUN --mount=type=secret,id=pip /build/image-python /build/trainer.txt /build/source && rm -r /build
-# What the NVIDIA runtime gives a container besides the devices; CUDA's own images say the same.
+# Driver capabilities that the NVIDIA runtime mounts into the container, as in NVIDIA's CUDA images.
 ENV PATH=/opt/hftitan/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONUNBUFFERED=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000

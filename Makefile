@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv (once; again when pyproject.toml changes).
+# Every target installs what it needs into .venv (once, and again when pyproject.toml changes).
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -7,7 +7,7 @@ READY := .venv/.ready
 
 .PHONY: help setup demo test test-fast check docs generate pictures images bench clean
 
-help:  ## This list
+help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY)  ## Install everything into .venv
@@ -16,24 +16,24 @@ $(READY): pyproject.toml hack/setup hack/constraints.txt hack/overrides.txt
 	@hack/setup
 	@touch $@
 
-demo: $(READY)  ## Fine-tune SmolLM2-135M on two processes of this machine's CPU
+demo: $(READY)  ## Fine-tune SmolLM2-135M on two CPU processes
 	@$(PY) hack/demo.py
 
-test: $(READY)  ## All checks and tests
+test: $(READY)  ## Run all checks and tests
 	@$(MAKE) --no-print-directory check
-	@hack/control-plane >/dev/null  # here, since the first time takes minutes and a test has a time limit
+	@hack/control-plane >/dev/null  # before the tests: the first build takes minutes, and tests have a time limit
 	@hack/prometheus >/dev/null
 	@hack/kubectl >/dev/null
 	@hack/chromium >/dev/null
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
 
-# Neither torch nor an API server nor a browser is started here.
-test-fast: $(READY)  ## The tests of the core, the API, the chart and the command line, in two minutes
+# These tests start no torch, no API server and no browser.
+test-fast: $(READY)  ## Run the tests of the core, the API, the chart and the command line (two minutes)
 	@$(PY) -m pytest -q tests/core tests/api tests/chart tests/cli tests/kube tests/repo/test_documents.py \
 	    tests/repo/test_repository_files.py \
 	    --ignore tests/api/test_mesh_torchtitan.py --ignore tests/cli/test_report_browser.py
 
-check: $(READY) docs  ## Format, lint, types, import layers, documentation site
+check: $(READY) docs  ## Check format, lint, types, import layers, documentation site
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -51,20 +51,20 @@ generate: $(READY)  ## Rewrite every generated file
 	$(PY) hack/dashboards/document.py
 	$(PY) hack/chart.py
 
-pictures: $(READY)  ## Draw the dashboards in docs/pictures anew, from a test run of three minutes
+pictures: $(READY)  ## Redraw the dashboards in docs/pictures from a test run (three minutes)
 	HFTITAN_DASHBOARD_DATA=/tmp/hftitan/answers $(PY) -m pytest -q --basetemp=/tmp/hftitan \
 	    tests/cluster/test_monitoring.py -k test_every_query
 	$(PY) hack/dashboard-pictures /tmp/hftitan/answers
 
 DOCKER ?= docker
-images:  ## The operator's and the trainer's image; DOCKER=podman or DOCKER=buildah do as well
+images:  ## Build the operator and trainer images; also with DOCKER=podman or DOCKER=buildah
 	$(DOCKER) build --target operator -t ghcr.io/hftitan/operator:0.1.0 .
 	$(DOCKER) build --target trainer -t ghcr.io/hftitan/trainer:0.1.0 .
 
-bench: $(READY)  ## Tokens/s against transformers' own Trainer, seconds to the first step; on a GPU its MFU
+bench: $(READY)  ## Measure tokens/s (with transformers' Trainer as peer), startup time, and MFU on a GPU
 	$(PY) bench/trainer.py
 	$(PY) bench/startup.py
 	$(PY) bench/gpu.py
 
-clean:  ## Remove what the other targets made
+clean:  ## Remove .venv, .cache and runs
 	rm -rf .venv .cache runs

@@ -1,12 +1,12 @@
-"""One GPU: tokens/s and MFU of an 8B-class Llama, and torchtitan's own llama3 beside it from the same weights.
+"""Measures tokens/s and MFU of an 8B-class Llama on one GPU, and compares it with torchtitan's own llama3.
 
-The layers have Llama 3 8B's shapes; as many of them are taken as fit: weights, gradients and AdamW's moments in
-bfloat16, selective recomputation, one sequence. The peer is torchtitan's model of the same size in torchtitan's loop,
-with the same batches, optimizer and weights, both in float32 with bfloat16 computation; a column each for the losses.
-MFU is of the peak in bfloat16, in float8 too.
+The layers have the shapes of Llama 3 8B. The benchmark uses as many layers as fit: weights, gradients and AdamW's
+moments in bfloat16, selective recomputation, one sequence. The peer is torchtitan's model of the same size in
+torchtitan's loop, with the same batches, optimizer and weights, both in float32 with bfloat16 computation. Both losses
+are printed. MFU is relative to the bfloat16 peak, for float8 too.
 
     python bench/gpu.py [--steps 20] [--seq-len 4096 8192] [--layers 32] [--peer-layers 8]
-    python bench/gpu.py --quick      # a small model on this machine's CPU: that it runs; no MFU, since no peak is known
+    python bench/gpu.py --quick      # smoke test with a small model on the CPU, without MFU (peak unknown)
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/support/trainer"))
 WARMUP = 3
 FEWER = 4
-"""Layers to leave out when memory does not suffice."""
+"""Layers removed after each out-of-memory error."""
 Steps = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is run, and on what."""
+    """Model size, sequence lengths and device of a run."""
 
     device: str
     flavor: str
-    """Of torchtitan's llama3."""
+    """Name of a configuration of torchtitan's llama3."""
     layers: int
     peer_layers: int
     seq_lens: tuple[int, ...]
@@ -44,20 +44,20 @@ class Scale:
 
 
 def native_model(scale: Scale, layers: int) -> Any:
-    """torchtitan's own model config, so many layers of it."""
+    """Return torchtitan's own model config with this number of layers."""
     from torchtitan.models.common.attention import ScaledDotProductAttention
     from torchtitan.models.llama3 import llama3_configs
 
     config = llama3_configs[scale.flavor](attn_backend="flex")
     config.layers = config.layers[:layers]
-    if scale.device == "cpu":  # flex has no backward pass there; this one takes rows of one document only
+    if scale.device == "cpu":  # flex has no backward pass on CPUs; SDPA supports one document per row
         for layer in config.layers:
             layer.attention.inner_attention = ScaledDotProductAttention.Config()
     return config
 
 
 def hugging_face_config(native: Any) -> Any:
-    """The same model for transformers."""
+    """Return the same model config for transformers."""
     from transformers import LlamaConfig
 
     attention, rope = native.layers[0].attention, native.layers[0].attention.rope
@@ -86,7 +86,10 @@ def hugging_face_config(native: Any) -> Any:
 
 
 def case(scale: Scale, model: Path, seq_len: int, *, random: bool, **training: Any) -> dict[str, Any]:
-    """For tests/support/trainer/worker.py: one process, rows of random tokens, on GPUs of several documents."""
+    """Return a case for tests/support/trainer/worker.py: one process, random tokens.
+
+    On a GPU, a row has several documents.
+    """
     import harness
 
     vocab = json.loads((model / "config.json").read_text())["vocab_size"]
@@ -110,7 +113,7 @@ def case(scale: Scale, model: Path, seq_len: int, *, random: bool, **training: A
 
 
 def fitting(scale: Scale, folder: Path, seq_len: int, **training: Any) -> tuple[int, Steps]:
-    """Layers that fit, and the steps of training them."""
+    """Find the number of layers that fit. Return it and the training steps."""
     import harness
 
     for layers in range(scale.layers, 0, -FEWER):
@@ -128,7 +131,7 @@ def fitting(scale: Scale, folder: Path, seq_len: int, **training: Any) -> tuple[
 
 
 def beside_native(scale: Scale, folder: Path) -> tuple[Steps, Steps]:
-    """The steps of our trainer and of torchtitan's own model from the same weights on the same rows."""
+    """Train with our trainer and with torchtitan's own model, from the same weights and rows. Return both steps."""
     import harness
     import torch
     from transformers import AutoModelForCausalLM
@@ -148,7 +151,7 @@ def beside_native(scale: Scale, folder: Path) -> tuple[Steps, Steps]:
 
 
 def train(wanted: dict[str, Any], output: Path) -> dict[str, Any]:
-    """For support/trainer/worker.py: trains torchtitan's own model in torchtitan's own loop; returns its steps."""
+    """Train torchtitan's own model in its own loop, for tests/support/trainer/worker.py. Return its steps."""
     import worker
     from torch.distributed.fsdp import FSDPModule
     from torchtitan.models.llama3 import model_registry
@@ -168,7 +171,7 @@ def train(wanted: dict[str, Any], output: Path) -> dict[str, Any]:
     trainer = Native(Trainer.Config(**{**fields, "model_spec": spec}))
     trainer.metrics_processor.on_step = lambda report: steps.append(asdict(report))
     trainer.metrics_processor.steps = scale.steps
-    if scale.device == "cpu":  # as model/wrapper.py does for ours
+    if scale.device == "cpu":  # as model/wrapper.py does
         for module in trainer.model_parts[0].modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
@@ -192,9 +195,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seq-len", type=int, nargs="+", default=[4096, 8192])
-    parser.add_argument("--layers", type=int, default=32, help="at most so many of Llama 3 8B's layers")
-    parser.add_argument("--peer-layers", type=int, default=8, help="layers of the model beside torchtitan's own")
-    parser.add_argument("--quick", action="store_true", help="a small model on the CPU")
+    parser.add_argument("--layers", type=int, default=32, help="maximum number of layers")
+    parser.add_argument(
+        "--peer-layers", type=int, default=8, help="layers in the comparison with torchtitan's own model"
+    )
+    parser.add_argument("--quick", action="store_true", help="smoke test with a small model on the CPU")
     args = parser.parse_args()
     import torch
     import transformers
@@ -206,7 +211,7 @@ def main() -> None:
     elif torch.cuda.is_available():
         scale = Scale("gpu", "8B", args.layers, args.peer_layers, tuple(args.seq_len), args.steps)
     else:
-        print("torch sees no GPU here, so nothing is measured; --quick runs a small model on the CPU")
+        print("no GPU found, nothing measured; --quick runs a small model on the CPU")
         return
     use_device(scale.device)
     transformers.utils.logging.disable_progress_bar()

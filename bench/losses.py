@@ -1,8 +1,8 @@
-"""Losses of fine-tuning SmolLM2-135M on the demo's text, beside those of transformers' own Trainer.
+"""Compares the losses of fine-tuning SmolLM2-135M with those of transformers' Trainer.
 
-All see the same packed rows. The peer is transformers' Trainer with a mask for each document, torch's AdamW for every
-weight (the Trainer's own leaves out norms), its clipping, and the same schedule. float32; ours on one process and on
-meshes of two.
+Both train on the same packed rows in float32. The peer is transformers' Trainer with a mask per document, torch's
+AdamW on all weights (the Trainer's default excludes norms), the Trainer's clipping, and the same schedule. Our trainer
+runs in one process and on meshes of two.
 
     python bench/losses.py [--steps 30] [--seq-len 256] [--batch 2] [--mesh one fsdp2 ddp2 pp2 cp2]
 """
@@ -27,7 +27,7 @@ MAX_NORM = 1.0
 
 
 def model_folder() -> Path:
-    """SmolLM2-135M on this machine's disk."""
+    """Return the folder of SmolLM2-135M on disk."""
     from huggingface_hub import snapshot_download
 
     from fetch_smollm2 import fetch
@@ -38,7 +38,7 @@ def model_folder() -> Path:
 
 
 def packed(model: Path, count: int, seq_len: int) -> list[dict[str, list[int]]]:
-    """Rows of the text, whose paragraphs are the documents; positions restart and labels end with each."""
+    """Return packed rows of the text. Each paragraph is a document with its own positions and labels."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -56,7 +56,7 @@ def packed(model: Path, count: int, seq_len: int) -> list[dict[str, list[int]]]:
     for start in range(0, count * seq_len, seq_len):
         part = slice(start, start + seq_len)
         first = positions[start]
-        # A document that is cut begins anew in the next row.
+        # A document cut by the end of a row starts again at position 0 in the next row.
         cut = next((i for i in range(1, seq_len) if positions[start + i] == 0), seq_len)
         restarted = [p - first if i < cut else p for i, p in enumerate(positions[part])]
         rows.append({"input": tokens[part], "labels": labels[part], "positions": restarted})
@@ -70,14 +70,14 @@ MESHES: dict[str, dict[str, int]] = {
     "pp2": {"pp": 2},
     "cp2": {"cp": 2},
 }
-"""Not tp: the model has nine heads."""
+"""No tp: the model has nine heads."""
 PEER = "transformers"
 
 
 def ours(
     model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int, folder: Path, mesh: dict[str, int]
 ) -> list[float]:
-    """Losses of the trainer."""
+    """Return the losses of our trainer."""
     import harness
 
     dp = mesh.get("dpShard", 1) * mesh.get("dpReplicate", 1)
@@ -96,7 +96,7 @@ def ours(
 
 
 def theirs(model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int, folder: Path) -> list[float]:
-    """Losses of transformers' Trainer."""
+    """Return the losses of transformers' Trainer."""
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -110,7 +110,7 @@ def theirs(model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int
         tokens, labels, positions = (torch.tensor([row[k] for row in part]) for k in ("input", "labels", "positions"))
         document = (positions == 0).cumsum(1)
         mask = (document[:, :, None] == document[:, None, :]).tril().unsqueeze(1)
-        # Ours are shifted already, over the end of a row too.
+        # The labels are shifted already, also across the end of a row.
         return {
             "input_ids": tokens, "labels": labels, "shift_labels": labels, "position_ids": positions,
             "attention_mask": mask,
@@ -138,7 +138,7 @@ def theirs(model: Path, rows: list[dict[str, list[int]]], steps: int, batch: int
 
 
 def factor(step: int, steps: int) -> float:
-    """Of the learning rate in `step` (from 0): up over the warm-up, then 1, then down to minLrFactor."""
+    """Return the learning rate factor in `step` (from 0): linear warm-up, 1, linear decay to minLrFactor."""
     warmup, decay = SCHEDULE["warmupSteps"], round(SCHEDULE["decayRatio"] * steps)
     if step < warmup:
         return float((step + 1) / warmup)
@@ -149,7 +149,7 @@ def factor(step: int, steps: int) -> float:
 def compare(
     steps: int, seq_len: int, batch: int, folder: Path, meshes: Sequence[str] = ("one",)
 ) -> dict[str, list[float]]:
-    """The losses of every step: ours by mesh, and those of PEER."""
+    """Return the losses of every step, by mesh and for PEER."""
     model = model_folder()
     rows = packed(model, steps * batch, seq_len)
     found = {PEER: theirs(model, rows, steps, batch, folder)}

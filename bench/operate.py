@@ -1,23 +1,23 @@
-"""What the operator costs and how fast it is, on a real API server, beside what the machine can do at most.
+"""Measures speed and resource use of the operator on a real API server, and the limit of the machine.
 
     python bench/operate.py [--quick] [--only NAME...] [--controller-manager]
 
-One run, all on loopback: etcd without fsync, kube-apiserver, `hftitan operator` as a process with the rights that
-`hftitan rbac` grants, and one client that creates jobs and watches pods. No scheduler, and no controller manager unless
-asked for: two cores are few, and what others do with the objects is not the operator's speed. Each part has a fresh
-operator, which has seen one job, and its own namespace.
+Everything runs on loopback: etcd without fsync, kube-apiserver, `hftitan operator` as a process with the permissions of
+`hftitan rbac`, and one client that creates jobs and watches pods. There is no scheduler, and a controller manager only
+on request: on two cores, other components would distort the operator's figures. Each part has its own namespace and a
+new operator that has already handled one job.
 
-ceiling: pods/s of one client that only creates, 64 at once, the same pods; before and after all else.
-latency: from just before the POST of a job to the fourth of its pods seen by a watch; the operator idle before each.
-burst:   jobs posted as fast as the server takes them; pods/s from the first POST to the last pod seen.
-wide:    one job of many pods; seconds to the last one; the operator idle before each.
-steady:  many jobs that wait for a scheduler: memory and writes of an idle operator, then its restart.
-gang:    from the DELETE of one pod of a running job to a whole new gang; its kubelet ends pods at once when asked to.
+ceiling: pods/s of a client that only creates the same pods, 64 at once; measured before and after the other parts
+latency: time from the POST of a job until a watch has seen its fourth pod; the operator is idle before each trial
+burst:   many jobs created at full speed; pods/s from the first POST to the last pod seen
+wide:    one job with many pods; seconds until the last pod is seen; the operator is idle before each trial
+steady:  many jobs that wait for a scheduler; memory and writes of the idle operator, then its restart
+gang:    time from the DELETE of one pod of a running job to a complete new gang; the kubelet ends pods immediately
 """
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # this file's name is also a module's of the standard library
+sys.path.append(sys.path.pop(0))  # the standard library has a module `operator`
 
 import argparse
 import asyncio
@@ -43,10 +43,10 @@ from hftitan_operator.core.render import render
 
 ROOT = Path(__file__).resolve().parents[1]
 PODS = 4
-"""Of each job in latency, burst and steady."""
+"""Pods per job in latency, burst and steady."""
 GANG = 8
 PAUSE_SECONDS = 0.15
-"""Before a trial: the last one's status and events are written."""
+"""Pause before a trial, in which the operator writes the status and events of the previous one."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ QUICK = Sizes(ceiling=200, latency=10, burst=20, wide=50, wide_trials=2, steady=
 
 @dataclass(frozen=True)
 class Row:
-    """`at_most`: the target is an upper bound; else a lower one; without one it is told only."""
+    """One result. `at_most`: the target is an upper bound, otherwise a lower bound. None: no target."""
 
     figure: str
     value: float
@@ -107,7 +107,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def namespace(self, name: str) -> AsyncIterator[PodWatch]:
-        """A new one and a watch on its pods; emptied at the end."""
+        """Create a namespace and watch its pods. Delete its objects at the end."""
         self.plane.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         async with PodWatch(self.client, self.plane.url, name) as watch:
             yield watch
@@ -115,7 +115,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def part(self, name: str) -> AsyncIterator[tuple[Operator, PodWatch]]:
-        """A fresh operator that has seen one job."""
+        """Start an operator that handles one job before the measurement."""
         async with self.namespace(name) as watch, self.operator() as process:
             await self.client.create(jobs_path(name), [job("warm-up")])
             await watch.until(lambda: watch.count("warm-up") == PODS)
@@ -124,16 +124,16 @@ class Bench:
 
 
 class Cpu:
-    """Processor time since it was made: of the operator, of the cluster's programs, of this client."""
+    """CPU time since its creation: of the operator, the cluster's programs, and this client."""
 
     def __init__(self, bench: Bench, process: Operator) -> None:
         self._pids = {"operator": [process.pid], "cluster": list(bench.plane.pids().values()), "client": [os.getpid()]}
         self._began = {name: cpu_seconds(*pids) for name, pids in self._pids.items()}
 
     def rows(self, part: str, count: int, what: str) -> list[Row]:
-        """For each of `count` of what was made meanwhile."""
+        """Return the CPU time divided by `count` created objects."""
         took = {name: 1000 * (cpu_seconds(*pids) - self._began[name]) / count for name, pids in self._pids.items()}
-        return [Row(f"{part}: processor time of a {what}, {name}", value, "ms") for name, value in took.items()]
+        return [Row(f"{part}: CPU time per {what}, {name}", value, "ms") for name, value in took.items()]
 
 
 def job(name: str, nodes: int = PODS) -> Object:
@@ -211,9 +211,9 @@ async def burst(bench: Bench) -> list[Row]:
     rate = PODS * count / took
     rows = [
         Row(f"burst: {count} jobs x {PODS} pods", rate, "pods/s", 300, False, "141 lifted, 14 default"),
-        Row("burst: of that the jobs were posted in", posted, "s"),
+        Row("burst: time to create the jobs", posted, "s"),
         *used,
-        Row("burst: pods too many", settled - before - PODS * count, "pods", 0),
+        Row("burst: surplus pods", settled - before - PODS * count, "pods", 0),
     ]
     if bench.ceilings:
         rows.insert(1, Row("burst: share of the ceiling", 100 * rate / statistics.fmean(bench.ceilings), "%"))
@@ -240,12 +240,12 @@ async def wide(bench: Bench) -> list[Row]:
         Row(f"{what}, min", min(took), "s"),
         Row(f"{what}, max", max(took), "s"),
         *used,
-        Row("wide: pods too many", settled - before - count * trials, "pods", 0),
+        Row("wide: surplus pods", settled - before - count * trials, "pods", 0),
     ]
 
 
 async def settled_count(bench: Bench, namespace: str, watch: PodWatch) -> int:
-    """Pods that were ever added: those there now, if none went."""
+    """Return the number of pods that were ever created."""
     there = len((await bench.client.call("GET", pods_path(namespace)))["items"])
     return max(there, watch.total)
 
@@ -283,7 +283,7 @@ async def steady(bench: Bench) -> list[Row]:
         Row(f"{what}: reads in {seconds} idle s", after["reads"] - before["reads"], "requests"),
         Row(f"{what}: CPU in {seconds} idle s", cpu, "s"),
         Row("steady: restart -> ready", ready, "s"),
-        Row("steady: restart -> every job looked at", done, "s", 10),
+        Row("steady: restart -> every job reconciled", done, "s", 10),
         Row("steady: writes of the restart", restarted["writes"], "requests", 0),
         Row("steady: RSS after the restart", fresh, "MiB", 200),
         Row("steady: peak of the restart", fresh_peak, "MiB"),
@@ -292,7 +292,7 @@ async def steady(bench: Bench) -> list[Row]:
 
 class Kubelets(KubeletProcess):
     def _takes_pods(self, name: str) -> bool:
-        """There is no controller manager to take the taint of a new node away, and no scheduler to mind it."""
+        """Override the check: without a controller manager, nothing removes the taint of a new node."""
         return self._admin.find("nodes", name) is not None
 
 
@@ -323,7 +323,7 @@ async def gang(bench: Bench) -> list[Row]:
 
 
 async def bind(client: Client, pod: Object) -> None:
-    """As a scheduler would: each index has a node."""
+    """Bind a pod to the node of its index, like a scheduler."""
     if pod["labels"]["hftitan.io/job"] == "warm-up":
         return
     target = {"apiVersion": "v1", "kind": "Node", "name": f"node-{pod['labels']['hftitan.io/node-index']}"}
@@ -332,7 +332,7 @@ async def bind(client: Client, pod: Object) -> None:
 
 
 async def runs(client: Client, path: str) -> None:
-    """Returns when the status of the job says that all its pods run."""
+    """Wait until the job has the condition Running."""
     async with asyncio.timeout(30):
         while True:
             status = (await client.call("GET", path)).get("status", {})
@@ -342,7 +342,7 @@ async def runs(client: Client, path: str) -> None:
 
 
 def percentile(values: Sequence[float], share: int) -> float:
-    """The smallest value that so many percent of all are not above."""
+    """Return the percentile `share` (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
 
@@ -381,9 +381,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes: for a look, no figures")
+    parser.add_argument("--quick", action="store_true", help="small sizes; not for published figures")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="NAME", help=", ".join(PARTS))
-    parser.add_argument("--controller-manager", action="store_true", help="run one beside the API server")
+    parser.add_argument("--controller-manager", action="store_true", help="run a controller manager as well")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     programs = subprocess.run([ROOT / "hack" / "control-plane"], stdout=subprocess.PIPE, text=True, check=True)
@@ -403,13 +403,13 @@ def main() -> None:
         try:
             rows = asyncio.run(run(plane, QUICK if args.quick else Sizes(), args.only or list(PARTS)))
         except BaseException:
-            say(f"failed; the operator's last words:\n{(Path(folder) / 'operator.log').read_text()[-3000:]}")
+            say(f"failed; end of the operator's log:\n{(Path(folder) / 'operator.log').read_text()[-3000:]}")
             raise
     print(table(rows))
     manager = "with" if args.controller_manager else "without"
     machine = f"{os.cpu_count()} cores, Kubernetes {version}, {manager} controller manager, no scheduler"
     print(f"\n{machine}; load average before {load:.1f}")
-    print("* in another run: two cores, Kubernetes 1.36, controller manager; its client limits lifted, or as they come")
+    print("* from another run: two cores, Kubernetes 1.36, controller manager; client limits lifted or default")
 
 
 if __name__ == "__main__":

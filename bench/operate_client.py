@@ -1,4 +1,4 @@
-"""What bench/operate.py is made of: a raw client of the API server, a watch on pods, and the operator's process."""
+"""Parts of bench/operate.py: a minimal client of the API server, a watch on pods, and the operator's process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def jobs_path(namespace: str, name: str = "") -> str:
 
 
 class Client:
-    """JSON over one aiohttp session, AT_ONCE requests at a time."""
+    """A JSON client with at most AT_ONCE requests at a time."""
 
     def __init__(self, server: str, ca: Path, token: str) -> None:
         self._server = server
@@ -63,7 +63,7 @@ class Client:
         return json.loads(text) if method == "GET" else {}
 
     async def create(self, path: str, objects: Iterable[Object]) -> None:
-        """All of them, as fast as the server takes them."""
+        """Create all objects as fast as possible."""
         await asyncio.gather(*(self.call("POST", path, item) for item in objects))
 
     async def warm_up(self) -> None:
@@ -71,7 +71,7 @@ class Client:
         await asyncio.gather(*(self.call("GET", "/version") for _ in range(AT_ONCE)))
 
     async def empty(self, namespace: str) -> None:
-        """Take out everything that jobs leave there. No operator may run."""
+        """Delete all jobs of a namespace and their objects. No operator may run."""
         options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
         core = f"/api/v1/namespaces/{namespace}"
         await self.call("DELETE", jobs_path(namespace), options)
@@ -82,7 +82,7 @@ class Client:
 
 
 class PodWatch:
-    """When each pod of a namespace was ADDED, by job and attempt. `async with` runs the watch."""
+    """Records when each pod of a namespace was added, by job and attempt. `async with` runs the watch."""
 
     def __init__(self, client: Client, server: str, namespace: str) -> None:
         self.added: dict[tuple[str, int], dict[str, float]] = {}
@@ -109,7 +109,7 @@ class PodWatch:
         return len(self.added.get((job, attempt), ()))
 
     def last(self, job: str, attempt: int = 1) -> float:
-        """When the newest pod was seen."""
+        """Return the time at which the newest pod was seen."""
         return max(self.added[job, attempt].values())
 
     async def until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -148,13 +148,13 @@ class PodWatch:
 
 
 def cpu_seconds(*pids: int) -> float:
-    """Processor time of these processes so far."""
+    """Return the CPU time of these processes so far."""
     stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids)
     return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 class Operator(OperatorProcess):
-    """With the rights that `hftitan rbac` prints; `async with` starts it, waits until it is ready, and ends it."""
+    """The operator with the permissions of `hftitan rbac`. `async with` starts it, waits until ready, and stops it."""
 
     async def __aenter__(self) -> Operator:
         self.started = time.perf_counter()
@@ -175,7 +175,7 @@ class Operator(OperatorProcess):
         return self._process.pid
 
     async def metrics(self) -> dict[str, float]:
-        """passes: of all jobs so far; depth: jobs that wait; writes and reads: requests."""
+        """Return passes (reconciliations so far), depth (waiting jobs), writes and reads (API requests)."""
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/metrics") as answer:
             text = await answer.text()
         found = dict.fromkeys(("passes", "depth", "writes", "reads"), 0.0)
@@ -190,7 +190,7 @@ class Operator(OperatorProcess):
         return found
 
     async def quiet(self, passes: float = 0, seconds: float = 120) -> None:
-        """Returns when no job waits and nothing has been done for a moment, after at least so many passes."""
+        """Wait until no job is queued and no write has happened for 0.5 s, after at least `passes` reconciliations."""
         last: dict[str, float] = {}
         async with asyncio.timeout(seconds):
             while True:
@@ -201,13 +201,13 @@ class Operator(OperatorProcess):
                 await asyncio.sleep(0.5)
 
     def memory(self) -> tuple[float, float]:
-        """Resident MiB now, and the most so far."""
+        """Return the resident memory in MiB, now and at its peak."""
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines())
         return tuple(int(lines[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
 
 
 def grant(plane: ControlPlane) -> Path:
-    """A kubeconfig of the operator's own service account."""
+    """Grant the permissions of `hftitan rbac`. Return a kubeconfig of the operator's service account."""
     account = access.Account()
     plane.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": account.namespace}})
     for item in access.cluster_wide(account):

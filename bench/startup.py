@@ -1,10 +1,10 @@
-"""Seconds from a job file on disk to the first finished step of a tiny model on two CPU processes, by phase.
+"""Measures the seconds from a job file to the first finished step of a tiny model on two CPU processes, by phase.
 
     python bench/startup.py [--rounds 3]
 
-start: `hftitan run`, torchrun and the interpreter of the rank; import: torch, transformers and torchtitan; fetch: the
-model's folder; build: process groups and model; load: weights or random initialisation; first_step: its seconds. The
-median of each phase is printed; the rest of the wall time is what `hftitan run` itself takes before and after.
+start: `hftitan run`, torchrun and the rank's interpreter; import: torch, transformers and torchtitan; fetch: the model
+folder; build: process groups and model; load: weights or random initialisation; first_step: the first step. Prints the
+median of each phase. The wall time also includes the time of `hftitan run` before and after.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TINY = {
 
 
 def startup(folder: Path) -> dict[str, float]:
-    """Phase -> seconds of one run."""
+    """Run once. Return phase -> seconds."""
     job: dict[str, Any] = yaml.safe_load((ROOT / "examples/smollm2.yaml").read_text())
     job["spec"]["model"].update(initialize="random", overrides=TINY)
     job["spec"]["training"].update(steps=2, seqLen=64)

@@ -1,8 +1,8 @@
-"""Tokens/s of a HFTitanJob against transformers' own Trainer: same model, text, batch, optimizer and processes.
+"""Compares tokens/s with transformers' Trainer: same model, text, batch, optimizer and number of processes.
 
-Both fine-tune SmolLM2-135M in float32 on two CPU processes, one sequence of 256 tokens each. They run in turns, so
-that a noisy machine disturbs both alike; the figure is the ratio of the medians over all steps but each run's first
-three. transformers runs DDP over gloo with its default (SDPA) attention.
+Both fine-tune SmolLM2-135M in float32 on two CPU processes, one sequence of 256 tokens each. They run alternately, so
+that noise on the machine affects both. The result is the ratio of the medians over all steps, without the first three
+of each run. transformers uses DDP over gloo with its default attention (SDPA).
 
     python bench/trainer.py [--rounds 2] [--steps 12] [--seq-len 256] [--batch 1]
 """
@@ -29,7 +29,7 @@ LR = 2e-4
 
 
 def ours(folder: Path, args: argparse.Namespace) -> list[float]:
-    """Seconds of each step of `hftitan run`."""
+    """Return the seconds of each step of `hftitan run`."""
     job: dict[str, Any] = yaml.safe_load((ROOT / "examples/smollm2.yaml").read_text())
     job["spec"]["training"].update(steps=args.steps, seqLen=args.seq_len, localBatchSize=args.batch)
     job["spec"]["optimizer"]["lr"] = LR
@@ -46,7 +46,7 @@ def ours(folder: Path, args: argparse.Namespace) -> list[float]:
 
 
 def theirs(folder: Path, args: argparse.Namespace) -> list[float]:
-    """Seconds of each step of transformers' Trainer under torchrun."""
+    """Return the seconds of each step of transformers' Trainer under torchrun."""
     out = folder / "steps.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", __file__]
     command += [
@@ -62,7 +62,7 @@ def theirs(folder: Path, args: argparse.Namespace) -> list[float]:
 
 
 def peer(args: argparse.Namespace) -> None:
-    """One rank of the peer."""
+    """Run one rank of the peer."""
     import torch
     import transformers as t
 

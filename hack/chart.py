@@ -1,7 +1,8 @@
-"""Writes the parts of charts/hftitan that follow from something else; `make generate` runs it.
+"""Writes the generated files of charts/hftitan. `make generate` runs it.
 
-The CRD's template from crds/hftitanjobs.yaml, the rules of the operator's roles from hftitan_operator.core.access, and
-the README's table of values from values.yaml and the comments in it.
+- the CRD template, from crds/hftitanjobs.yaml
+- the rules of the operator's roles, from hftitan_operator.core.access
+- the README's table of values, from values.yaml and its comments
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ END = "<!-- /values -->\n"
 
 
 def crd_template(crd: str) -> str:
-    """The CRD's own text, with the labels of the release, and kept on uninstall if the values say so."""
+    """Return the CRD as a template, with the labels of the release and `crds.keep`."""
     body = re.sub(r"\A(#.*\n)*", "", crd)
     head, name, rest = re.split(r"^(  name: .*\n)", body, maxsplit=1, flags=re.MULTILINE)
     added = """\
@@ -38,12 +39,12 @@ def crd_template(crd: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As a template that gives this text."""
+    """Return a template that renders to this text."""
     return text.replace("{{", '{{ "{{" }}')
 
 
 def rules_template() -> str:
-    """For each scope of the table the rules that a role needs."""
+    """Return one named template of RBAC rules for each scope of the table."""
     parts = [HEADER]
     for scope in ("jobs", "gangs", "cluster", "own"):
         parts.append(f'{{{{- define "hftitan.rules.{scope}" -}}}}\n')
@@ -58,7 +59,7 @@ def rules_template() -> str:
 
 
 def readme(old: str, values: str) -> str:
-    """`old` with the table of these values."""
+    """Return the README `old` with its table of values replaced."""
     before, rest = old.split(BEGIN)
     _, after = rest.split(END)
     rows = [f"| `{path}` | `{json.dumps(default)}` | {text} |\n" for path, default, text in documented(values)]
@@ -66,7 +67,7 @@ def readme(old: str, values: str) -> str:
 
 
 def documented(values: str) -> Iterator[tuple[str, Any, str]]:
-    """Path, default and comment of each value. ValueError for one that says nothing of itself."""
+    """Yield path, default and comment of each value. ValueError: a value without a comment."""
     comment: list[str] = []
     parents: list[str] = []
     covered: str | None = None
@@ -85,7 +86,7 @@ def documented(values: str) -> Iterator[tuple[str, Any, str]]:
             covered = path
             yield path, _at(values, parents), " ".join(comment)
         elif match[3].strip() and not (covered and path.startswith(f"{covered}.")):
-            raise ValueError(f"values.yaml: {path} needs a comment above it that says what it does")
+            raise ValueError(f"values.yaml: {path} needs a comment above it that describes it")
         comment = []
 
 
@@ -97,7 +98,7 @@ def _at(values: str, path: list[str]) -> Any:
 
 
 def generated() -> dict[Path, str]:
-    """Every generated file and what must be in it."""
+    """Return path -> content of each generated file."""
     return {
         CHART / "templates" / "crd.yaml": crd_template((ROOT / "crds" / "hftitanjobs.yaml").read_text()),
         CHART / "templates" / "_rules.tpl": rules_template(),

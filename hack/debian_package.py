@@ -1,4 +1,4 @@
-"""Programs of a Debian package without installing it, so that Debian starts no service: for the scripts beside this."""
+"""Unpacks programs of a Debian package without installing it, so that Debian starts no service."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ def has_all(folder: Path, programs: Sequence[str]) -> bool:
 
 
 def given(variable: str, programs: Sequence[str]) -> Path | None:
-    """The folder that an environment variable names. SystemExit when it lacks a program."""
+    """Return the folder named by an environment variable, or None. SystemExit: a program is missing there."""
     folder = os.environ.get(variable)
     if folder and not has_all(Path(folder), programs):
-        raise SystemExit(f"{variable}={folder} lacks {' or '.join(programs)}")
+        raise SystemExit(f"{variable}={folder}: {' or '.join(programs)} missing")
     return Path(folder) if folder else None
 
 
 def unpacked(package: str, programs: Sequence[str], hint: str) -> Path:
-    """The folder ~/.cache/hftitan/PACKAGE with the programs; fetched at the first call. `hint`: what else would do."""
+    """Return the folder ~/.cache/hftitan/PACKAGE with the programs. The first call downloads them.
+
+    `hint`: the alternative for the error message.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hftitan"
     base.mkdir(parents=True, exist_ok=True)
     with open(base / f"{package}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be at it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be unpacking the same package
         if not has_all(base / package, programs):
             _unpack(base, package, programs, hint)
     return base / package
 
 
 def _unpack(base: Path, package: str, programs: Sequence[str], hint: str) -> None:
-    print(f"fetching Debian's package {package}", file=sys.stderr, flush=True)
+    print(f"downloading Debian's package {package}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="making-", dir=base) as scratch:
         if not _download(package, scratch):
             subprocess.run(["apt-get", "update", "-qq"], check=True, stdout=sys.stderr)
             if not _download(package, scratch):
-                raise SystemExit(f"no package {package}; {hint}")
+                raise SystemExit(f"package {package} not found; {hint}")
         [archive] = Path(scratch).glob(f"{package}_*.deb")
         subprocess.run(["dpkg-deb", "-x", archive, f"{scratch}/root"], check=True, stdout=sys.stderr)
         result = Path(scratch) / "result"

@@ -1,6 +1,6 @@
-"""`make demo`: fine-tunes SmolLM2-135M with `hftitan run`, and shows what the model learned.
+"""`make demo`: fine-tunes SmolLM2-135M with `hftitan run`, and compares the model before and after training.
 
-It trains on license texts, each token at most once. One license is held out: the loss on it is validation loss.
+It trains on license texts and reads each token at most once. The validation loss is the loss on one held-out license.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RUN = Path("runs/smollm2")
 PROMPT = "The weather in Paris today"
 LICENSES = Path("/usr/share/common-licenses")
 HELD_OUT = "Apache-2.0"
-"""No other license there repeats its text."""
+"""No other license in the folder contains its text."""
 TEXT = ROOT / ".cache/demo"
 
 
@@ -31,7 +31,7 @@ def say(text: str) -> None:
 
 
 def texts() -> tuple[Path, Path]:
-    """(folder to train on, held-out file): Debian's license texts. The run reads less of the first than there is."""
+    """Copy Debian's license texts. Return (training folder, held-out file)."""
     train, held_out = TEXT / "train", TEXT / HELD_OUT
     shutil.rmtree(TEXT, ignore_errors=True)
     train.mkdir(parents=True)
@@ -42,9 +42,9 @@ def texts() -> tuple[Path, Path]:
 
 
 def judge(models: dict[str, str], held_out: Path) -> dict[str, dict[str, Any]]:
-    """{"loss": on the held-out file, "text": greedy continuation of PROMPT} of each model, by transformers alone.
+    """Return {"loss": loss on the held-out file, "text": greedy continuation of PROMPT} of each model.
 
-    In a child, so that its memory is freed.
+    Uses only transformers. Runs in a child process to free the memory.
     """
     code = (
         "import json, logging, sys\n"
@@ -78,7 +78,7 @@ def main() -> int:
     say(f"1. The model: {MODEL}")
     os.environ.update(fetch())
     train, held_out = texts()
-    # The demo starts from the beginning each time; a real job would resume from its checkpoint.
+    # Start again from step 0. Without this, the job would resume from its checkpoint.
     shutil.rmtree(RUN, ignore_errors=True)
 
     hftitan = str(Path(sys.executable).with_name("hftitan"))

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: a link from a page to a file outside docs/ leads to that file in the repository."""
+"""mkdocs hook that links to files outside docs/ in the repository on GitHub."""
 
 from __future__ import annotations
 

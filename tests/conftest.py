@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def say(request):
-    """Function: print a line, whether output is captured or not: figures that a passing test should not keep back."""
+    """Function: print a line even if output is captured, for measurements of passing tests."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def line(text):

@@ -1,1 +1,1 @@
-"""The HFTitanJob API: spec and status models, the mesh plan, and the document a pod receives."""
+"""The HFTitanJob API: models of spec and status, the mesh plan, and the contract between operator and trainer."""

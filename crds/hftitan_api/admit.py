@@ -1,8 +1,7 @@
 """Rules between fields that the schema cannot express: fields that exclude or require each other.
 
-Names that the rendered pods themselves use (their volumes, mounts, environment) are the renderer's to defend; here is
-what holds whoever renders. Each rule yields SpecErrors; `admit` collects them together with the mesh's and with what
-this version does not support.
+Conflicts with the names that rendered pods use (volumes, mounts, environment) are checked in the operator's podcheck.
+Each rule yields SpecErrors. `admit` collects them, with those of the mesh and of unsupported fields.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from hftitan_api.words import path_text
 from hftitan_api.yamltext import FieldPath
 
 JOB_NAME_LIMIT = 50
-"""Pods are named <job>-<attempt>-<index>, and a host name has 63 characters."""
+"""Characters. Pods are named <job>-<attempt>-<index>, and a host name has at most 63 characters."""
 JSON_LIMIT = 16 * 1024
-"""Bytes as JSON of what may be nested or long: spec.pod.affinity, spec.model.overrides."""
+"""Bytes of spec.pod.affinity and of spec.model.overrides as JSON."""
 ENV_LIMIT = 256 * 1024
-"""Bytes of all variables together."""
+"""Bytes of names and values of all variables together."""
 
 LABEL_LIMIT = 63
 """Characters of a label's value."""
 QUEUE_KNOWN = ("kueue", "volcano", "kai")
 QUEUE_NEEDED = ("kueue", "kai")
-"""Volcano has a queue for those who name none."""
+"""Volcano has a default queue."""
 
 _JOB_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?\Z")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's categories: control and format characters, halves of pairs, ends of lines and paragraphs."""
+"""Unicode categories: control and format characters, surrogates, line and paragraph separators."""
 _JOINERS = "\u200c\u200d"
-"""Of letters, in Persian and Indic scripts: part of the spelling."""
+"""Joiners of letters. Persian and Indic scripts need them."""
 _RESOURCES = re.compile(r"(cpu|memory|ephemeral-storage|hugepages-[1-9][0-9]*[KMGT]i)\Z")
 _SECRET_ENV = {
     "HF_TOKEN": "spec.pod.hfTokenSecret",
@@ -52,7 +51,7 @@ _LOOKS_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}\Z")
 
 
 def admit(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:
-    """Every reason, beyond its schema, not to run a job. `model_config` is the model's config.json, if at hand."""
+    """Return every problem of a job beyond the schema. `model_config` is the model's config.json, if known."""
     spec = job.spec
     found = [*_metadata(job), *_model(spec), *_dataset(spec), *mesh.check(spec, model_config)]
     for rule in (_push, _scheduling, _env, _labels, _tolerations, _resources, _sizes, _characters):
@@ -66,16 +65,18 @@ def _metadata(job: HFTitanJob) -> Iterator[SpecError]:
     if len(name) > JOB_NAME_LIMIT:
         yield SpecError(
             "metadata.name",
-            f"{len(name)} characters; pods are named <job>-<attempt>-<index>, so use at most {JOB_NAME_LIMIT}",
+            f"{len(name)} characters are too many, because pods are named <job>-<attempt>-<index>; use at most "
+            f"{JOB_NAME_LIMIT}",
         )
     elif not _JOB_NAME.match(name):
         yield SpecError(
             "metadata.name",
-            f"{_short(name)} is no DNS label; use lower-case letters, digits and '-', starting with a letter",
+            f"{_short(name)} is not a DNS label; use lower-case letters, digits and '-', starting with a letter and "
+            "ending with a letter or digit",
         )
     if not _NAMESPACE.match(namespace):
         yield SpecError(
-            "metadata.namespace", f"{_short(namespace)} is no namespace; use lower-case letters, digits and '-'"
+            "metadata.namespace", f"{_short(namespace)} is not a namespace; use lower-case letters, digits and '-'"
         )
 
 
@@ -83,16 +84,16 @@ def _model(spec: JobSpec) -> Iterator[SpecError]:
     model = spec.model
     if model.name.startswith("/"):
         if model.revision is not None:
-            yield SpecError("spec.model.revision", f"{model.name} is a folder, which has no revisions; remove it")
+            yield SpecError("spec.model.revision", f"{model.name} is a folder and has no revisions; remove it")
         if ".." in model.name.split("/"):
-            yield SpecError("spec.model.name", f"{model.name} has '..' in it; give a plain absolute path")
+            yield SpecError("spec.model.name", f"{model.name} contains '..'; use a plain absolute path")
     for key in model.overrides:
         path = path_text(("spec", "model", "overrides", key))
         if key in IDENTITY_KEYS:
-            yield SpecError(path, "says which model it is; name another model instead")
+            yield SpecError(path, "identifies the model and cannot be overridden; name another model instead")
         elif key in SHAPE_KEYS and model.initialize == "pretrained":
             yield SpecError(
-                path, "changes the shape of weights, and the pretrained ones would not fit; use initialize: random"
+                path, "changes the shape of weights, so pretrained weights do not fit; use initialize: random"
             )
 
 
@@ -102,14 +103,14 @@ def _dataset(spec: JobSpec) -> Iterator[SpecError]:
         places.append(("spec.validation.dataset", spec.validation.dataset))
     for path, dataset in places:
         if dataset.name is None and dataset.path is None:
-            yield SpecError(path, "names no data; give name (a hub id) or path (a file or folder)")
+            yield SpecError(path, "has neither name nor path; set name (a hub id) or path (a file or folder)")
         if dataset.name is not None and dataset.path is not None:
             yield SpecError(path, "has both name and path; keep one of them")
         if dataset.path is not None:
             if ".." in dataset.path.split("/"):
-                yield SpecError(f"{path}.path", f"{dataset.path} has '..' in it; give a plain absolute path")
+                yield SpecError(f"{path}.path", f"{dataset.path} contains '..'; use a plain absolute path")
             if dataset.config is not None:
-                yield SpecError(f"{path}.config", "belongs to a hub dataset, and this one is a path; remove it")
+                yield SpecError(f"{path}.config", "is for hub datasets; remove it, or set name instead of path")
         if dataset.text_field is not None and dataset.messages_field is not None:
             yield SpecError(
                 path, "has both textField and messagesField; keep textField for plain text or messagesField for chats"
@@ -117,7 +118,7 @@ def _dataset(spec: JobSpec) -> Iterator[SpecError]:
         if dataset.messages_field is not None and dataset.long_documents == "chunk":
             yield SpecError(
                 f"{path}.longDocuments",
-                "a chat cannot be cut into chunks, its answers need their questions; use truncate",
+                "chunk is not supported for chats, because answers need their questions; use truncate or drop",
             )
 
 
@@ -127,12 +128,13 @@ def _push(spec: JobSpec) -> Iterator[SpecError]:
         return
     if not spec.checkpoint.export_hf:
         yield SpecError(
-            "spec.checkpoint.pushToHub", f"pushes the export to {push.repo}, and exportHF is false; set it to true"
+            "spec.checkpoint.pushToHub",
+            f"the push to {push.repo} needs the export, and exportHF is false; set exportHF: true",
         )
     if spec.pod.hf_token_secret is None:
         yield SpecError(
             "spec.pod.hfTokenSecret",
-            f"is needed for spec.checkpoint.pushToHub; name a Secret with a token that may write to {push.repo}",
+            f"is required for spec.checkpoint.pushToHub; name a Secret with a token that may write to {push.repo}",
         )
 
 
@@ -140,16 +142,21 @@ def _scheduling(spec: JobSpec) -> Iterator[SpecError]:
     gang, queue, key = spec.scheduling.gang, spec.scheduling.queue, spec.scheduling.topology_key
     path = "spec.scheduling.queue"
     if queue is None and gang in QUEUE_NEEDED:
-        what = "a LocalQueue of the job's namespace" if gang == "kueue" else "a Queue"
-        yield SpecError(path, f"is needed with gang: {gang}; name {what}")
+        what = "a LocalQueue in the job's namespace" if gang == "kueue" else "a Queue"
+        yield SpecError(path, f"is required with gang: {gang}; name {what}")
     if queue is not None and gang not in QUEUE_KNOWN:
-        yield SpecError(path, f"gang: {gang} knows no queues; remove it, or set gang: {', '.join(QUEUE_KNOWN)}")
+        known = f"{', '.join(QUEUE_KNOWN[:-1])} or {QUEUE_KNOWN[-1]}"
+        yield SpecError(path, f"gang: {gang} has no queues; remove it, or use gang: {known}")
     elif queue is not None and gang in QUEUE_NEEDED and len(queue) > LABEL_LIMIT:
-        yield SpecError(path, f"{len(queue)} characters; it becomes a label of the pods, so use at most {LABEL_LIMIT}")
+        yield SpecError(
+            path,
+            f"{len(queue)} characters are too many, because the queue becomes a label of the pods; use at most "
+            f"{LABEL_LIMIT}",
+        )
     if key is not None and not _qualified(key):
         yield SpecError(
             "spec.scheduling.topologyKey",
-            f"{_short(key)} is no label of a node; write for example topology.kubernetes.io/zone",
+            f"{_short(key)} is not a label key; use a label of the nodes, for example topology.kubernetes.io/zone",
         )
 
 
@@ -157,10 +164,10 @@ def _env(spec: JobSpec) -> Iterator[SpecError]:
     for i, var in enumerate(spec.pod.env):
         path = f"spec.pod.env[{i}]"
         if var.value is None and var.value_from is None:
-            yield SpecError(path, f"{var.name} has no value; give value or valueFrom")
+            yield SpecError(path, f"{var.name} has no value; set value or valueFrom")
         field = _SECRET_ENV.get(var.name)
         if field is not None and var.value is not None:
-            yield SpecError(f"{path}.value", f"{var.name} would stand in the job for all to read; use {field}")
+            yield SpecError(f"{path}.value", f"{var.name} would be readable in the job; use {field}")
         elif var.value is not None and _LOOKS_SECRET.match(var.value):
             yield SpecError(f"{path}.value", f"{var.name} looks like a Hugging Face token; use spec.pod.hfTokenSecret")
 
@@ -175,11 +182,11 @@ def _labels(spec: JobSpec) -> Iterator[SpecError]:
         for key, value in entries.items():
             path = path_text(("spec", "pod", field, key))
             if not _qualified(key):
-                yield SpecError(path, f"{_short(key)} is no Kubernetes key; write name or example.com/name")
+                yield SpecError(path, f"{_short(key)} is not a Kubernetes key; use name or example.com/name")
             if field != "annotations" and value and not _LABEL_NAME.match(value):
                 yield SpecError(
                     path,
-                    f"{_short(value)} is no label value; use at most 63 letters, digits, '-', '_' and '.', "
+                    f"{_short(value)} is not a label value; use at most 63 letters, digits, '-', '_' and '.', "
                     "with a letter or digit at both ends",
                 )
 
@@ -191,13 +198,19 @@ def _tolerations(spec: JobSpec) -> Iterator[SpecError]:
         if exists and toleration.value:
             yield SpecError(f"{path}.value", "operator Exists takes no value; remove it, or use operator: Equal")
         if not toleration.key and not exists:
-            yield SpecError(f"{path}.key", "is empty; name the taint, or use operator: Exists to tolerate all of them")
+            yield SpecError(
+                f"{path}.key", "is empty; set the key of a taint, or use operator: Exists to tolerate all taints"
+            )
         if toleration.key and not _qualified(toleration.key):
-            yield SpecError(f"{path}.key", f"{_short(toleration.key)} is no Kubernetes key")
+            yield SpecError(
+                f"{path}.key", f"{_short(toleration.key)} is not a Kubernetes key; use name or example.com/name"
+            )
         if toleration.value and not _LABEL_NAME.match(toleration.value):
-            yield SpecError(f"{path}.value", f"{_short(toleration.value)} is no label value")
+            yield SpecError(
+                f"{path}.value", f"{_short(toleration.value)} is not a label value; use the value of the taint"
+            )
         if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
-            yield SpecError(f"{path}.tolerationSeconds", "works with effect: NoExecute alone; set it, or remove this")
+            yield SpecError(f"{path}.tolerationSeconds", "needs effect: NoExecute; set it, or remove tolerationSeconds")
 
 
 def _resources(spec: JobSpec) -> Iterator[SpecError]:
@@ -205,7 +218,8 @@ def _resources(spec: JobSpec) -> Iterator[SpecError]:
     if not _extended(pod.gpu_resource):
         yield SpecError(
             "spec.pod.gpuResource",
-            f"{_short(pod.gpu_resource)} is no device; write what its plugin calls it, for example nvidia.com/gpu",
+            f"{_short(pod.gpu_resource)} is not a device; use the name from its device plugin, for example "
+            "nvidia.com/gpu",
         )
     for field in ("requests", "limits"):
         for key in getattr(pod.resources, field):
@@ -213,22 +227,24 @@ def _resources(spec: JobSpec) -> Iterator[SpecError]:
             if key == pod.gpu_resource:
                 yield SpecError(path, "comes from spec.mesh.gpusPerNode; remove it")
             elif not (_RESOURCES.match(key) or _extended(key)):
-                yield SpecError(path, f"{_short(key)} is no resource; write for example cpu, memory or example.com/nic")
+                yield SpecError(
+                    path, f"{_short(key)} is not a resource; use for example cpu, memory or example.com/nic"
+                )
 
 
 def _extended(key: str) -> bool:
-    """A resource that a device plugin brings: `example.com/nic`."""
+    """Return whether it is the name of an extended resource (device plugins), such as `example.com/nic`."""
     domain = key.rpartition("/")[0]
     native = f".{domain}".endswith(".kubernetes.io") or domain.startswith("requests.")
     return bool(domain) and _qualified(key) and not native
 
 
 def _sizes(spec: JobSpec) -> Iterator[SpecError]:
-    """Of what no single field bounds: every pod carries it, and an API object has 1.5 MiB in all."""
+    """Limit sizes that no single field bounds. Every pod contains this data, and etcd limits objects to 1.5 MiB."""
     env = sum(len(f"{var.name}{var.value or ''}".encode()) for var in spec.pod.env)
     if env > ENV_LIMIT:
         yield SpecError(
-            "spec.pod.env", f"{env} bytes are too many; use at most {ENV_LIMIT}, and a ConfigMap for what is larger"
+            "spec.pod.env", f"{env} bytes are too many; use at most {ENV_LIMIT}, and a ConfigMap for larger data"
         )
     overrides = len(json.dumps(spec.model.overrides))
     affinity = len(json.dumps(spec.pod.affinity.to_dict())) if spec.pod.affinity else 0
@@ -238,17 +254,17 @@ def _sizes(spec: JobSpec) -> Iterator[SpecError]:
 
 
 def _characters(spec: JobSpec) -> Iterator[SpecError]:
-    """What nobody sees in a text: it gets there by copying, and makes a name that looks right another one.
+    """Reject invisible characters. Copied text can contain them, and a name with one looks correct but is another name.
 
-    Values of variables and annotations are the user's own and may have several lines; only NUL ends them early.
+    Values of variables and annotations may have several lines; only NUL is rejected there.
     """
     for path, text in _texts(spec.to_dict(), ("spec",)):
         if text.isprintable():
             continue
-        free = path[:3] in (("spec", "pod", "env"), ("spec", "pod", "annotations"))
-        at = next((i for i, c in enumerate(text) if (c == "\0" if free else _invisible(c))), None)
+        any_text = path[:3] in (("spec", "pod", "env"), ("spec", "pod", "annotations"))
+        at = next((i for i, c in enumerate(text) if (c == "\0" if any_text else _invisible(c))), None)
         if at is not None:
-            yield SpecError(path_text(path), f"character {at + 1} is the invisible U+{ord(text[at]):04X}; remove it")
+            yield SpecError(path_text(path), f"character {at + 1} (U+{ord(text[at]):04X}) is invisible; remove it")
 
 
 def _invisible(character: str) -> bool:
@@ -256,7 +272,7 @@ def _invisible(character: str) -> bool:
 
 
 def _texts(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
-    """Every text of a spec with its path; the keys of its mappings too."""
+    """Yield every text of a spec with its path, including the keys of mappings."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
@@ -269,7 +285,7 @@ def _texts(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
 
 
 def _qualified(key: str) -> bool:
-    """A Kubernetes qualified name: `name` or `dns.sub.domain/name`."""
+    """Return whether it is a Kubernetes qualified name: `name` or `dns.sub.domain/name`."""
     prefix, slash, name = key.rpartition("/")
     if slash and not (len(prefix) <= 253 and _DNS_SUBDOMAIN.match(prefix)):
         return False

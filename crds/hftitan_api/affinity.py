@@ -1,7 +1,7 @@
 """Kubernetes' pod affinity as a schema.
 
-Written out, not taken as free JSON: what the API server cannot check it cannot refuse, and free JSON may be nested
-deeper than any reader of it can follow.
+The schema is complete, so that the API server rejects invalid affinities. Free-form JSON could also be nested too deep
+for a recursive reader.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NodeExpression(ApiModel):
 
 
 class LabelSelector(ApiModel):
-    """All conditions must hold; an empty one selects everything."""
+    """All conditions must hold. An empty selector selects everything."""
 
     match_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = None
     match_expressions: Annotated[list[LabelExpression], Field(max_length=16)] | None = None
@@ -48,7 +48,7 @@ class NodeTerm(ApiModel):
 
 
 class NodeTerms(ApiModel):
-    """One of the terms must hold."""
+    """At least one of the terms must hold."""
 
     node_selector_terms: Annotated[list[NodeTerm], Field(min_length=1, max_length=16)]
 
@@ -59,7 +59,7 @@ class PreferredNodes(ApiModel):
 
 
 class NodeAffinity(ApiModel):
-    """Which nodes."""
+    """Selects nodes by their labels."""
 
     required_during_scheduling_ignored_during_execution: NodeTerms | None = None
     preferred_during_scheduling_ignored_during_execution: (
@@ -68,7 +68,7 @@ class NodeAffinity(ApiModel):
 
 
 class PodTerm(ApiModel):
-    """Pods beside which (or far from which) to be, and what counts as beside."""
+    """Selects pods to run near to (or away from), and the topology that defines near."""
 
     topology_key: LabelKey
     label_selector: LabelSelector | None = None
@@ -84,7 +84,7 @@ class PreferredPods(ApiModel):
 
 
 class PodAffinity(ApiModel):
-    """Which other pods."""
+    """Selects nodes by the pods that run there."""
 
     required_during_scheduling_ignored_during_execution: Annotated[list[PodTerm], Field(max_length=16)] | None = None
     preferred_during_scheduling_ignored_during_execution: (
@@ -93,7 +93,7 @@ class PodAffinity(ApiModel):
 
 
 class Affinity(ApiModel):
-    """A Kubernetes affinity."""
+    """Node and pod affinity, as in a Kubernetes pod."""
 
     node_affinity: NodeAffinity | None = None
     pod_affinity: PodAffinity | None = None

@@ -1,8 +1,8 @@
-"""The rules of mesh.py and admit.py that the API server can check itself, in CEL.
+"""The rules of rules.py and admit.py that the API server can check, in CEL.
 
-A server too old for CEL ignores them and the operator refuses the same jobs; tests/api hold both to one table. No rule
-relies on another: integers are divided axis by axis (a | w, then b | w / a, ...), so that no product overflows and
-nothing is divided by zero, and `x / 0` never comes up because every degree is at least 1.
+An API server without CEL (before 1.25) ignores them, and the operator rejects the same jobs. tests/api compares both.
+The server evaluates every rule even if another one fails. So the degrees are divided one by one (a | w, then b | w / a,
+...): no product overflows, and no divisor is zero, because every degree is at least 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hftitan_api.rules import FLEX_BLOCK, FLOAT8_TOKENS
 Rule = dict[str, str]
 
 _WORLD = "(self.nodes * self.gpusPerNode)"
-_LEFT = f"{_WORLD} / self.tp / self.cp / self.pp / self.dpReplicate"  # ranks that dpShard can have
+_LEFT = f"{_WORLD} / self.tp / self.cp / self.pp / self.dpReplicate"  # the ranks that dpShard can use
 _DIVIDES = (
     f"{_WORLD} % self.tp == 0 && {_WORLD} / self.tp % self.cp == 0 && {_WORLD} / self.tp / self.cp % self.pp == 0"
     f" && {_WORLD} / self.tp / self.cp / self.pp % self.dpReplicate == 0"
@@ -27,22 +27,31 @@ MESH_RULES: Final[tuple[Rule, ...]] = (
     {
         "rule": f"{_DIVIDES} && (self.dpShard == -1 || {_LEFT} == self.dpShard)",
         "message": "nodes x gpusPerNode must equal dpReplicate x dpShard x cp x tp x pp; "
-        "set dpShard: -1 to give it all ranks that the other axes leave",
+        "set dpShard: -1 to use all ranks that the other axes do not use",
     },
     {
         "rule": "self.gpusPerNode % self.tp == 0",
-        "message": "tp must divide gpusPerNode: tensor parallelism stays inside a node",
+        "message": "tp must divide gpusPerNode (a tensor-parallel group must not span nodes)",
     },
     {
         "rule": "self.ep == 1 || (self.gpusPerNode % self.ep == 0"
         f" && {_WORLD} / self.pp / self.dpReplicate % self.ep == 0)",
-        "message": "ep must divide gpusPerNode and dpShard x cp x tp: expert parallelism stays inside a node",
+        "message": "ep must divide dpShard x cp x tp and gpusPerNode (an expert-parallel group must not span nodes)",
     },
 )
 DATASET_RULES: Final[tuple[Rule, ...]] = (
-    {"rule": "has(self.name) != has(self.path)", "message": "give exactly one of name (a hub id) and path"},
-    {"rule": "!(has(self.path) && has(self.config))", "message": "config belongs to a hub dataset, not to a path"},
-    {"rule": "!(has(self.textField) && has(self.messagesField))", "message": "give one of textField and messagesField"},
+    {
+        "rule": "has(self.name) != has(self.path)",
+        "message": "set either name (a hub id) or path (a file or folder)",
+    },
+    {
+        "rule": "!(has(self.path) && has(self.config))",
+        "message": "config is for hub datasets; remove it, or set name instead of path",
+    },
+    {
+        "rule": "!(has(self.textField) && has(self.messagesField))",
+        "message": "set either textField (plain text) or messagesField (chats)",
+    },
 )
 SPEC_RULES: Final[tuple[Rule, ...]] = (
     {
@@ -52,7 +61,7 @@ SPEC_RULES: Final[tuple[Rule, ...]] = (
     {
         "rule": "self.mesh.cp == 1 || self.mesh.device == 'cpu'"
         f" || self.training.seqLen % ({FLEX_BLOCK} * self.mesh.cp) == 0",
-        "message": f"training.seqLen must be a multiple of {FLEX_BLOCK} x cp on GPUs",
+        "message": f"training.seqLen must be a multiple of {FLEX_BLOCK} x cp on GPUs if cp is more than 1",
     },
     {
         "rule": f"!has(self.training.globalBatchSize) || {_DP} == 0"
@@ -61,17 +70,18 @@ SPEC_RULES: Final[tuple[Rule, ...]] = (
     },
     {
         "rule": "self.mesh.pp > 1 || !has(self.training.pipelineSchedule)",
-        "message": "training.pipelineSchedule needs mesh.pp above 1",
+        "message": "training.pipelineSchedule needs mesh.pp of at least 2",
     },
     {
         "rule": f"self.mesh.pp == 1 || self.training.localBatchSize >= self.mesh.pp * ({_INTERLEAVED} ? 2 : 1)",
         "message": "training.localBatchSize must be at least the number of pipeline stages "
-        "(mesh.pp, twice that with Interleaved1F1B)",
+        "(mesh.pp, or 2 x mesh.pp with Interleaved1F1B)",
     },
     {
         "rule": f"!({_INTERLEAVED}) || self.training.localBatchSize < self.mesh.pp"
         " || self.training.localBatchSize % (self.training.localBatchSize / self.mesh.pp) == 0",
-        "message": "training.localBatchSize must spread evenly over localBatchSize / pp rounds with Interleaved1F1B",
+        "message": "training.localBatchSize must be a multiple of the number of rounds "
+        "(localBatchSize / pp, rounded down) with Interleaved1F1B",
     },
     {
         "rule": "!has(self.training.float8) || self.mesh.device == 'gpu'",
@@ -83,37 +93,38 @@ SPEC_RULES: Final[tuple[Rule, ...]] = (
     },
     {
         "rule": "self.lrSchedule.warmupSteps <= self.training.steps",
-        "message": "lrSchedule.warmupSteps must not be more than training.steps",
+        "message": "lrSchedule.warmupSteps must be at most training.steps",
     },
     {
         "rule": "self.mesh.nodes == 1 || has(self.checkpoint.volume)"
         " || (self.checkpoint.interval == 0 && !self.checkpoint.exportHF)",
-        "message": "several nodes save one checkpoint together: set checkpoint.volume to a ReadWriteMany claim, "
-        "or interval: 0 and exportHF: false",
+        "message": "checkpoint.volume is required with several nodes, because they save one checkpoint together; name "
+        "a ReadWriteMany claim, or save nothing (interval: 0 and exportHF: false)",
     },
     {
         "rule": "!has(self.checkpoint.pushToHub) || self.checkpoint.exportHF",
-        "message": "checkpoint.pushToHub pushes the export: set checkpoint.exportHF: true",
+        "message": "checkpoint.pushToHub needs checkpoint.exportHF: true",
     },
     {
         "rule": "!has(self.checkpoint.pushToHub) || has(self.pod.hfTokenSecret)",
-        "message": "checkpoint.pushToHub needs pod.hfTokenSecret, with a token that may write to the repository",
+        "message": "checkpoint.pushToHub needs pod.hfTokenSecret; name a Secret with a token that may write to the "
+        "repository",
     },
     {
         "rule": "!(self.scheduling.gang in ['kueue', 'kai']) || has(self.scheduling.queue)",
-        "message": "scheduling.gang kueue and kai need scheduling.queue",
+        "message": "scheduling.queue is required with scheduling.gang kueue or kai",
     },
     {
         "rule": "!has(self.scheduling.queue) || self.scheduling.gang in ['kueue', 'volcano', 'kai']",
-        "message": "scheduling.queue needs scheduling.gang kueue, volcano or kai",
+        "message": "scheduling.queue is only for scheduling.gang kueue, volcano or kai",
     },
 )
 MUTABLE: Final = frozenset({"runPolicy"})
-"""Fields of spec that may change while the job exists."""
+"""Sections of spec that may change while the job exists."""
 
 
 def immutability_rules() -> list[Rule]:
-    """One transition rule for each other field of spec, so that the message names it."""
+    """Return one transition rule per other section of spec, so that the message names the section."""
     rules = []
     for name, field in JobSpec.model_fields.items():
         alias = field.alias or name

@@ -1,8 +1,8 @@
 """Generates the CustomResourceDefinition from the models: `python -m hftitan_api.crd` prints it.
 
-Kubernetes takes OpenAPI v3.0 in its "structural" form, which is less than pydantic writes: no $ref, no anyOf for an
-optional field, exclusive bounds as booleans, defaults on every parent so that nested ones apply, and a bound on every
-list, map and text that a CEL rule reads, or its cost estimate goes over the budget.
+Kubernetes needs a "structural" OpenAPI v3.0 schema, which differs from pydantic's: no $ref, no anyOf for optional
+fields, exclusive bounds as booleans, and a default on every parent of a field with a default. Every list, map and text
+that a CEL rule reads needs a bound, or the cost estimate of the rule exceeds the API server's budget.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MAP_LISTS = {
     "volumes": "name",
     "volumeMounts": "mountPath",
 }
-"""Lists that are maps by this key: the server refuses a key given twice, and merges by it."""
+"""Lists that are maps with this key: the API server rejects duplicate keys and merges entries by key."""
 _KEPT = (
     "type",
     "enum",
@@ -59,7 +59,7 @@ _RULES = {"MeshSpec": MESH_RULES, "DatasetSpec": DATASET_RULES}
 
 
 def crd() -> dict[str, Any]:
-    """The whole object."""
+    """Return the CustomResourceDefinition object."""
     schema = {
         "type": "object",
         "description": _doc(HFTitanJob),
@@ -111,20 +111,20 @@ def crd() -> dict[str, Any]:
 
 
 def to_yaml() -> str:
-    """The committed file's text."""
+    """Return the text of crds/hftitanjobs.yaml."""
     header = "# Generated from crds/hftitan_api by `make generate`; do not edit.\n"
     return header + yaml.dump(crd(), Dumper=_Dumper, sort_keys=False, width=118, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a value that occurs twice twice: anchors would only puzzle the reader of a CRD."""
+    """Writes no YAML anchors, which make a CRD hard to read."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 class _Converter:
-    """pydantic's JSON schema of one model -> a structural schema. With `defaults`, the models' own are filled in."""
+    """Converts pydantic's JSON schema of a model to a structural schema, optionally with the defaults of the models."""
 
     def __init__(self, model: type[BaseModel], *, defaults: bool) -> None:
         self.model = model
@@ -166,7 +166,9 @@ class _Converter:
             return dict(node)
         if "anyOf" in node:
             members = [member for member in node["anyOf"] if member.get("type") != "null"]
-            if len(members) > 1:  # a scalar of any kind has no type; this much keeps mappings and lists out of it
+            if (
+                len(members) > 1
+            ):  # a structural schema has no type for "any scalar"; these bounds reject mappings and lists
                 bounds = {"maxProperties": 0, "maxItems": 0, "maxLength": max(m.get("maxLength", 0) for m in members)}
                 return {"x-kubernetes-preserve-unknown-fields": True, **bounds}
             return self._value(members[0], name)
@@ -191,15 +193,15 @@ class _Converter:
 
 
 def _default(value: Any) -> Any:
-    """What the server fills in: nothing for an absent or empty value, {} for an object with defaults of its own."""
+    """Return the default for the schema: None for an empty value, {} for an object whose fields have defaults."""
     if isinstance(value, ApiModel):
-        # Before it takes the CRD the server tries an object's rules on the default as it stands, without nested ones.
+        # The server validates the default of an object against its CEL rules without filling in nested defaults.
         return value.to_dict() if type(value).__name__ in _RULES else {}
     return None if value is PydanticUndefined or value in (None, [], {}) else value
 
 
 def _models_of(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """Every model that occurs in a model's fields, itself included."""
+    """Yield the model and every model in its fields."""
 
     def inside(annotation: Any) -> Iterator[type[BaseModel]]:
         if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
@@ -217,7 +219,7 @@ def _doc(model: type[BaseModel]) -> str:
 
 
 def _field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """The strings that stand below the fields in the source, of inherited fields too."""
+    """Return the docstring of each field, including inherited fields. They are only in the source."""
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         if not issubclass(owner, BaseModel) or owner.__module__.startswith("pydantic."):

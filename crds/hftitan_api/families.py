@@ -1,7 +1,7 @@
-"""Model families (model_type): which were compared with transformers, and on which mesh axes.
+"""Model families (model_type) that are tested against transformers, and the mesh axes that each supports.
 
-A family is here because its losses, gradients and weights were compared with transformers' own (docs/architectures.md,
-hack/architectures); of what was not compared nothing is promised, and a job that asks for it is refused.
+hack/architectures compares losses, gradients and weights of each family with transformers (docs/architectures.md). Jobs
+with other families are rejected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-# Families of one feed-forward layer for all words.
+# Families without experts.
 DENSE = frozenset(
     {
         "apertus", "arcee", "bitnet", "cohere", "cohere2", "cwm", "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2",
@@ -21,7 +21,7 @@ DENSE = frozenset(
 )  # fmt: skip
 # Families with experts.
 MIXTURES = frozenset({"mixtral", "olmoe", "qwen3_moe"})
-# Families some or all of whose layers look back over a window; sequences may be longer.
+# Families with sliding-window attention in some or all layers. Sequences may be longer than the window.
 WINDOWED = frozenset(
     {
         "cohere2", "cwm", "exaone4", "gemma2", "gemma3_text", "gemma4_text", "ministral", "ministral3", "mistral",
@@ -29,25 +29,25 @@ WINDOWED = frozenset(
     }
 )  # fmt: skip
 
-# Dense families that one axis cannot cut, and why.
+# Dense families that do not support an axis, and the reason.
 WITHOUT_TENSOR_PARALLELISM: Mapping[str, str] = MappingProxyType(
     {
-        "bitnet": "it normalises what all heads of a layer return",
-        "diffllama": "its heads work in pairs that ranks would part",
-        "minicpm3": "its queries and keys come from projections of low rank",
-        "persimmon": "its queries, keys and values are one weight, head by head",
-        "stablelm": "its attention looks for all heads on every rank",
+        "bitnet": "it normalizes the output of all heads together",
+        "diffllama": "its heads work in pairs, which ranks would separate",
+        "minicpm3": "it computes queries and keys with low-rank projections",
+        "persimmon": "it stores queries, keys and values interleaved in one weight",
+        "stablelm": "its attention needs all heads on every rank",
     }
 )
 WITHOUT_PIPELINE: Mapping[str, str] = MappingProxyType(
-    {"nanochat": "its forward pass normalises the embeddings, and would do so in every stage"}
+    {"nanochat": "its forward pass normalizes the embeddings, and every stage would repeat this"}
 )
 
-# Families that end in an exception of torchtitan 0.3's backend with transformers 5.23, and why
-# (tests/trainer/test_engine_refusals.py sees them end).
+# Families for which torchtitan 0.3's backend raises an exception with transformers 5.23, and the reason
+# (tests/trainer/test_engine_refusals.py checks this).
 UNBUILDABLE: Mapping[str, str] = MappingProxyType(
     {
-        "granite_swa": "its rotary embedding reads numbers while the model is built without memory",
-        "xlm": "it is an encoder, which the backend looks for a decoder's parts in without end",
+        "granite_swa": "its rotary embedding reads values of tensors on the meta device",
+        "xlm": "it is an encoder, and the backend's search for the parts of a decoder never ends",
     }
 )

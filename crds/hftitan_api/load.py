@@ -1,7 +1,7 @@
-"""Parses a job from text or a dict, or returns all its errors in the user's terms.
+"""Parses a job from text or a dict, or returns all its errors with field paths and lines.
 
-`load` is for a file, `review` for an object that an API server sent; both end in the same checks, so that what
-`hftitan validate` accepts the operator runs.
+`load` reads a file, `review` an object of the API server. Both apply the same checks, so that the operator runs every
+job that `hftitan validate` accepts.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["Loaded", "Problem", "admit", "load", "load_defaults", "parse_object"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to change: `str()` gives `spec.mesh.tp: 3 does not divide ...`."""
+    """One error. Its `str()` is, for example, `spec.mesh.tp: 3 does not divide ...`."""
 
     path: str
-    """The field, empty when the text as a whole is meant."""
+    """Path of the field. Empty if the error concerns the whole text."""
     message: str
     line: int | None = None
-    """In the file, counted from 1, where there is one."""
+    """Line in the file, from 1, if known."""
 
     def __str__(self) -> str:
         if self.path:
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A job, or the reasons why there is none; a job that may not run has both."""
+    """A job and its problems. `job` is None if the schema rejects it."""
 
     job: HFTitanJob | None
     problems: tuple[Problem, ...] = ()
@@ -49,22 +49,22 @@ class Loaded:
 
 
 def load(text: str | bytes, model_config: Mapping[str, Any] | None = None) -> Loaded:
-    """Read the YAML (or JSON) of one job. Never raises for what the text holds.
+    """Parse the YAML or JSON of one job. Never raises for invalid text.
 
-    A `status` in the file is ignored, as the API server does. `model_config`: the model's config.json, if at hand.
+    A `status` in the file is ignored, as by the API server. `model_config` is the model's config.json, if known.
     """
     try:
         document = parse(text)
     except YamlError as error:
         return Loaded(None, (Problem("", error.message, error.line),))
     if not isinstance(document.value, dict):
-        return Loaded(None, (Problem("", "this is no job; it starts with apiVersion, kind, metadata and spec", 1),))
+        return Loaded(None, (Problem("", "this is not a job; write apiVersion, kind, metadata and spec", 1),))
     value = {key: item for key, item in document.value.items() if key != "status"}
     return _review(value, model_config, document)
 
 
 def review(obj: Mapping[str, Any], model_config: Mapping[str, Any] | None = None) -> Loaded:
-    """The same for an object as the API server holds it, status included."""
+    """Check an object of the API server, including its status."""
     return _review(obj, model_config, None)
 
 
@@ -78,7 +78,7 @@ def _review(obj: Mapping[str, Any], model_config: Mapping[str, Any] | None, docu
 
 
 def parse_object(obj: Mapping[str, Any], document: Document | None = None) -> Loaded:
-    """Only the schema: what each field may hold by itself. An object of any shape is answered."""
+    """Apply only the schema. Never raises, whatever the object contains."""
 
     def problem(path: FieldPath, message: str) -> Problem:
         return Problem(path_text(path), message, document.line_of(path) if document else None)
@@ -86,9 +86,9 @@ def parse_object(obj: Mapping[str, Any], document: Document | None = None) -> Lo
     problems = []
     for key, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
         if key not in obj:
-            problems.append(problem((key,), f"is required: {wanted}"))
+            problems.append(problem((key,), f"is required; set it to {wanted}"))
     try:
-        # Strict: "3" is no number to an API server either. By alias: it would drop `gpus_per_node` in silence.
+        # As the API server: "3" is not a number (strict), and `gpus_per_node` is an unknown field (by alias only).
         job = HFTitanJob.model_validate(_without_nulls(obj), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         problems += [problem(path, message) for path, message in schema_problems(error, HFTitanJob)]
@@ -97,20 +97,23 @@ def parse_object(obj: Mapping[str, Any], document: Document | None = None) -> Lo
 
 
 def load_defaults(text: str | bytes) -> tuple[PodDefaults | None, tuple[Problem, ...]]:
-    """Read the YAML of a cluster's defaults for jobs: some fields of spec.pod, at the top level; or the problems."""
+    """Parse the YAML of a cluster's defaults for jobs: fields of spec.pod at the top level.
+
+    Returns (defaults, ()) or (None, problems).
+    """
     try:
         document = parse(text)
     except YamlError as error:
         return None, (Problem("", error.message, error.line),)
     value = document.value
     if not isinstance(value, dict):
-        return None, (Problem("", "must hold fields of spec.pod, for example `image: registry/trainer:1`", 1),)
+        return None, (Problem("", "must contain fields of spec.pod, for example `image: registry/trainer:1`", 1),)
     try:
         defaults = PodDefaults.model_validate(_without_nulls(value), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         found = schema_problems(error, PodDefaults)
         return None, tuple(Problem(path_text(path), message, document.line_of(path)) for path, message in found)
-    # What holds beyond the schema is asked of a job that has them.
+    # The rules beyond the schema need a whole job.
     job = HFTitanJob.model_validate({**_ANY_JOB, "spec": {**_ANY_JOB["spec"], "pod": defaults.to_dict()}})
     problems = [Problem(e.path.removeprefix("spec.pod").removeprefix("."), e.message) for e in admit(job)]
     return (None if problems else defaults), tuple(problems)
@@ -123,7 +126,7 @@ _ANY_JOB: dict[str, Any] = {
 
 
 def _line(lines: Mapping[str, int], path: str) -> int | None:
-    """Line of a field, or of the nearest one around it."""
+    """Return the line of a field, or of its nearest parent."""
     while path:
         if path in lines:
             return lines[path]
@@ -132,7 +135,7 @@ def _line(lines: Mapping[str, int], path: str) -> int | None:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A field without a value is an absent one: the API server prunes nulls before it fills in defaults."""
+    """Drop fields that are null. The API server does this before it applies defaults."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

@@ -1,22 +1,22 @@
-"""Estimates the memory of a job's fullest GPU before one is bound. For planning, not a guarantee.
+"""Estimates the memory of the GPU that needs the most. For planning; not a guarantee.
 
-Parameters, gradients and optimizer state are exact up to padding and the norms (which tensor parallelism does not
-cut); activations and what is gathered for a moment are rough, and the allocator's slack and the CUDA context (1 to
-2 GiB) are not in it. Rules:
+Parameters, gradients and optimizer state are exact except for padding and for norms, which tensor parallelism does not
+shard. Gathered parameters and activations are rough. The allocator's slack and the CUDA context (1 to 2 GiB) are not
+included.
 
-- parameters P, cut by tp and by FSDP over dpShard x cp, experts by the same product (ZeRO stage 3, Rajbhandari et al.
-  2020, section 5.3); gradients as many, AdamW two moments, all in `training.dtype`;
-- gathered: FSDP holds two blocks (this one and the next) and the head in the computing dtype, and one block's
-  gradients in float32 until they are reduced; with a pipeline the whole stage stays gathered (torchtitan,
-  `fsdp_reshard_after_forward: default`);
-- activations a token and layer, counted as Korthikanti et al. 2022 (section 4) do for the GELU block, with fused
-  attention and sequence parallelism: norms 4h, q k v and attention output (2 heads + 2 kv heads) x head_dim, SwiGLU 4I.
-  `full` recomputation keeps the block's input, `selective` the input, the attention output and every second matmul
-  (torchtitan's SelectiveAC); both hold one whole block while they recompute it;
-- logits: the computing dtype, a float32 copy and its gradient, on the last pipeline stage;
-- staged: an asynchronous checkpoint is saved from a copy in the host's memory of what a rank has of parameters and
-  optimizer (DCP's async_save; 512 MiB of state took 518 MiB). On CPU meshes it is the process's own memory, on GPUs
-  `host_bytes` tells it for a node.
+- parameters: sharded by tp and by FSDP over dpShard x cp; experts by the same product (ZeRO stage 3, Rajbhandari et al.
+  2020, section 5.3). Gradients have the same size, and AdamW's two moments twice that, all in `training.dtype`.
+- gathered: FSDP holds two blocks (the current and the next) and the head in the computing dtype, and the float32
+  gradients of one block until they are reduced. With a pipeline, the whole stage stays gathered (torchtitan,
+  `fsdp_reshard_after_forward: default`).
+- activations per token and layer: as in Korthikanti et al. 2022 (section 4) for the GELU block, with fused attention
+  and sequence parallelism: norms 4h; q, k, v and attention output (2 heads + 2 kv heads) x head_dim; SwiGLU 4I. `full`
+  recomputation keeps the input of the block; `selective` keeps the input, the attention output and every second matmul
+  (torchtitan's SelectiveAC). Both hold one whole block while they recompute it.
+- logits: the computing dtype, a float32 copy and its gradient, on the last pipeline stage.
+- staged: an asynchronous checkpoint copies the rank's parameters and optimizer state to host memory (DCP's async_save;
+  512 MiB of state took 518 MiB). On CPU meshes this counts as memory of the device. For GPUs, `host_bytes` returns it
+  per node.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _QKV_BIAS = frozenset({"qwen2"})
 _QK_NORM = frozenset({"qwen3", "qwen3_moe"})
 _EXACT = frozenset({"llama", "mistral", "smollm3", "granite", "gemma", "mixtral"}) | _QKV_BIAS | _QK_NORM
-"""Model types whose parameters `count` knows one by one (compared with transformers' own classes)."""
+"""Model types for which `count` is exact (tested against transformers' classes)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """Parameters of a model, as `sum(p.numel())` counts them: a tied head once."""
+    """Numbers of parameters of a model. A tied head counts once, as in `sum(p.numel())`."""
 
     embedding: int
     head: int
-    """0 when tied to the embedding."""
+    """0 if tied to the embedding."""
     block: int
-    """Of one layer."""
+    """Parameters of one layer."""
     layers: int
+    """Number of layers."""
     norm: int
+    """Parameters of the final norm."""
 
     @property
     def total(self) -> int:
@@ -54,7 +56,7 @@ class ParameterCount:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes on the fullest GPU, by what they are for."""
+    """Bytes on the GPU that needs the most, by purpose."""
 
     parameters: int
     gradients: int
@@ -63,7 +65,7 @@ class MemoryEstimate:
     activations: int
     logits: int
     staged: int = 0
-    """For asynchronous checkpoints, where the device is the host."""
+    """Copy of the state for asynchronous checkpoints; only on CPU meshes."""
 
     @property
     def total(self) -> int:
@@ -71,7 +73,7 @@ class MemoryEstimate:
 
 
 def count(shape: ModelShape) -> ParameterCount | None:
-    """Every parameter of the model; None for a type or config that is not known exactly."""
+    """Count the parameters of the model. Returns None if they are not known exactly for its type or config."""
     h, layers, heads, kv_heads = shape.hidden_size, shape.layers, shape.heads, shape.kv_heads
     head_dim, vocab, experts = shape.head_dim, shape.vocab_size, shape.experts
     inner = shape.moe_intermediate_size if experts else shape.intermediate_size
@@ -90,7 +92,7 @@ def count(shape: ModelShape) -> ParameterCount | None:
 
 
 def estimate(shape: ModelShape, spec: JobSpec, plan: MeshPlan) -> MemoryEstimate | None:
-    """Bytes on the fullest GPU; None when the model's parameters are not known exactly."""
+    """Estimate the bytes on the GPU that needs the most. Returns None if the parameters are not known exactly."""
     counted = count(shape)
     if counted is None:
         return None
@@ -119,7 +121,7 @@ def estimate(shape: ModelShape, spec: JobSpec, plan: MeshPlan) -> MemoryEstimate
 
 
 def host_bytes(estimated: MemoryEstimate, spec: JobSpec, plan: MeshPlan) -> int:
-    """Of each node's memory, what its ranks copy there from their GPUs to save from; 0 where nothing is copied."""
+    """Return the bytes of host memory per node that asynchronous checkpoints of GPUs need; 0 if there are none."""
     if not _stages(spec) or plan.degrees.device == "cpu":
         return 0
     return plan.degrees.ranks_per_node * (estimated.parameters + estimated.optimizer)
@@ -130,7 +132,7 @@ def _stages(spec: JobSpec) -> bool:
 
 
 def _activations(shape: ModelShape, spec: JobSpec, plan: MeshPlan, layers: int, compute: int) -> tuple[int, int]:
-    """(bytes kept for the backward pass, tokens of one pass through the head)."""
+    """Return (bytes kept for the backward pass, tokens of one pass through the head)."""
     degrees, training = plan.degrees, spec.training
     h, head_dim = shape.hidden_size or 0, shape.head_dim or 0
     heads, kv_heads = shape.heads or 0, shape.kv_heads or 0
@@ -147,7 +149,7 @@ def _activations(shape: ModelShape, spec: JobSpec, plan: MeshPlan, layers: int, 
     if degrees.pp == 1:
         tokens = training.local_batch_size * sequence
         in_flight = 1
-    else:  # microbatches of one sequence; 1F1B keeps as many as there are stages on the first one
+    else:  # microbatches of one sequence; with 1F1B, the first stage keeps one per stage
         tokens = sequence
         in_flight = training.local_batch_size
         if training.pipeline_schedule != "GPipe":

@@ -1,11 +1,11 @@
 """Computes the mesh plan from a spec, and applies every arithmetic rule of the mesh.
 
-World = nodes x gpusPerNode = dpReplicate x dpShard x cp x tp x pp. Ranks are laid out as torchtitan does
-(`ParallelDims.build_mesh`): pp outermost, then dp_replicate, dp_shard, cp, and tp innermost, so that consecutive ranks
-form a tensor-parallel group. Experts have a second view of the same ranks, (pp, dp_replicate, efsdp, ep), whose
-innermost axis ep folds the inner part of dp_shard x cp x tp.
+World size = nodes x gpusPerNode = dpReplicate x dpShard x cp x tp x pp. The layout of ranks is torchtitan's
+(`ParallelDims.build_mesh`): pp is outermost, then dp_replicate, dp_shard, cp, and tp innermost, so that consecutive
+ranks form a tensor-parallel group. Experts use a second view of the same ranks: (pp, dp_replicate, efsdp, ep), where
+efsdp x ep = dp_shard x cp x tp and ep is innermost.
 
-`check` returns every problem; `plan` raises the first of them. Both are pure: no files, clock or network.
+`check` returns every problem; `plan` raises the first one. Both are pure: no files, clock or network.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from hftitan_api.wire import MeshDegrees
 __all__ = ["AXES", "MeshPlan", "SpecError", "check", "plan"]
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
-"""The axes of the dense mesh, outermost first; their degrees multiply to the world size."""
+"""The axes of the dense mesh, outermost first. The product of their degrees is the world size."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeshPlan:
-    """A mesh that fits: degrees, the layout of its ranks, and how a step's batch is cut."""
+    """A valid mesh: degrees, layout of the ranks, and the batch of a step."""
 
     degrees: MeshDegrees
     global_batch_size: int
-    """Sequences for each optimizer step, over all ranks."""
+    """Sequences per optimizer step, over all ranks."""
     gradient_accumulation_steps: int
-    """Forward and backward passes of each data-parallel rank for one optimizer step."""
+    """Forward and backward passes per optimizer step, on each data-parallel rank."""
     tokens_per_step: int
     """global_batch_size x seqLen."""
 
@@ -44,7 +44,10 @@ class MeshPlan:
         return self.degrees.world_size
 
     def degree(self, axis: str) -> int:
-        """Size of an axis: one of AXES, `ep`, or `efsdp` (the shards of an expert's weights)."""
+        """Return the size of an axis: one of AXES, `ep`, or `efsdp` (shards of an expert's weights).
+
+        Raises ValueError for any other axis.
+        """
         d = self.degrees
         if axis == "efsdp":
             return d.dp_shard * d.cp * d.tp // d.ep
@@ -53,7 +56,10 @@ class MeshPlan:
         return int(getattr(d, axis))
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """Position of a global rank on every axis of AXES, outermost first. IndexError outside the world."""
+        """Return the position of a global rank on every axis of AXES, outermost first.
+
+        Raises IndexError for a rank outside the world.
+        """
         if not 0 <= rank < self.world_size:
             raise IndexError(f"rank {rank} is outside the world of {self.world_size}")
         found: dict[str, int] = {}
@@ -62,14 +68,14 @@ class MeshPlan:
         return {axis: found[axis] for axis in AXES}
 
     def rank_of(self, coordinates: Mapping[str, int]) -> int:
-        """The global rank at a position; the inverse of `coordinates`."""
+        """Return the global rank at a position: the inverse of `coordinates`."""
         rank = 0
         for axis in AXES:
             rank = rank * self.degree(axis) + coordinates[axis]
         return rank
 
     def groups(self, axis: str) -> tuple[tuple[int, ...], ...]:
-        """The ranks that talk along an axis (AXES, `ep` or `efsdp`); each rank is in exactly one of the groups."""
+        """Return the rank groups of an axis (AXES, `ep` or `efsdp`). Each rank is in exactly one group."""
         size = self.degree(axis)
         if axis in AXES:
             inner = math.prod(self.degree(a) for a in AXES[AXES.index(axis) + 1 :])
@@ -83,23 +89,23 @@ class MeshPlan:
         )
 
     def node_of(self, rank: int) -> int:
-        """Index of the pod that runs a global rank."""
+        """Return the index of the pod that runs a global rank. Raises IndexError for a rank outside the world."""
         if not 0 <= rank < self.world_size:
             raise IndexError(f"rank {rank} is outside the world of {self.world_size}")
         return rank // self.degrees.ranks_per_node
 
     def ranks_of(self, node: int) -> range:
-        """The global ranks of a pod."""
+        """Return the global ranks of a pod. Raises IndexError for a node outside the job."""
         per = self.degrees.ranks_per_node
         if not 0 <= node < self.degrees.nodes:
-            raise IndexError(f"node {node} is outside the {self.degrees.nodes} of the job")
+            raise IndexError(f"node {node} is outside the {self.degrees.nodes} nodes of the job")
         return range(node * per, (node + 1) * per)
 
     @property
     def summary(self) -> str:
-        """For humans: `2x8: dp4 tp4`, nodes x ranks each, then the axes above 1, outermost first.
+        """A short text such as `2x8: dp4 tp4`: nodes x ranks per node, then the axes above 1, outermost first.
 
-        Pure FSDP is `dp4`, pure replication `rep4`, and both together (HSDP) `rep2 shard4`.
+        FSDP is `dp4`, replication `rep4`, and both together (HSDP) `rep2 shard4`.
         """
         d = self.degrees
         hybrid = d.dp_replicate > 1 and d.dp_shard > 1
@@ -117,10 +123,10 @@ class MeshPlan:
 
 
 def plan(spec: JobSpec, model_config: Mapping[str, Any] | None = None) -> MeshPlan:
-    """The mesh of a job.
+    """Return the mesh plan of a job.
 
-    `model_config` is the model's config.json, when it is at hand; the job's overrides are applied to it. Raises the
-    first SpecError of `check`, which callers that report to a human use to show all of them.
+    `model_config` is the model's config.json, if known; the job's overrides are applied to it. Raises the first
+    SpecError of `check`.
     """
     problems = check(spec, model_config)
     if problems:
@@ -145,7 +151,7 @@ def plan(spec: JobSpec, model_config: Mapping[str, Any] | None = None) -> MeshPl
 
 
 def check(spec: JobSpec, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:
-    """Every reason why the job's mesh, batch and sequence cannot be; empty when they can."""
+    """Return every problem of the job's mesh, batch and sequence."""
     found: list[SpecError] = []
     batches = (rules.batch, rules.sequence, rules.pipeline, rules.float8)
     for rule in (rules.product, rules.inside_a_node, *batches, rules.other):

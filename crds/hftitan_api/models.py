@@ -1,8 +1,7 @@
 """The HFTitanJob resource: metadata, spec and status.
 
-The docstrings and `Field(description=...)` texts become the CRD's descriptions and the documentation; the
-constraints become its schema. `extra="forbid"` everywhere: a misspelt field is an error, never ignored.
-Fields are snake_case here and camelCase in YAML.
+The docstrings become the descriptions in the CRD and in docs/spec.md. The constraints become the schema. Unknown fields
+are errors. Fields are snake_case here and camelCase in YAML.
 """
 
 from __future__ import annotations
@@ -84,112 +83,117 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 
 class ModelSpec(ApiModel):
-    """Which causal LM to train."""
+    """The causal LM to train."""
 
     name: ModelName
-    """Hub id (`Qwen/Qwen2.5-7B`) or the absolute path of a model folder that the pods can read."""
+    """Hub id (`Qwen/Qwen2.5-7B`), or absolute path of a model folder that the pods can read."""
     revision: ShortText | None = None
-    """Branch, tag or commit on the hub. The commit it resolves to is recorded in status.modelRevision."""
+    """Branch, tag or commit on the hub. Unset: the default branch. The status has the commit, in modelRevision."""
     initialize: Literal["pretrained", "random"] = "pretrained"
-    """`pretrained` loads the safetensors weights; `random` takes only config and tokenizer."""
+    """`pretrained` loads the safetensors weights. `random` loads only config and tokenizer and starts with random
+    weights."""
     overrides: Annotated[dict[ShortText, Override], Field(max_length=64)] = Field(default_factory=dict)
-    """Keys of the model's config.json to override, for example `num_hidden_layers: 2`. Needs `initialize: random`
-    when a key changes the shape of a weight."""
+    """Values that override keys of the model's config.json, for example `num_hidden_layers: 2`. Keys that change the
+    shape of weights need `initialize: random`."""
     trust_remote_code: bool = False
-    """Run Python code that the model folder brings. Off unless you say so: that code runs with the pod's rights."""
+    """Run Python code from the model folder. The code has the same permissions as the pod."""
 
 
 class DatasetSpec(ApiModel):
-    """What to train on: a hub dataset by `name`, or files by `path`; exactly one of them."""
+    """The data to train on. Set either `name` (a hub dataset) or `path` (files)."""
 
     name: HubId | None = None
     """Hub id of a dataset."""
     path: AbsolutePath | None = None
-    """Absolute path of a file or folder that the pods can read: .jsonl, .json, .parquet, or text (anything else)."""
+    """Absolute path of a file or folder that the pods can read. Formats: .jsonl, .json, .parquet; other files are read
+    as text. If a folder contains .jsonl, .json or .parquet files, its other files are skipped."""
     config: ShortText | None = None
-    """Configuration (subset) of a hub dataset."""
+    """Configuration (subset) of the hub dataset."""
     split: ShortText = "train"
-    """Split of a hub dataset."""
+    """Split of the hub dataset."""
     streaming: bool = False
-    """Read the dataset as a stream instead of downloading it first."""
+    """Stream the hub dataset instead of downloading it first."""
     text_field: ShortText | None = None
-    """Field that holds a document's text (default `text`)."""
+    """Field with the text of a document. Unset: `text`. Excludes messagesField."""
     messages_field: ShortText | None = None
-    """Field that holds a chat (a list of {role, content}): supervised fine-tuning with the model's chat template,
-    loss on assistant turns only. Excludes textField."""
+    """Field with a chat (a list of {role, content}). Selects supervised fine-tuning with the model's chat template; the
+    loss covers only assistant turns. Excludes textField."""
     long_documents: Literal["chunk", "truncate", "drop"] | None = None
-    """What happens to a document of more than seqLen tokens: `chunk` goes on with it in the next sequences, each of
-    which begins anew, `truncate` keeps its beginning, `drop` leaves it out. Unset: chunk for text, truncate for chats,
-    which cannot be chunked: an answer is nothing without its question. A chat whose answers all lie behind the cut is
-    left out. A text file is documents of up to 64 KiB, or as many bytes as fill a sequence. How many were cut and left
-    out is in the metrics."""
+    """Handling of documents with more than seqLen tokens. `chunk` continues the document in the next sequences,
+    without attention between them. `truncate` keeps the beginning. `drop` skips the document. Unset: chunk for text,
+    truncate for chats. Chats cannot be chunked. A chat without an assistant turn before the cut is skipped. Text files
+    are first split into documents of at most 64 KiB (8 x seqLen bytes if that is more). The metrics count truncated and
+    dropped documents."""
 
 
 class MeshSpec(ApiModel):
-    """The device mesh: nodes x gpusPerNode = dpReplicate x dpShard x cp x tp x pp; ep divides dpShard x cp x tp."""
+    """The device mesh. nodes x gpusPerNode must equal dpReplicate x dpShard x cp x tp x pp. ep must divide
+    dpShard x cp x tp."""
 
     nodes: Nodes = 1
-    """Pods; one for each node."""
+    """Number of nodes. The job runs one pod per node."""
     gpus_per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs, and so ranks, for each pod; with `device: cpu` the number of processes."""
+    """GPUs per pod, one rank each. With `device: cpu`: processes per pod."""
     dp_replicate: Degree = 1
-    """Replicas of the (sharded) model: DDP, or HSDP together with dpShard."""
+    """Number of model replicas: DDP, or HSDP if dpShard is more than 1."""
     dp_shard: Annotated[int, Field(ge=-1, le=100_000)] = -1
-    """FSDP shards; -1 takes all ranks that the other axes leave."""
+    """Number of FSDP shards. -1 uses all ranks that the other axes do not use."""
     tp: Degree = 1
-    """Tensor parallelism, inside a node."""
+    """Tensor-parallel degree. A tensor-parallel group must not span nodes."""
     pp: Degree = 1
-    """Pipeline stages."""
+    """Pipeline-parallel degree: the layers are split over this number of ranks."""
     cp: Degree = 1
-    """Context parallelism: the sequence is split."""
+    """Context-parallel degree: each sequence is split over this number of ranks."""
     ep: Degree = 1
-    """Expert parallelism, for mixture-of-experts models; inside a node."""
+    """Expert-parallel degree, for mixture-of-experts models. An expert-parallel group must not span nodes."""
     device: Literal["gpu", "cpu"] = "gpu"
-    """`cpu` trains with gloo on processors: for laptops, tests and small models."""
+    """`cpu` trains on CPUs with gloo, for laptops, tests and small models."""
 
 
 class LoRASpec(ApiModel):
-    """Low-rank adapters beside frozen weights. Not supported yet."""
+    """Low-rank adapters on frozen weights. Not supported yet."""
 
     rank: Annotated[int, Field(ge=1, le=65_536)] = 8
+    """Rank of the adapters."""
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
-    """The adapters' output is scaled by alpha / rank."""
+    """The output of the adapters is scaled by alpha / rank."""
     target_modules: Annotated[list[ShortText], Field(max_length=64)] | None = None
-    """Names of linear layers, for example `q_proj`. Unset: all of them."""
+    """Names of linear layers, for example `q_proj`. Unset: all linear layers."""
 
 
 class TrainingSpec(ApiModel):
-    """The training loop."""
+    """Settings of the training loop."""
 
     steps: Annotated[int, Field(ge=1, le=INT32_MAX)]
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     seq_len: Annotated[int, Field(ge=8, le=16_777_216)] = 2048
-    """Tokens in a packed sequence."""
+    """Tokens per packed sequence. Must be a multiple of tp x 2 x cp. If cp is more than 1 on GPUs, it must also be a
+    multiple of 128 x cp."""
     local_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    """Sequences for each data-parallel rank and forward pass."""
+    """Sequences per forward pass of a data-parallel rank."""
     global_batch_size: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
-    """Sequences for each optimizer step over all ranks; more than one pass each means gradient accumulation.
-    Unset: localBatchSize x data-parallel degree."""
+    """Sequences per optimizer step, over all ranks. Must be a multiple of localBatchSize x dpReplicate x dpShard; more
+    than that means gradient accumulation. Unset: localBatchSize x dpReplicate x dpShard."""
     seed: Annotated[int, Field(ge=0, le=INT32_MAX)] = 42
-    """Of weights that start at random, dropout, and the order of the data."""
+    """Seed of random weights, dropout, and the order of the data."""
     deterministic: bool = False
-    """Deterministic kernels (slower)."""
+    """Use deterministic kernels. Slower."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the master weights and the optimizer."""
+    """Type of the master weights and the optimizer state."""
     mixed_precision: Literal["bfloat16", "float32"] | None = None
-    """Of the computation. Unset: bfloat16 on GPUs, float32 on CPUs."""
+    """Type of the computation. Unset: bfloat16 on GPUs, float32 on CPUs."""
     max_norm: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     """Gradients are clipped to this norm."""
     float8: Literal["rowwise", "rowwise_with_gw_hp"] | None = None
-    """Multiply in float8 in all linear layers but the head, by this recipe of torchao; `rowwise_with_gw_hp` computes
-    the weights' gradients in mixedPrecision. The experts of mixtures stay in mixedPrecision. Needs GPUs with float8
-    (Ada, Hopper or newer), and `compile` to be fast."""
+    """torchao recipe for float8 multiplication in all linear layers except the head. `rowwise_with_gw_hp` computes the
+    gradients of the weights in mixedPrecision. Experts always use mixedPrecision. Needs Ada, Hopper or newer GPUs, and
+    `compile` to be fast. seqLen must be a multiple of 16 x cp."""
     activation_checkpoint: Literal["none", "selective", "full"] | None = None
-    """Recomputation in the backward pass. Unset: selective on GPUs, none on CPUs."""
+    """Which activations the backward pass recomputes. Unset: selective on GPUs, none on CPUs."""
     compile: bool = False
-    """torch.compile each transformer block."""
+    """Compile each transformer block with torch.compile."""
     pipeline_schedule: Literal["1F1B", "GPipe", "Interleaved1F1B"] | None = None
-    """With pp > 1. Unset: 1F1B."""
+    """Pipeline schedule. Needs pp > 1. Unset: 1F1B."""
     lora: LoRASpec | None = None
     """Train low-rank adapters instead of the weights. Not supported yet."""
 
@@ -198,132 +202,136 @@ class OptimizerSpec(ApiModel):
     """The optimizer and its settings."""
 
     name: Literal["AdamW", "Adam", "DistMuon"] = "AdamW"
-    """AdamW and Adam run as one fused kernel, on CPUs too. Adam adds weightDecay x weight to the gradient, AdamW takes
-    it off the weight. DistMuon, torchtitan's Muon, is not supported yet."""
+    """The optimizer. AdamW and Adam use one fused kernel, also on CPUs. AdamW decays the weights directly; Adam adds
+    weightDecay x weight to the gradient. DistMuon (torchtitan's Muon) is not supported yet."""
     lr: Annotated[float, Field(gt=0, le=10)] = 5e-5
     """Peak learning rate."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
         default_factory=lambda: [0.9, 0.95]
     )
-    """Decay of the running averages of gradient and squared gradient."""
+    """Decay rates of the running averages of the gradient and the squared gradient."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """Added to the denominator."""
+    """Constant added to the denominator for numerical stability."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
-    """Decoupled weight decay."""
+    """Weight decay. Decoupled from the gradient with AdamW."""
 
 
 class LRScheduleSpec(ApiModel):
-    """Warm-up, then constant, then decay over the last decayRatio of the steps."""
+    """The learning-rate schedule: warm-up, constant, then decay."""
 
     warmup_steps: Annotated[int, Field(ge=0, le=INT32_MAX)] = 0
-    """Steps from zero to the peak."""
+    """Steps over which the learning rate rises from zero to its peak. At most training.steps."""
     decay_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the steps, at the end, over which the learning rate decays; 0 keeps it constant."""
+    """Fraction of the steps, at the end of the training, in which the learning rate decays. 0 means no decay."""
     decay_type: Literal["linear", "cosine", "sqrt"] = "linear"
     """Shape of the decay."""
     min_lr_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The decay ends at lr x this."""
+    """The decay ends at lr x minLrFactor."""
 
 
 class HubPushSpec(ApiModel):
-    """The exported model on the Hugging Face hub. The repository is made, and the token's right to write there asked
-    for, before the first step; the files follow in one commit after the export, which stays where it is. HF_ENDPOINT in
-    pod.env names another hub."""
+    """Uploads the exported model to the Hugging Face hub. The job creates the repository and checks the token's write
+    permission before the first step. It uploads the files in one commit after the export. The export stays on the
+    volume."""
 
     repo: HubRepo
-    """`owner/name`. Files in it are replaced, weights of earlier exports deleted, others kept."""
+    """Repository `owner/name`. The push replaces files with the same name, deletes weights of earlier exports and keeps
+    other files. To use another hub, set HF_ENDPOINT in pod.env."""
     private: bool = True
-    """Visible to its owners alone. A public repository is not pushed to unless this is false; one that is private
-    stays private."""
+    """true creates the repository as private and rejects a public one. false creates it as public and does not change
+    the visibility of an existing one."""
 
 
 class CheckpointSpec(ApiModel):
-    """Where and how often the state is saved; a new attempt resumes from the newest complete checkpoint."""
+    """Where and how often the job saves its state. A new attempt resumes from the newest complete checkpoint."""
 
     volume: Name | None = None
-    """A PersistentVolumeClaim; ReadWriteMany when the job has several nodes. Unset: the pod's own scratch space,
-    which is gone with the pod. `hftitan run` uses the work folder instead."""
+    """PersistentVolumeClaim for checkpoints and export. Must be ReadWriteMany if the job has several nodes. Unset:
+    scratch space that is deleted with the pod. `hftitan run` uses the work folder instead."""
     folder: Subpath | None = None
-    """Folder inside the volume (default: the job's name). Holds checkpoint/ and export/."""
+    """Folder in the volume for checkpoint/ and export/. Unset: the job's name."""
     interval: Annotated[int, Field(ge=0, le=INT32_MAX)] = 500
-    """Steps between checkpoints; 0 saves none while training."""
+    """Steps between checkpoints. 0 saves no checkpoints during training."""
     keep: Annotated[int, Field(ge=1, le=1000)] = 2
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
-    """Write checkpoints while training goes on."""
+    """`async` writes checkpoints while training continues and needs host memory for a copy of the state.
+    `async_with_pinned_mem` is not supported yet."""
     export_hf: bool = Field(default=True, alias="exportHF")
-    """At the end write export/: a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+    """Write export/ at the end: a folder that `AutoModelForCausalLM.from_pretrained` loads."""
     export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the exported weights."""
+    """Type of the exported weights."""
     push_to_hub: HubPushSpec | None = None
-    """Push the export to the Hugging Face hub. Needs exportHF and pod.hfTokenSecret."""
+    """Upload the export to the Hugging Face hub. Needs exportHF and pod.hfTokenSecret."""
     resume: bool = True
-    """Continue from checkpoints found in the folder; false refuses to start when there are any."""
+    """Resume from the checkpoints in the folder. With false, the job fails if the folder contains checkpoints."""
 
 
 class ValidationSpec(ApiModel):
-    """Loss on held-out data: the same rows each time, and on every mesh with the same globalBatchSize; a stream's rows
-    are dealt out by data-parallel rank instead."""
+    """Computes the loss on held-out data. Each validation uses the same rows, on every mesh with the same
+    globalBatchSize. The rows of a streamed dataset also depend on the number of data-parallel ranks."""
 
     dataset: DatasetSpec
+    """The held-out data. Set either `name` (a hub dataset) or `path` (files)."""
     interval: Annotated[int, Field(ge=1, le=INT32_MAX)] = 100
-    """Training steps between validations; the last step is followed by one in any case."""
+    """Training steps between validations. The last step is always validated."""
     steps: Annotated[int, Field(ge=1, le=INT32_MAX)] = 10
-    """Batches of each validation, as large as those of a training step; fewer when the data ends before."""
+    """Batches per validation, each of the size of a training step. Fewer if the data ends earlier."""
 
 
 class RunPolicySpec(ApiModel):
-    """How long, how often, and what is left afterwards."""
+    """Suspension, restarts, time limits, and what is deleted at the end."""
 
     suspend: bool = False
-    """Stop the pods and keep the job; setting it back to false resumes from the newest checkpoint."""
+    """true saves a checkpoint, stops the pods and keeps the job. false resumes from the newest checkpoint."""
     max_restarts: Annotated[int, Field(ge=0, le=63)] = 3
-    """New attempts of the whole gang inside restartWindowSeconds. Preemptions and evictions are free. At most 63: the
-    status remembers the newest 64 restarts."""
+    """Maximum number of restarts within restartWindowSeconds. With one more, the job fails. Preemptions, evictions,
+    deleted pods and lost nodes do not count against maxRestarts."""
     restart_window_seconds: Seconds = 86_400
-    """Only restarts younger than this count; 0 counts all."""
+    """A restart counts against maxRestarts for this number of seconds. 0 means without limit."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
-    """The job fails when it was active (not suspended) for longer."""
+    """The job fails if it is active for longer, in seconds. Suspended time does not count. Unset: no limit."""
     ttl_seconds_after_finished: Seconds | None = None
-    """The finished job is deleted after this; unset keeps it."""
+    """The operator deletes the finished job after this number of seconds. Unset: the job is kept."""
     clean_pod_policy: Literal["Running", "All", "None"] = "Running"
-    """Pods to delete when the job ends: the running ones, all, or none."""
+    """Pods to delete when the job ends: running pods, all pods, or none."""
     startup_timeout_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1800
-    """From the pods running to the first step."""
+    """Seconds that each phase of the start (start, load, first step) may take before the operator starts a new attempt.
+    Also limits how long a pod may lack its image, a Secret or a claim before the job fails."""
     hang_timeout_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1800
-    """A step that stands still for longer makes a new attempt."""
+    """Seconds without progress after which the operator starts a new attempt."""
 
 
 class SchedulingSpec(ApiModel):
-    """Who admits the pods, and where they go."""
+    """Gang scheduling, queue, priority and topology of the pods."""
 
     gang: Literal["none", "kueue", "volcano", "coscheduling", "kai", "kubernetes"] = "none"
-    """Who places the pods of an attempt all together or not at all: Kueue, Volcano, Coscheduling (scheduler-plugins),
-    KAI Scheduler, or Kubernetes itself from 1.37 on. A cluster without it refuses the job. `none`: pods are placed one
-    by one, and wait for each other. `hftitan run` places nothing and runs any of them."""
+    """Gang scheduler, which places all pods of an attempt or none: Kueue, Volcano, Coscheduling (scheduler-plugins),
+    KAI Scheduler, or Kubernetes 1.37 or newer. The job fails if the cluster does not have it. `none` places pods one
+    by one. `hftitan run` ignores this section."""
     queue: Name | None = None
-    """Queue that admits the gang: a LocalQueue of the job's namespace with kueue, a Queue with volcano (default:
-    Volcano's own default) or kai. Needed with kueue and kai, refused with the others."""
+    """Queue of the gang. Required with kueue (a LocalQueue in the job's namespace) and kai (a Queue). Optional with
+    volcano (a Queue; unset: Volcano's default). Rejected with other gang schedulers."""
     priority_class: Name | None = None
-    """PriorityClass of the pods, and of the gang where its scheduler ranks gangs."""
+    """PriorityClass of the pods, and of the gang if its scheduler supports one."""
     topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
-    """Node label whose value all pods of an attempt must share, for example topology.kubernetes.io/zone. With kueue a
-    level of the Topology of its nodes."""
+    """Node label, for example topology.kubernetes.io/zone. All pods of an attempt run on nodes with the same value.
+    With kueue, it must be a level of the Topology of the nodes."""
     scheduler_name: Name | None = None
-    """Scheduler of the pods. Unset: volcano, scheduler-plugins-scheduler or kai-scheduler with these gangs, as their
-    own installations call them, else the cluster's default. A name that no scheduler has leaves the pods pending."""
+    """Scheduler of the pods. Unset: volcano, scheduler-plugins-scheduler or kai-scheduler with gang volcano,
+    coscheduling or kai; otherwise the cluster's default. If no scheduler has this name, the pods stay pending."""
 
 
 class MonitoringSpec(ApiModel):
-    """What a run shows of itself while it runs."""
+    """Metrics and experiment trackers."""
 
     port: Annotated[int, Field(ge=1024, le=65_535)] = 9400
-    """/metrics of every pod, /progress of node 0."""
+    """Port of /metrics on every pod and of /progress on node 0."""
     tensorboard: bool = False
-    """Write TensorBoard event files to tensorboard/, beside checkpoint/ and export/."""
+    """Write TensorBoard event files to tensorboard/, next to checkpoint/ and export/."""
     wandb_secret: SecretKey | None = None
-    """Weights & Biases API key: the job is one run there, by its uid. WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE and the
-    like may stand in pod.env."""
+    """Secret with a Weights & Biases API key. All attempts of the job are one run, whose id is the job's uid.
+    WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE can be set in pod.env."""
 
 
 class JobSpec(ApiModel):
@@ -347,108 +355,132 @@ class JobSpec(ApiModel):
 
 Phase = Literal["Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed"]
 Attempt = Annotated[int, Field(ge=0, le=999_999)]
-"""Its digits are part of every pod's name."""
+"""Number of an attempt. At most six digits, because it is part of every pod's name."""
 TERMINAL: frozenset[str] = frozenset({"Succeeded", "Failed"})
 
 
 class Condition(ApiModel):
-    """One condition, as in metav1.Condition; `type` is the list's key."""
+    """A condition, as in metav1.Condition. `type` is the key of the list."""
 
     type: Annotated[str, Field(min_length=1, max_length=63)]
+    """Type of the condition."""
     status: Literal["True", "False", "Unknown"]
+    """Whether the condition holds."""
     observed_generation: int = 0
+    """Generation of the spec that the condition describes."""
     last_transition_time: Time
+    """When `status` last changed."""
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Reason for the last change, in CamelCase."""
     message: Annotated[str, Field(max_length=32_768)] = ""
+    """Explanation of the reason."""
 
 
 class PodCounts(ApiModel):
+    """Numbers of pods by state."""
+
     active: Number = 0
+    """Pods that have not ended."""
     ready: Number = 0
+    """Active pods that pass their readiness probe."""
     succeeded: Number = 0
+    """Pods that ended with exit code 0."""
     failed: Number = 0
+    """Pods that failed."""
 
 
 class ProgressStatus(ApiModel):
+    """Progress of the training."""
+
     step: Number = 0
+    """Last finished step."""
     steps: Number = 0
+    """Number of steps of the job."""
     loss: float | None = None
+    """Mean loss over all tokens of the last step."""
     tokens_per_second: float | None = None
-    """Over all ranks."""
+    """Throughput over all ranks."""
     mfu: float | None = None
-    """Model FLOPs utilisation, 0 to 1; only on devices whose peak is known."""
+    """Model FLOPs utilization, 0 to 1. Only on devices whose peak is known."""
     grad_norm: float | None = None
+    """Norm of the gradient before clipping."""
     eta: str | None = None
-    """Time left, for example `1h12m`."""
+    """Estimated time remaining, for example `1h12m`."""
     updated: Time | None = None
-    """When the step last moved."""
+    """When the step or the trainer's phase last changed."""
 
 
 class CheckpointStatus(ApiModel):
+    """A complete checkpoint."""
+
     step: Number
+    """Step of the checkpoint."""
     time: Time | None = None
+    """When the checkpoint was complete."""
 
 
 class RestartRecord(ApiModel):
-    """One counted restart."""
+    """One attempt that ended and was restarted."""
 
     time: Time
+    """When the attempt ended."""
     attempt: Attempt
-    """The attempt that ended."""
+    """Number of the attempt."""
     reason: str
+    """Why the attempt ended."""
     step: Number = 0
-    """The newest step it had finished; three attempts that do not move it end the job."""
-    free: bool = False
-    """Preemptions and evictions do not count against maxRestarts."""
+    """Last step that the attempt finished. After three attempts without a new step the job fails."""
+    counted: bool = True
+    """Whether the restart counts against maxRestarts. Preemptions, evictions, deleted pods and lost nodes do not."""
 
 
 class JobStatus(ApiModel):
-    """What the operator saw, written by it alone."""
+    """The state of the job. Only the operator writes it."""
 
     phase: Phase | None = None
-    """Where the job is; Succeeded and Failed are final."""
+    """Phase of the job. Succeeded and Failed are final."""
     conditions: list[Condition] = Field(default_factory=list)
-    """Each with its reason and message."""
+    """Conditions of the job, each with a reason and a message."""
     observed_generation: int = 0
-    """Generation of the spec that this status is about."""
+    """Generation of the spec that this status describes."""
     attempt: Attempt = 0
-    """Number of the newest gang of pods; the first is 1."""
+    """Number of the current attempt. The first is 1."""
     restarts: Number = 0
-    """New attempts so far, free ones included."""
+    """Number of restarts, including those that do not count against maxRestarts."""
     restart_history: Annotated[list[RestartRecord], Field(max_length=64)] = Field(default_factory=list)
     """The newest attempts that ended, oldest first."""
     mesh: str | None = None
-    """For example `2x8: dp4 tp4`."""
+    """Summary of the mesh, for example `2x8: dp4 tp4`."""
     world_size: Number | None = None
-    """Ranks of the whole mesh."""
+    """Number of ranks."""
     pods: PodCounts | None = None
-    """Pods of the newest attempt, counted."""
+    """Numbers of pods of the current attempt."""
     progress: ProgressStatus | None = None
-    """How far the training is, from node 0."""
+    """Progress of the training, reported by node 0."""
     checkpoint: CheckpointStatus | None = None
     """The newest complete checkpoint."""
     export_path: str | None = None
-    """Where the exported model is."""
+    """Path of the exported model."""
     model_revision: str | None = None
     """Commit of the model on the hub."""
     start_time: Time | None = None
-    """When the job was first seen unsuspended."""
+    """When the job first became active."""
     attempt_start_time: Time | None = None
-    """When the pods of the newest attempt were first all running."""
+    """When all pods of the current attempt were first running."""
     active_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """Time spent not suspended before `activeSince`."""
+    """Seconds of activity before `activeSince`, without suspended time."""
     active_since: Time | None = None
-    """Start of the current stretch of activity; unset while suspended or finished."""
+    """Start of the current activity. Unset while the job is suspended or finished."""
     completion_time: Time | None = None
-    """When it ended."""
+    """When the job succeeded or failed."""
     goodput: float | None = None
-    """Share of the active time spent on steps that were kept, 0 to 1."""
+    """Fraction of the active time spent on steps that were kept, 0 to 1."""
     message: str | None = None
-    """What goes on, or why it ended, in a sentence."""
+    """What the job is doing, or why it ended."""
 
 
 class ObjectMeta(BaseModel):
-    """The part of metadata that is used; the rest (managedFields, annotations of others) is ignored."""
+    """The metadata that the operator uses. Other keys, such as managedFields, are ignored."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 

@@ -1,4 +1,4 @@
-"""Generates the Markdown reference of the job file from the schema.
+"""Generates docs/spec.md, the reference of the job file, from the schema.
 
 python -m hftitan_api.reference > docs/spec.md
 """
@@ -17,35 +17,38 @@ HEAD = """\
 
 <!-- Generated from crds/hftitan_api by `make generate`; do not edit. -->
 
-`apiVersion: hftitan.io/v1alpha1`, `kind: HFTitanJob`, `metadata.name`, and a `spec` with what follows. Required fields
-are **bold**; a default stands after the type. `hftitan validate job.yaml` says everything that is wrong at once, by
-field. Only what stands under `spec.runPolicy` may change while a job exists.
+A job has `apiVersion: hftitan.io/v1alpha1`, `kind: HFTitanJob`, `metadata.name` and `spec`. This page lists the fields
+of `spec`. Required fields are **bold**. The default follows the type.
+
+`hftitan validate job.yaml` lists all errors at once, each with its field and the fix. Only fields in `spec.runPolicy`
+can change while a job exists.
 """
 STATUS = """\
 ## status
 
-What the operator writes; `kubectl get htj NAME -o yaml` shows it.
+Only the operator writes the status. To see it: `kubectl get htj NAME -o yaml`.
 """
 KUBERNETES = frozenset({"affinity"})
-"""Fields that are Kubernetes' own, described there."""
+"""Fields whose content the Kubernetes documentation describes."""
 
 
 def text() -> str:
+    """Return the page as Markdown."""
     version = crd()["spec"]["versions"][0]
     top = version["schema"]["openAPIV3Schema"]["properties"]
     parts = [HEAD]
     for name, section in top["spec"]["properties"].items():
         parts += list(_section(f"spec.{name}", section, level=2))
     rules = [rule["message"] for rule in top["spec"]["x-kubernetes-validations"] if "oldSelf" not in rule["rule"]]
-    parts += ["## Between sections\n", _list(rules)]
+    parts += ["## Rules between sections\n", _list(rules)]
     parts += [STATUS, *_rows("status", top["status"])]
     return "\n".join(parts)
 
 
 def _section(path: str, schema: Schema, level: int) -> Iterator[str]:
     yield f"{'#' * level} {path}\n"
-    if said := schema.get("description"):
-        yield said + "\n"
+    if description := schema.get("description"):
+        yield description + "\n"
     yield from _rows(path, schema)
     if rules := schema.get("x-kubernetes-validations"):
         yield _list(rule["message"] for rule in rules)
@@ -58,10 +61,10 @@ def _section(path: str, schema: Schema, level: int) -> Iterator[str]:
 
 def _rows(path: str, schema: Schema) -> Iterator[str]:
     required = schema.get("required", ())
-    lines = ["| field | type | what it is |", "| --- | --- | --- |"]
+    lines = ["| field | type | description |", "| --- | --- | --- |"]
     for name, field in schema["properties"].items():
         shown = f"**`{name}`**" if name in required else f"`{name}`"
-        lines.append(f"| {shown} | {_type(field)} | {_cell(_said(path, name, field))} |")
+        lines.append(f"| {shown} | {_type(field)} | {_cell(_description(path, name, field))} |")
     yield "\n".join(lines) + "\n"
 
 
@@ -69,15 +72,15 @@ def _list(lines: Iterable[str]) -> str:
     return "".join(f"- {line}.\n" for line in lines)
 
 
-def _said(path: str, name: str, field: Schema) -> str:
-    said = str(field.get("description", ""))
+def _description(path: str, name: str, field: Schema) -> str:
+    description = str(field.get("description", ""))
     if path != "status" and _nested(name, field) is not None:
-        return f"{said.splitlines()[0] if said else ''} See below.".strip()
-    return said
+        return f"{description} See below.".strip()
+    return description
 
 
 def _nested(name: str, field: Schema) -> Schema | None:
-    """The schema of a field with fields of its own."""
+    """Return the schema of a field that has fields, or None."""
     if name in KUBERNETES:
         return None
     inner = field.get("items", {}) if field.get("type") == "array" else field
@@ -104,8 +107,8 @@ def _type(field: Schema) -> str:
     return kind
 
 
-def _cell(said: str) -> str:
-    return said.replace("\n", " ").replace("|", "\\|")
+def _cell(text: str) -> str:
+    return text.replace("\n", " ").replace("|", "\\|")
 
 
 if __name__ == "__main__":

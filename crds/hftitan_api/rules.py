@@ -1,6 +1,6 @@
 """Rules for a job's mesh, batch and sequence. Each message contains the numbers and the fix.
 
-Where a rule comes from torchtitan 0.3 or torch 2.15, its place is named. Each function yields what it finds wrong;
+A comment names the source of each rule that comes from torchtitan 0.3 or torch 2.15. Each function yields SpecErrors;
 `mesh.check` collects them.
 """
 
@@ -14,16 +14,16 @@ from hftitan_api.models import JobSpec
 from hftitan_api.shape import ModelShape
 
 FLEX_BLOCK = 128
-"""Queries in a block of the attention mask on GPUs; context parallelism hands out whole blocks."""
+"""Queries per block of the attention mask on GPUs. Context parallelism splits the sequence into whole blocks."""
 FLOAT8_TOKENS = 16
-"""What tensor cores take at a time in float8."""
+"""Tensor cores multiply float8 matrices whose inner size is a multiple of this."""
 
-_TWO_STAGES = " (two for each rank with Interleaved1F1B)"
+_TWO_STAGES = " (2 per rank with Interleaved1F1B)"
 _FIELD = {"pp": "pp", "dp_replicate": "dpReplicate", "dp_shard": "dpShard", "cp": "cp", "tp": "tp"}
 
 
 class SpecError(ValueError):
-    """What the user asked for cannot be: `path` names the field (`spec.mesh.tp`), `message` the numbers and the fix."""
+    """An invalid field. `path` names the field (`spec.mesh.tp`); `message` contains the numbers and the fix."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -32,7 +32,7 @@ class SpecError(ValueError):
 
 
 def resolved_dp_shard(spec: JobSpec) -> int | None:
-    """dpShard with -1 filled up, or None when the axes do not multiply to the world."""
+    """Return dpShard with -1 resolved, or None if the product of the axes is not the world size."""
     mesh = spec.mesh
     world = mesh.nodes * mesh.gpus_per_node
     others = mesh.dp_replicate * mesh.cp * mesh.tp * mesh.pp
@@ -45,7 +45,8 @@ def product(spec: JobSpec) -> Iterator[SpecError]:
     mesh = spec.mesh
     if mesh.dp_shard == 0:
         yield SpecError(
-            "spec.mesh.dpShard", "0 is no number of shards; use -1 for all ranks the other axes leave, or 1"
+            "spec.mesh.dpShard",
+            "0 is not a number of shards; use -1 for all ranks that the other axes do not use, or 1",
         )
         return
     if resolved_dp_shard(spec) is not None:
@@ -53,16 +54,18 @@ def product(spec: JobSpec) -> Iterator[SpecError]:
     world = mesh.nodes * mesh.gpus_per_node
     ranks = f"{_n(world, 'rank')} ({_n(mesh.nodes, 'node')} x {_n(mesh.gpus_per_node, _device(spec))})"
     taken = 1
+    before: list[str] = []
     for axis in ("tp", "cp", "pp", "dp_replicate"):
         degree = int(getattr(mesh, axis))
         if world // taken % degree:
-            others = "" if taken == 1 else f" x {taken} (the axes before it) = {degree * taken}"
+            others = "" if taken == 1 else f" x {taken} ({' x '.join(before)}) = {degree * taken}"
             fits = _divisors(mesh.gpus_per_node if axis == "tp" else world // taken)
             yield SpecError(
                 f"spec.mesh.{_FIELD[axis]}", f"{degree}{others} does not divide the {ranks}; use {_any(fits)}"
             )
             return
         taken *= degree
+        before += [_FIELD[axis]] if degree > 1 else []
     axes = " x ".join(f"{_FIELD[a]} {getattr(mesh, a)}" for a in ("dp_replicate", "dp_shard", "cp", "tp", "pp"))
     yield SpecError(
         "spec.mesh.dpShard",
@@ -78,7 +81,8 @@ def inside_a_node(spec: JobSpec) -> Iterator[SpecError]:
     if per % mesh.tp and world % mesh.tp == 0:
         yield SpecError(
             "spec.mesh.tp",
-            f"{mesh.tp} does not divide {node}, and tensor parallelism stays inside one; use {_any(_divisors(per))}",
+            f"{mesh.tp} does not divide {node} (a tensor-parallel group must not span nodes); "
+            f"use {_any(_divisors(per))}",
         )
     dp_shard = resolved_dp_shard(spec)
     if mesh.ep == 1 or dp_shard is None:
@@ -89,12 +93,12 @@ def inside_a_node(spec: JobSpec) -> Iterator[SpecError]:
         yield SpecError(
             "spec.mesh.ep",
             f"{mesh.ep} does not divide dpShard {dp_shard} x cp {mesh.cp} x tp {mesh.tp} = {fold}, "
-            f"the ranks that experts can spread over; use {_any(fits)}",
+            f"the ranks over which the experts can be split; use {_any(fits)}",
         )
     elif per % mesh.ep:
         yield SpecError(
             "spec.mesh.ep",
-            f"{mesh.ep} does not divide {node}, and expert parallelism stays inside one; use {_any(fits)}",
+            f"{mesh.ep} does not divide {node} (an expert-parallel group must not span nodes); use {_any(fits)}",
         )
 
 
@@ -107,7 +111,7 @@ def batch(spec: JobSpec) -> Iterator[SpecError]:
     if training.global_batch_size % one_pass:
         yield SpecError(
             "spec.training.globalBatchSize",
-            f"{training.global_batch_size} is no multiple of localBatchSize {training.local_batch_size} x "
+            f"{training.global_batch_size} is not a multiple of localBatchSize {training.local_batch_size} x "
             f"{_n(dp, 'data-parallel rank')} = {one_pass}; use {_any(_around(training.global_batch_size, one_pass))}",
         )
 
@@ -115,19 +119,20 @@ def batch(spec: JobSpec) -> Iterator[SpecError]:
 def sequence(spec: JobSpec) -> Iterator[SpecError]:
     mesh, seq_len = spec.mesh, spec.training.seq_len
     # ParallelDims.seq_len_divisor, which the transformers backend asserts for every mesh: tp shards the sequence
-    # between its layers, and the balanced split of cp cuts each half in two.
+    # between layers, and the balanced split of cp gives each rank two parts.
     divisor = mesh.tp * 2 * mesh.cp
     why = f"tp {mesh.tp} x 2 x cp {mesh.cp} = {divisor}"
     if mesh.cp > 1 and mesh.device == "gpu":
         divisor = math.lcm(divisor, FLEX_BLOCK * mesh.cp)
         why = (
-            f"{divisor} (tp {mesh.tp} x 2 x cp {mesh.cp}, and whole attention blocks: {FLEX_BLOCK} x cp {mesh.cp})"
+            f"{divisor} (a multiple of tp {mesh.tp} x 2 x cp {mesh.cp} and of attention block {FLEX_BLOCK} x "
+            f"cp {mesh.cp})"
             if divisor != FLEX_BLOCK * mesh.cp
-            else f"{FLEX_BLOCK} (an attention block) x cp {mesh.cp} = {divisor}"
+            else f"attention block {FLEX_BLOCK} x cp {mesh.cp} = {divisor}"
         )
     if seq_len % divisor:
         yield SpecError(
-            "spec.training.seqLen", f"{seq_len} is no multiple of {why}; use {_any(_around(seq_len, divisor))}"
+            "spec.training.seqLen", f"{seq_len} is not a multiple of {why}; use {_any(_around(seq_len, divisor))}"
         )
 
 
@@ -137,21 +142,22 @@ def pipeline(spec: JobSpec) -> Iterator[SpecError]:
     if pp == 1:
         if schedule is not None:
             yield SpecError(
-                "spec.training.pipelineSchedule", f"{schedule} needs a pipeline, and pp is 1; set mesh.pp or remove it"
+                "spec.training.pipelineSchedule",
+                f"{schedule} needs mesh.pp of at least 2, and mesh.pp is 1; raise mesh.pp, or remove pipelineSchedule",
             )
         return
-    # Microbatches are single sequences: torchtitan's pipeline_parallel_microbatch_size 1.
+    # A microbatch is one sequence: torchtitan's pipeline_parallel_microbatch_size is 1.
     batch, stages = training.local_batch_size, _stages(spec)
     two = _TWO_STAGES if stages > pp else ""
     if batch < stages:
         yield SpecError(
             "spec.training.localBatchSize",
-            f"{batch} cannot keep {stages} pipeline stages{two} busy, one sequence in each; use at least {stages}",
+            f"{batch} is less than the {stages} pipeline stages{two}; use at least {stages}",
         )
     elif stages > pp and batch % (batch // pp):  # torch's ScheduleInterleaved1F1B
         yield SpecError(
             "spec.training.localBatchSize",
-            f"{batch} sequences do not spread evenly over the {batch // pp} rounds (localBatchSize / pp {pp}) of "
+            f"{batch} is not a multiple of the {batch // pp} rounds (localBatchSize / pp {pp}, rounded down) of "
             f"Interleaved1F1B; use {_any(_around(batch, pp))}",
         )
 
@@ -161,13 +167,13 @@ def float8(spec: JobSpec) -> Iterator[SpecError]:
     if recipe is None:
         return
     if mesh.device == "cpu":
-        yield SpecError("spec.training.float8", f"{recipe} needs GPUs, and mesh.device is cpu; remove it")
-    # torch._scaled_mm takes tokens, the inner size of the weights' gradients, by sixteens.
+        yield SpecError("spec.training.float8", f"{recipe} needs mesh.device: gpu, and mesh.device is cpu; remove it")
+    # For the gradients of the weights, the inner size of torch._scaled_mm is the number of tokens.
     divisor = FLOAT8_TOKENS * mesh.cp
     if seq_len % divisor:
         yield SpecError(
             "spec.training.seqLen",
-            f"{seq_len} is no multiple of {FLOAT8_TOKENS} (float8) x cp {mesh.cp} = {divisor}; use "
+            f"{seq_len} is not a multiple of {FLOAT8_TOKENS} (float8) x cp {mesh.cp} = {divisor}; use "
             f"{_any(_around(seq_len, divisor))}",
         )
 
@@ -183,13 +189,13 @@ def other(spec: JobSpec) -> Iterator[SpecError]:
     if spec.mesh.nodes > 1 and checkpoint.volume is None and (checkpoint.interval > 0 or checkpoint.export_hf):
         yield SpecError(
             "spec.checkpoint.volume",
-            f"the {spec.mesh.nodes} nodes save one checkpoint together; name a ReadWriteMany claim, "
-            "or save nothing (interval: 0 and exportHF: false)",
+            f"is required with {spec.mesh.nodes} nodes, because they save one checkpoint together; name a "
+            "ReadWriteMany claim, or save nothing (interval: 0 and exportHF: false)",
         )
 
 
 def model(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
-    """What the model's own numbers forbid. An unknown number forbids nothing."""
+    """Yield conflicts between the job and the model. Unknown sizes are not checked."""
     name = spec.model.name
     for reason in shape.refused:
         yield SpecError("spec.model.name", f"{name} cannot be trained: {reason}")
@@ -204,25 +210,25 @@ def model(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
     if shape.attention_dropout > 0 and spec.mesh.device == "gpu":
         yield SpecError(
             "spec.model.overrides.attention_dropout",
-            f"{name} has {shape.attention_dropout}, and FlexAttention knows no dropout; set it to 0.0",
+            f"{name} has {shape.attention_dropout}, and FlexAttention does not support dropout; set it to 0.0",
         )
 
 
 def _heads(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
-    # Tensor parallelism gives each rank whole heads. Its local tensors carry no record of an uneven cut: with 129 words
-    # over two ranks the embedding was taken for [130, h], and the checkpoint did not fit (torchtitan 0.3).
+    # Tensor parallelism gives each rank whole heads. torchtitan 0.3 does not support uneven shards: with 129 tokens in
+    # the vocabulary and two ranks, it used [130, h] as the shape of the embedding, and the checkpoint did not fit.
     mesh = spec.mesh
     if "tp" in shape.refused_axes:
         return
-    cut = {
+    sharded = {
         "attention heads": shape.heads,
         "key/value heads": shape.kv_heads,
         "columns of the feed-forward layer (intermediate_size)": shape.intermediate_size,
         "entries of the vocabulary": shape.vocab_size,
     }
-    known = [count for count in cut.values() if count]
+    known = [count for count in sharded.values() if count]
     fits = [d for d in _divisors(mesh.gpus_per_node) if all(count % d == 0 for count in known)]
-    for what, count in cut.items():
+    for what, count in sharded.items():
         if count and count % mesh.tp:
             yield SpecError(
                 "spec.mesh.tp", f"{mesh.tp} does not divide the {count} {what} of {spec.model.name}; use {_any(fits)}"
@@ -234,7 +240,7 @@ def _layers(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
     mesh = spec.mesh
     if mesh.pp == 1 or not shape.layers or "pp" in shape.refused_axes:
         return
-    # torchtitan counts embedding and head as a layer each; with less than two for a stage, an end would have no layer.
+    # torchtitan counts embedding and head as one layer each. A first or last stage with only one of them has no layer.
     stages = _stages(spec)
     most = (shape.layers + 2) // 2
     if stages > most:
@@ -252,18 +258,18 @@ def _experts(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
     if mesh.ep == 1 or shape.experts is None:
         return
     if shape.experts == 0:
-        yield SpecError("spec.mesh.ep", f"{mesh.ep} needs experts, and {name} is a dense model; use 1")
+        yield SpecError("spec.mesh.ep", f"{mesh.ep} needs a mixture of experts, and {name} is a dense model; use 1")
     elif shape.experts % mesh.ep:
         fits = [d for d in _divisors(mesh.gpus_per_node) if shape.experts % d == 0]
         yield SpecError(
             "spec.mesh.ep", f"{mesh.ep} does not divide the {shape.experts} experts of {name}; use {_any(fits)}"
         )
     elif (ranks := (resolved_dp_shard(spec) or 1) * mesh.cp * mesh.tp) > shape.experts:
-        # parallelize.py apply_fsdp would cut inside an expert, where files know only whole ones.
+        # Otherwise apply_fsdp (parallelize.py) splits single experts, but the checkpoint files contain whole ones.
         yield SpecError(
             "spec.mesh.dpShard",
-            f"{ranks} ranks (dpShard x cp x tp) share the {shape.experts} experts of {name}, and with ep each holds at "
-            "least one; use a smaller dpShard with dpReplicate, or ep: 1",
+            f"{ranks} ranks (dpShard x cp x tp) are more than the {shape.experts} experts of {name}, and with ep each "
+            "rank needs at least one; use a smaller dpShard with dpReplicate, or ep: 1",
         )
 
 
@@ -279,16 +285,16 @@ def _positions(spec: JobSpec, shape: ModelShape) -> Iterator[SpecError]:
     elif window and seq_len > window and shape.model_type not in WINDOWED:
         yield SpecError(
             "spec.training.seqLen",
-            f"{seq_len} is more than the sliding window of {window} of {name}, which was not compared with "
-            f"transformers' for models of type {shape.model_type}; use at most {window}",
+            f"{seq_len} is more than the sliding window {window} of {name}, and sliding windows of model type "
+            f"{shape.model_type} are not tested against transformers; use at most {window}",
         )
     short = shape.short_positions
     if spec.mesh.cp > 1 and short and seq_len > short:
-        # modeling_rope_utils.py longrope_frequency_update: by the longest position that a rank sees, in its own part.
+        # longrope_frequency_update (modeling_rope_utils.py) uses the longest position in the rank's own part.
         yield SpecError(
             "spec.mesh.cp",
-            f"{spec.mesh.cp} ranks could embed the parts of one sequence in different ways (longrope) where it has "
-            f"more than the {short} short positions of {name}, and seqLen is {seq_len}; use 1, or seqLen up to {short}",
+            f"{spec.mesh.cp} does not work for {name} with seqLen {seq_len}: its rotary embedding (longrope) changes "
+            f"after {short} positions, and ranks could use different ones; use 1, or seqLen of at most {short}",
         )
 
 
@@ -296,7 +302,7 @@ def _stages(spec: JobSpec) -> int:
     return spec.mesh.pp * (2 if spec.training.pipeline_schedule == "Interleaved1F1B" else 1)
 
 
-# --- words ---------------------------------------------------------------------------------------------------
+# --- texts ---------------------------------------------------------------------------------------------------
 
 
 def _device(spec: JobSpec) -> str:
@@ -314,13 +320,13 @@ def _divisors(number: int) -> list[int]:
 
 
 def _around(number: int, divisor: int) -> list[int]:
-    """The multiples of `divisor` next to `number`."""
+    """Return the positive multiples of `divisor` next to `number`."""
     below = number // divisor * divisor
     return [value for value in (below, below + divisor) if value > 0]
 
 
 def _any(values: Iterable[int]) -> str:
-    """`1`, `1 or 2`, `1, 2 or 4`; of a long list the ends."""
+    """Return `1`, `1 or 2` or `1, 2 or 4`. A long list is shortened to its first six and last values."""
     words = [str(value) for value in values] or ["1"]
     if len(words) > 8:
         words = [*words[:6], "...", words[-1]]

@@ -1,7 +1,7 @@
-"""Reads from a model's config.json the numbers that decide whether a mesh fits it.
+"""Reads the sizes from a model's config.json that decide whether a mesh fits the model.
 
-A number that config.json does not give stays None, and what depends on it is not checked: nothing is invented.
-Defaults of transformers' own config classes are used only where the class derives them from other keys.
+A size that is not in config.json is None, and rules that need it are skipped. Defaults of transformers' config classes
+are used only if the class derives them from other keys.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SHAPE_KEYS = frozenset(
         "mlp_bias", "qkv_bias", "use_bias", "use_qk_norm", "tie_word_embeddings",
     }
 )  # fmt: skip
-"""Keys of config.json that change which weights there are or their shapes: not possible on pretrained weights."""
+"""Keys of config.json that add, remove or reshape weights. They cannot be overridden for pretrained weights."""
 IDENTITY_KEYS = frozenset({"model_type", "architectures", "auto_map", "quantization_config", "transformers_version"})
-"""Keys that say which model it is; overriding one would be another model."""
+"""Keys of config.json that identify the model. They cannot be overridden."""
 
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -39,7 +39,7 @@ _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
-# Their config classes take num_key_value_heads = num_attention_heads when the key is missing (transformers 5.23).
+# Their config classes use num_attention_heads if num_key_value_heads is missing (transformers 5.23).
 _MULTI_HEAD_BY_DEFAULT = frozenset(
     {
         "llama",
@@ -57,19 +57,19 @@ _MULTI_HEAD_BY_DEFAULT = frozenset(
     }
 )
 
-# What makes a Gemma 4 another kind of model, with the values that its config class has for missing keys.
+# Keys of a Gemma 4 config that the backend supports only with the value 0, and the defaults of its config class.
 _LAYER_PARTS = MappingProxyType({"hidden_size_per_layer_input": 256, "num_kv_shared_layers": 0})
-# Kinds of layers (layer_types) that see of a row what the mask lets them see, and nothing else.
+# Types of layers (layer_types) for which the attention mask separates the documents of a row.
 _ATTENTION = frozenset({"full_attention", "sliding_attention"})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of one causal LM; None where config.json does not say."""
+    """Sizes of one causal LM. A size that is not in config.json is None."""
 
     model_type: str = ""
     composite: bool = False
-    """A causal LM inside a larger model (images, sound); the sizes are its own."""
+    """Whether the causal LM is part of a multimodal model. The sizes are those of the causal LM."""
     hidden_size: int | None = None
     intermediate_size: int | None = None
     layers: int | None = None
@@ -79,27 +79,27 @@ class ModelShape:
     vocab_size: int | None = None
     tied_embeddings: bool = False
     experts: int | None = None
-    """Routed experts of a layer; 0 for a dense model."""
+    """Routed experts per layer. 0 for a dense model."""
     experts_per_token: int | None = None
     moe_intermediate_size: int | None = None
     uniform_layers: bool = True
-    """All layers are alike; false when some of a mixture-of-experts model are dense."""
+    """Whether all layers are equal. False if a mixture-of-experts model has dense layers."""
     biases: bool = False
-    """config.json switches on biases that its type has not by default."""
+    """Whether config.json enables biases that the model type does not have by default."""
     max_position_embeddings: int | None = None
     sliding_window: int | None = None
-    """Keys that a query may look back to, where some layers limit it."""
+    """Window of the layers with sliding-window attention, in tokens."""
     short_positions: int | None = None
-    """Positions up to which rotary embeddings are of one kind, and of another for all words of a pass beyond."""
+    """With longrope: if a pass has more positions, all its tokens use different rotary embeddings."""
     attention_dropout: float = 0.0
     refused_axes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Axes that the backend cannot use for this model, with the reason."""
+    """Axes that the backend does not support for this model, with the reason."""
     refused: tuple[str, ...] = ()
-    """Reasons why the backend would train another model than this one, or none at all."""
+    """Reasons why the backend cannot train this model, or would train it wrongly."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> ModelShape:
-        """Read the dict of config.json. `overrides` are the job's; of a composite model the text part counts."""
+        """Read the content of config.json with the job's overrides. For a composite model, read its text_config."""
         text = config.get("text_config")
         c: dict[str, Any] = {**config, **text} if isinstance(text, Mapping) else dict(config)
         c.update(overrides or {})
@@ -137,7 +137,7 @@ class ModelShape:
 
 
 def _count(config: Mapping[str, Any], *keys: str) -> int | None:
-    """The first of the keys that holds a positive whole number of a believable size."""
+    """Return the first value of the keys that is a positive whole number below 2**40, or None."""
     for key in keys:
         value = config.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40:
@@ -156,7 +156,7 @@ def _kv_heads(config: Mapping[str, Any], model_type: str, heads: int | None) -> 
 
 
 def _derived_head_dim(model_type: str, hidden: int | None, heads: int | None) -> int | None:
-    if model_type.startswith(("qwen3", "gemma")):  # their classes have a constant of their own
+    if model_type.startswith(("qwen3", "gemma")):  # their config classes have a constant default
         return None
     return hidden // heads if hidden and heads and hidden % heads == 0 else None
 
@@ -171,7 +171,7 @@ def _sliding_window(config: Mapping[str, Any]) -> int | None:
 
 
 def _short_positions(config: Mapping[str, Any]) -> int | None:
-    """Of "longrope", which older files call "su"."""
+    """Read "longrope", which older files call "su"."""
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
         return None
@@ -196,25 +196,27 @@ def _experts(config: Mapping[str, Any]) -> int | None:
 def _refused_axes(config: Mapping[str, Any], model_type: str, experts: int | None) -> Mapping[str, str]:
     found: dict[str, str] = {}
     if experts:
-        found["pp"] = "the backend has no pipeline for mixture-of-experts models"
-        found["tp"] = "tensor parallelism cuts no experts; split by dpShard and ep"
+        found["pp"] = "the backend does not support pipeline parallelism for mixtures of experts"
+        found["tp"] = "tensor parallelism does not split experts (use dpShard and ep instead)"
     elif model_type:
         if reason := _unfit(model_type, WITHOUT_PIPELINE):
-            found["pp"] = f"models of type {model_type} cannot be cut into pipeline stages: {reason}"
+            found["pp"] = f"models of type {model_type} do not support pipeline parallelism: {reason}"
         if reason := _unfit(model_type, WITHOUT_TENSOR_PARALLELISM):
-            found["tp"] = f"models of type {model_type} cannot be cut by tensor parallelism: {reason}; split by dpShard"
+            found["tp"] = (
+                f"models of type {model_type} do not support tensor parallelism: {reason} (use dpShard instead)"
+            )
     limited = None
     if config.get("index_topk") is not None or model_type == "glm_moe_dsa":
-        limited = "the backend trains models with a sparse-attention indexer by dp and ep only"
+        limited = "the backend supports only dp and ep for models with a sparse-attention indexer"
     elif model_type.startswith("gemma4"):
-        limited = "the backend trains Gemma 4 by dp and ep only"
+        limited = "the backend supports only dp and ep for Gemma 4"
     if limited:
         found.update(dict.fromkeys(("tp", "cp", "pp"), limited))
     return MappingProxyType(found)
 
 
 def _unfit(model_type: str, known: Mapping[str, str]) -> str | None:
-    return known.get(model_type) or (None if model_type in DENSE else "no such model was compared with transformers'")
+    return known.get(model_type) or (None if model_type in DENSE else "this type is not tested against transformers")
 
 
 def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) -> list[str]:
@@ -225,33 +227,36 @@ def _refused(config: Mapping[str, Any], model_type: str, experts: int | None) ->
             "Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"
         )
     if model_type.startswith("gemma4") and experts:
-        found.append("the backend's numbers for Gemma 4 with experts are wrong; use a dense Gemma 4")
+        found.append("the backend computes wrong results for Gemma 4 with experts; use a dense Gemma 4")
     elif model_type.startswith("gemma4") and any(config.get(key, default) for key, default in _LAYER_PARTS.items()):
         found.append(
-            "the backend builds no Gemma 4 with inputs of each layer (hidden_size_per_layer_input) or keys that layers "
-            "share (num_kv_shared_layers)"
+            "the backend does not support Gemma 4 with per-layer inputs (hidden_size_per_layer_input) or with keys and "
+            "values shared between layers (num_kv_shared_layers); use a Gemma 4 without them"
         )
     elif experts and model_type not in MIXTURES:
         found.append(
-            f"mixture-of-experts models of type {model_type} were not compared with transformers' numbers; "
+            f"mixture-of-experts models of type {model_type} are not tested against transformers; "
             f"use one of type {', '.join(sorted(MIXTURES))}"
         )
     kinds = config.get("layer_types")
     recurrent = sorted(set(map(str, kinds)) - _ATTENTION) if isinstance(kinds, list) else []
     if recurrent:
         found.append(
-            f"it has layers of kind {recurrent[0]}, whose state would pass from a document to the next one in its row"
+            f"it has layers of type {recurrent[0]}, which would carry their state into the next document of a row; use "
+            "a model with attention layers only"
         )
     if config.get("use_bidirectional_attention") is True:
-        found.append("it attends to later words (use_bidirectional_attention), and training masks them")
+        found.append(
+            "it attends to later tokens (use_bidirectional_attention), and training masks them; use a causal model"
+        )
     if experts and config.get("output_router_logits") is True:
         found.append(
-            "its config asks for output_router_logits, and the load-balancing loss that this adds in transformers is "
-            "not computed; set output_router_logits: false in model.overrides"
+            "its config sets output_router_logits, and the trainer does not compute the load-balancing loss that "
+            "transformers adds; set output_router_logits: false in model.overrides"
         )
     if not found and model_type and model_type not in DENSE | MIXTURES and not config.get("auto_map"):
         found.append(
-            f"models of type {model_type} were not compared with transformers' numbers, or are not equal; "
+            f"models of type {model_type} are not tested against transformers, or their results differ; "
             "use a Llama-like model (llama, mistral, qwen2, qwen3, smollm3, olmo2, ...)"
         )
     return found

@@ -1,9 +1,8 @@
-"""The contract between operator and trainer: what a pod receives, and what it leaves behind.
+"""The contract between operator and trainer.
 
-A pod gets one JSON document (`TrainerSpec`, by ConfigMap) and a few environment variables; it answers with
-`/progress` on node 0 while it runs and with an `ExitReport` in its termination log when it ends. Paths travel in the
-environment only, so that an adapter without mounts (the local one) can put folders in their place, and the document
-is the same for every attempt.
+A pod receives one JSON document (`TrainerSpec`, in a ConfigMap) and a few environment variables. Node 0 serves
+`/progress` while it runs. Each pod writes an `ExitReport` to its termination log when it ends. Paths are only in the
+environment: the document is then the same for every attempt, and the local adapter can use folders instead of mounts.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from hftitan_api.models import (
     ValidationSpec,
 )
 
-# Environment of a trainer container, beside torchrun's PET_* and the Hugging Face variables (HF_HOME, HF_TOKEN).
+# Environment of a trainer container, in addition to torchrun's PET_* and Hugging Face's HF_HOME and HF_TOKEN.
 ENV_CONFIG = "HFTITAN_CONFIG"
 """Path of the TrainerSpec document."""
 ENV_OUTPUT = "HFTITAN_OUTPUT"
-"""Folder, shared by all pods: checkpoint/, export/ and metrics.jsonl."""
+"""Path of the folder that all pods share: checkpoint/, export/ and metrics.jsonl."""
 ENV_TERMINATION_LOG = "HFTITAN_TERMINATION_LOG"
-"""File for the ExitReport; at most 4096 bytes are read."""
+"""Path of the file for the ExitReport. The kubelet reads at most 4096 bytes of it."""
 ENV_ATTEMPT = "HFTITAN_ATTEMPT"
 """Number of the attempt, from 1."""
 ENV_NODE_INDEX = "HFTITAN_NODE_INDEX"
 """Index of the pod in its gang, from 0."""
 ENV_POD_IP = "HFTITAN_POD_IP"
-"""Address to serve /metrics and /progress on."""
+"""Address on which the pod serves /metrics and /progress."""
 
 TERMINATION_LOG_LIMIT = 4096
 
@@ -47,15 +46,15 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# The image is the user's: whatever it says must fit into a status, or it is taken as not said.
+# Users can build their own image, so these values are not trusted. Every value must fit into a status.
 Measure = Annotated[float | None, BeforeValidator(_finite)]
-"""Not known where it is not finite (a loss may be), since JSON has no word for that."""
+"""A number, or None if it is NaN or infinite (a loss may be), because JSON cannot represent those."""
 Seconds = Annotated[float | None, Field(ge=0, le=1e15), BeforeValidator(_finite)]
 Text = Annotated[str, Field(max_length=1024)]
 
 
 class MeshDegrees(ApiModel):
-    """The mesh with every degree resolved: the product of the axes without ep is the world size."""
+    """The mesh with all degrees resolved. The product of the axes without ep is the world size."""
 
     nodes: int
     ranks_per_node: int
@@ -73,12 +72,12 @@ class MeshDegrees(ApiModel):
 
     @property
     def dp(self) -> int:
-        """Data-parallel degree: how many ranks groups read different batches."""
+        """Data-parallel degree: the number of rank groups that read different batches."""
         return self.dp_replicate * self.dp_shard
 
 
 class TrainerSpec(ApiModel):
-    """Everything a trainer needs to know, the same in every pod and attempt."""
+    """The trainer's configuration. It is the same in every pod and attempt."""
 
     job_name: str
     job_namespace: str
@@ -98,30 +97,31 @@ class TrainerSpec(ApiModel):
 
 ExitReason = Literal[
     "Completed",  # all steps done
-    "Preempted",  # SIGTERM: saved at an agreed step; free of charge
-    "UserError",  # the spec, data or model is wrong; a retry would fail alike
-    "OutOfMemory",  # of the device
-    "NonFiniteLoss",  # NaN or infinite loss; a retry from the checkpoint would fail alike
-    "StorageError",  # saving or loading failed: disk full, volume gone
+    "Preempted",  # SIGTERM: all ranks saved an agreed step; does not count against maxRestarts
+    "UserError",  # the spec, data or model is wrong; a retry would fail in the same way
+    "OutOfMemory",  # the device has no memory left
+    "NonFiniteLoss",  # NaN or infinite loss; a retry from the checkpoint would fail in the same way
+    "StorageError",  # saving or loading failed: disk full, volume not available
     "NetworkError",  # a collective or the hub timed out
     "InternalError",  # anything else
 ]
 
 
 class ExitReport(ApiModel):
-    """Why a trainer ended; of several ranks that fail, the first cause is kept."""
+    """Why a trainer ended. If several ranks fail, the report has the first cause."""
 
     reason: ExitReason
     message: Annotated[str, Field(max_length=3000)] = ""
     step: Number = 0
-    """Newest finished step."""
+    """Last finished step."""
     retryable: bool
+    """Whether a new attempt may succeed."""
     rank: Number = 0
-    """Global rank that reports."""
+    """Global rank with the reported cause."""
     checkpoint_step: Number | None = None
-    """Newest checkpoint known complete."""
+    """Step of the newest complete checkpoint."""
     export_path: Text | None = None
-    """Where the HF folder was written, if it was."""
+    """Path of the exported Hugging Face folder, if it was written."""
     model_revision: Text | None = None
 
 
@@ -134,33 +134,38 @@ class Progress(ApiModel):
     attempt: Number
     phase: TrainerPhase
     step: Number = 0
-    """Newest finished step."""
+    """Last finished step."""
     steps: Number
+    """Number of steps of the job."""
     loss: Measure = None
-    """Mean over all tokens of the newest step, also under pipeline parallelism."""
+    """Mean loss over all tokens of the last step, also with pipeline parallelism."""
     grad_norm: Measure = None
+    """Norm of the gradient before clipping."""
     lr: Measure = None
     tokens_per_second: Measure = None
-    """Over all ranks."""
+    """Throughput over all ranks."""
     mfu: Measure = None
-    """0 to 1; null where the device's peak is not known."""
+    """Model FLOPs utilization, 0 to 1. None if the peak of the device is not known."""
     step_seconds: Seconds = None
-    """Mean of this life's steps, so that steps x seconds is the time they took; without the first one, which compiles,
-    as soon as there are others."""
+    """Mean duration of the steps of this process, so that steps x seconds is the time they took. The first step, which
+    compiles, is left out as soon as there are others."""
     eta_seconds: Seconds = None
+    """Estimated seconds until the last step is done."""
     tokens_seen: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    """Tokens that the job trained on, over all ranks and attempts."""
     epoch: Measure = None
-    """Passes over the data so far."""
+    """Number of passes over the data so far."""
     updated: UnixTime
-    """Unix time at which step or phase last changed."""
+    """When the step or the phase last changed."""
     worker_restarts: Number = 0
-    """In-place restarts by torchrun in this attempt."""
+    """Restarts of the workers by torchrun, inside the pod, in this attempt."""
     validation_step: Number | None = None
+    """Step after which the last validation ran."""
     validation_loss: Measure = None
-    """Of the newest validation, made after `validationStep`."""
+    """Mean loss of the last validation."""
     checkpoint_step: Number | None = None
     checkpoint_time: UnixTime | None = None
     export_path: Text | None = None
     model_revision: Text | None = None
     resumed_from: Number | None = None
-    """Step of the checkpoint this attempt started from."""
+    """Step of the checkpoint from which this attempt resumed."""

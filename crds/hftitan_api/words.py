@@ -1,4 +1,4 @@
-"""Schema errors in the user's terms: the field's path as written in YAML, what is wrong, and what to write."""
+"""Converts schema errors of pydantic to messages for users: the field's path in YAML, the problem and the fix."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hftitan_api import base
 from hftitan_api.yamltext import FieldPath
 
 ELSEWHERE = 2
-"""A name that more fields than this have gives no hint."""
+"""If more fields than this have the name of an unknown field, the message does not list them."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FREE_FORM = ("spec", "model", "overrides")
 PROBLEMS = 50
-"""More are not told: nobody reads them, and to look for the fields that were meant takes a millisecond each."""
+"""Maximum number of reported errors. The search for a similar field name takes about a millisecond per error."""
 
 
 def _pattern_of(constrained: Any) -> str:
@@ -27,13 +27,13 @@ def _pattern_of(constrained: Any) -> str:
 
 
 _PATTERNS = {
-    _pattern_of(base.Name): "lower-case letters, digits, '-' and '.', with a letter or digit at both ends and beside "
+    _pattern_of(base.Name): "lower-case letters, digits, '-' and '.', with a letter or digit at both ends and next to "
     "each '.'",
     _pattern_of(base.ImageName): "an image, for example ghcr.io/hftitan/trainer:0.1.0",
     _pattern_of(base.Time): "a time in UTC, for example 2026-11-05T14:03:22Z",
     _pattern_of(base.VolumeName): "lower-case letters, digits and '-', with a letter or digit at both ends",
     _pattern_of(base.Quantity): "a Kubernetes quantity, for example 500m, 4 or 16Gi",
-    _pattern_of(base.EnvName): "letters, digits and '_', and no digit first",
+    _pattern_of(base.EnvName): "letters, digits and '_', not starting with a digit",
     _pattern_of(base.AbsolutePath): "an absolute path, starting with '/'",
     _pattern_of(base.HubId): "a hub id, for example owner/name",
     _pattern_of(base.ModelName): "a hub id, for example Qwen/Qwen2.5-7B, or the absolute path of a folder",
@@ -42,7 +42,7 @@ _PATTERNS = {
 
 
 def path_text(path: Sequence[str | int]) -> str:
-    """`spec.pod.env[2].name`, `spec.pod.labels["a.b/c"]`."""
+    """Return a path as text: `spec.pod.env[2].name`, `spec.pod.labels["a.b/c"]`."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -55,14 +55,14 @@ def path_text(path: Sequence[str | int]) -> str:
 
 
 def schema_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[FieldPath, str]]:
-    """(path, message) of the first PROBLEMS errors, each place once, in the order of the fields."""
+    """Yield (path, message) of the first PROBLEMS errors, one per path, in the order of the fields."""
     seen: set[FieldPath] = set()
     for item in error.errors(include_url=False):
         if len(seen) == PROBLEMS:
             return
         path: FieldPath = tuple(part for part in item["loc"] if part != "[key]")
         if path[:3] == _FREE_FORM and len(path) > 3 and "[key]" not in item["loc"]:
-            # The union's members each report; say it once.
+            # Each member of the union reports an error; they become one.
             path = path[:4]
             message = "must be true, false, a number or text"
         else:
@@ -114,36 +114,36 @@ def _message(item: Mapping[str, Any], path: FieldPath, model: type[BaseModel]) -
             return f"{context['actual_length']} entries are too few; use at least {context['min_length']}"
         case "string_pattern_mismatch":
             wanted = _PATTERNS.get(context["pattern"], f"text that matches {context['pattern']}")
-            return f"{_shown(repr(given))} is not allowed here; write {wanted}"
+            return f"{_shown(repr(given))} is not allowed; use {wanted}"
         case _:
             return str(item["msg"])
 
 
 def _unknown_field(path: FieldPath, model: type[BaseModel]) -> str:
-    """In order: the same name spelled otherwise, the same name elsewhere in the model, a similar name, all names."""
+    """Suggest the first of: the same name in other spelling, the same name elsewhere, a similar name, all names."""
     name, known = str(path[-1]), _fields_at(model, path[:-1])
     lowered = {field.lower(): field for field in known}
     close = lowered.get(_plain(name))
     if close is None:
         elsewhere = _paths_named(name, model)
         if 0 < len(elsewhere) <= ELSEWHERE:
-            return f"unknown field; {_shown(name)} is {' or '.join(elsewhere)}"
+            return f"unknown field; did you mean {' or '.join(elsewhere)}?"
         found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
         close = lowered[found[0]] if found else None
     if close is not None:
         return f"unknown field; did you mean {close}?"
-    return f"unknown field; the fields here are {', '.join(known)}" if known else "unknown field"
+    return f"unknown field; valid fields are {', '.join(known)}" if known else "unknown field"
 
 
 def _plain(name: str) -> str:
-    """A field's name without what people vary: case, '_' and '-'."""
+    """Return a field's name in lower case, without '_' and '-'."""
     return name.replace("_", "").replace("-", "").lower()
 
 
 def _paths_named(name: str, model: type[BaseModel], path: str = "") -> list[str]:
-    """The paths of the model's fields that are called `name`, for example ["spec.optimizer.lr"] for lr.
+    """Return the paths of all fields with this name, for example ["spec.optimizer.lr"] for lr.
 
-    A user writes no status, so its fields are left out.
+    Fields of the status are left out, because users do not write them.
     """
     found = []
     for field_name, field in model.model_fields.items():
@@ -158,7 +158,7 @@ def _paths_named(name: str, model: type[BaseModel], path: str = "") -> list[str]
 
 
 def _is_list(annotation: Any) -> bool:
-    """Whether the annotation is `list[X]` or `list[X] | None`."""
+    """Return whether the annotation is `list[X]` or `list[X] | None`."""
     origin = getattr(annotation, "__origin__", None)
     return origin is list or any(_is_list(argument) for argument in getattr(annotation, "__args__", ()))
 
@@ -175,7 +175,7 @@ def _not_a_choice(given: Any, expected: str) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: FieldPath) -> list[str]:
-    """The camelCase field names of the object at a path of the model."""
+    """Return the camelCase field names of the object at a path of the model."""
     current: Any = model
     for part in path:
         if isinstance(part, int):
@@ -188,7 +188,7 @@ def _fields_at(model: type[BaseModel], path: FieldPath) -> list[str]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model inside `X`, `X | None` or `list[X]`."""
+    """Return the model in `X`, `X | None` or `list[X]`, or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
@@ -201,7 +201,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _what(value: Any) -> str:
     match value:
         case None:
-            return "nothing"
+            return "null"
         case bool():
             return "true" if value else "false"
         case int() | float():

@@ -1,7 +1,7 @@
 """Parses one YAML document into plain JSON values with the line of every field. Safe on untrusted text.
 
-The text is read as `kubectl` reads it (`5e-5` is a number, a date is text, anchors and merges work), and what a job
-never needs is refused: several documents, a key given twice, tags, aliases that unfold into more than a job can hold.
+Values have the same types as with `kubectl`: `5e-5` is a number, a date is text, anchors and merges work. YAML that a
+job does not need is rejected: several documents, duplicate keys, tags, and aliases that expand to too many values.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from typing import Any
 import yaml
 
 SIZE_LIMIT = 1024 * 1024
-"""Bytes of a document; etcd takes 1.5 MiB in all."""
+"""Bytes of a document. etcd limits an object to 1.5 MiB."""
 NODE_LIMIT = 20_000
-"""Values of a document, aliases unfolded."""
+"""Values of a document after the expansion of aliases."""
 DEPTH_LIMIT = 64
+"""Levels of nesting."""
+NUMBER_LIMIT = 40
+"""Characters of a whole number."""
 
 FieldPath = tuple[str | int, ...]
 
 
 class YamlError(ValueError):
-    """The text is no usable YAML document; `line` counts from 1."""
+    """The text is not a valid YAML document. `line` counts from 1."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message if line is None else f"line {line}: {message}")
@@ -38,10 +41,10 @@ class Document:
 
     value: Any
     lines: dict[FieldPath, int] = field(default_factory=dict)
-    """Line of each field, counted from 1, by its path: `("spec", "pod", "env", 2)`."""
+    """Line of each field, from 1, by path, for example `("spec", "pod", "env", 2)`."""
 
     def line_of(self, path: FieldPath) -> int | None:
-        """Line of the field, or of the nearest field around it that is there."""
+        """Return the line of the field, or of its nearest parent in the document."""
         while path:
             if path in self.lines:
                 return self.lines[path]
@@ -50,7 +53,7 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of Kubernetes' own reader: no sexagesimal numbers, no dates, `5e-5` a float."""
+    """A SafeLoader that reads scalars as Kubernetes does: no sexagesimal numbers, no dates, `5e-5` is a float."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -75,31 +78,31 @@ _PLAIN_TAGS = frozenset(
 
 
 def parse(text: str | bytes) -> Document:
-    """The one document of the text. Raises YamlError, and nothing else, whatever the text is."""
+    """Parse the only document of the text. Raises YamlError, and no other exception, for invalid text."""
     if len(text) > SIZE_LIMIT:
-        raise YamlError(f"{len(text)} bytes are more than a job may have ({SIZE_LIMIT})")
+        raise YamlError(f"{len(text)} bytes are too many; use at most {SIZE_LIMIT}")
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise YamlError(f"byte {error.start} is not UTF-8") from None
+        raise YamlError(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
     try:
         _check_events(decoded)
         return _construct(decoded)
     except yaml.MarkedYAMLError as error:
-        raise _in_words(error) from None
+        raise _readable(error) from None
     except yaml.reader.ReaderError as error:
         line = decoded.count("\n", 0, error.position) + 1
-        raise YamlError(f"the character U+{_code(error.character):04X} may not stand in YAML", line) from None
+        raise YamlError(f"U+{_code(error.character):04X} is not allowed in YAML; remove it", line) from None
     except yaml.YAMLError as error:
         raise YamlError(str(error)) from None
     except YamlError:
         raise
-    except ValueError as error:  # an explicit tag on text that is nothing of the kind: `!!int ten`
-        raise YamlError(f"a value that its tag does not fit: {error}") from None
+    except ValueError as error:  # a tag that does not match the text: `!!int ten`
+        raise YamlError(f"a value does not match its tag; remove the tag ({error})") from None
 
 
 def _check_events(text: str) -> None:
-    """Refuse by the stream of events, which needs no recursion, what the tree must not be built from."""
+    """Reject text that is too large or too deep to build a tree from. Reading events needs no recursion."""
     depth = nodes = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else None
@@ -136,7 +139,7 @@ def _construct(text: str) -> Document:
         for count, (path, line) in enumerate(_walk(root)):
             lines.setdefault(path, line)
             if count >= NODE_LIMIT:
-                raise YamlError(f"its aliases unfold into more than {NODE_LIMIT} values", line)
+                raise YamlError(f"its aliases expand to more than {NODE_LIMIT} values", line)
         value = loader.construct_document(root)
     finally:
         loader.dispose()
@@ -145,7 +148,7 @@ def _construct(text: str) -> Document:
 
 
 def _walk(root: yaml.Node) -> Iterator[tuple[FieldPath, int]]:
-    """Every field with its line, aliases unfolded; refuses tags, keys that are no text, and keys given twice."""
+    """Yield every field with its line, aliases expanded. Rejects tags, keys that are not text, and duplicate keys."""
     stack: list[tuple[yaml.Node, FieldPath, tuple[int, ...], int]] = [(root, (), (), root.start_mark.line + 1)]
     while stack:
         node, path, around, line = stack.pop()
@@ -153,7 +156,7 @@ def _walk(root: yaml.Node) -> Iterator[tuple[FieldPath, int]]:
         if node.tag not in _PLAIN_TAGS:
             raise YamlError(f"the tag {_short(node.tag)} is not allowed; write plain values", line)
         if id(node) in around:
-            raise YamlError("an alias that contains itself", line)
+            raise YamlError("an alias contains itself; remove it", line)
         inside = (*around, id(node))
         if isinstance(node, yaml.SequenceNode):
             stack += [(item, (*path, i), inside, item.start_mark.line + 1) for i, item in enumerate(node.value)]
@@ -166,9 +169,12 @@ def _walk(root: yaml.Node) -> Iterator[tuple[FieldPath, int]]:
                     continue
                 if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                     shown = _short(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                    raise YamlError(f"the key {shown} is no text; put it in quotes", at)
+                    raise YamlError(f"a key must be text, not {shown}; put it in quotes", at)
                 if key.value in seen:
-                    raise YamlError(f"{_short(key.value)} is given twice, first on line {seen[key.value]}", at)
+                    first = seen[key.value]
+                    raise YamlError(
+                        f"{_short(key.value)} is defined twice, first on line {first}; keep one of them", at
+                    )
                 seen[key.value] = at
                 stack.append((item, (*path, key.value), inside, at))
 
@@ -182,30 +188,32 @@ def _only_json(value: Any, document: Document, path: FieldPath) -> None:
         for i, item in enumerate(value):
             _only_json(item, document, (*path, i))
     elif isinstance(value, float) and not math.isfinite(value):
-        raise YamlError("infinite and NaN are no values of a job", document.line_of(path))
+        raise YamlError("infinity and NaN are not allowed; use a finite number", document.line_of(path))
     elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise YamlError("half of a surrogate pair is no text", document.line_of(path))
+        raise YamlError("half of a surrogate pair is not allowed in text; remove it", document.line_of(path))
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    if len(node.value) > 40:
-        raise YamlError(f"a number of {len(node.value)} characters", node.start_mark.line + 1)
+    if (size := len(node.value)) > NUMBER_LIMIT:
+        raise YamlError(
+            f"a number of {size} characters is too long; use at most {NUMBER_LIMIT}", node.start_mark.line + 1
+        )
     return int(loader.construct_yaml_int(node))
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def _in_words(error: yaml.MarkedYAMLError) -> YamlError:
+def _readable(error: yaml.MarkedYAMLError) -> YamlError:
     mark = error.problem_mark or error.context_mark
     line = None if mark is None else mark.line + 1
     problem = error.problem or str(error)
     if "'\\t'" in problem:
-        return YamlError("a tab; YAML is indented with spaces", line)
+        return YamlError("tabs are not allowed; indent with spaces", line)
     if problem == "mapping values are not allowed here":
-        return YamlError("a ':' where none can be; check the indentation, and quote text that holds ': '", line)
+        return YamlError("unexpected ':'; check the indentation, and quote text that contains ': '", line)
     if problem.startswith("found undefined alias"):
-        return YamlError(f"{problem.removeprefix('found ')}; no anchor of this name comes before it", line)
+        return YamlError(f"{problem.removeprefix('found ')}; define its anchor before it", line)
     return YamlError(problem, line)
 
 

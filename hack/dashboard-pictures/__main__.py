@@ -1,6 +1,8 @@
-"""Draws docs/pictures from what Prometheus answered to the dashboards: python hack/dashboard-pictures ANSWERS [FOLDER]
+"""Draws docs/pictures from recorded results of the dashboards' queries.
 
-ANSWERS is the folder that tests/cluster/test_monitoring.py writes; `make pictures` does both.
+    python hack/dashboard-pictures ANSWERS [FOLDER]
+
+ANSWERS is the folder that tests/cluster/test_monitoring.py writes. `make pictures` runs both.
 """
 
 from __future__ import annotations
@@ -19,11 +21,10 @@ ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "charts/hftitan/dashboards"
 PICTURES = ROOT / "docs/pictures"
 CAPTION = (
-    "Drawn from the answers of Prometheus to the panels' queries during the test run on CPUs, "
-    "not a screenshot of Grafana."
+    "Drawn from the results of the panels' Prometheus queries during the test run on CPUs, not a screenshot of Grafana."
 )
 WIDTH, UNIT, GAP, HEAD = 1200, 26, 8, 62
-"""Pixels: of 24 columns, of a row of the grid, between panels, above them."""
+"""Pixels: total width (24 columns), height of a grid row, space between panels, space above them."""
 
 
 def picture(dashboard: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
@@ -31,7 +32,7 @@ def picture(dashboard: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
     height = HEAD + rows * UNIT + GAP
     span = (answers["start"], answers["end"])
     moments = [
-        # The series' value is the time, in milliseconds.
+        # The series' values are Unix times in milliseconds.
         Moments(name, tuple(sorted({float(v) / 1e3 for one in found for _, v in one["values"]})))
         for name, found in answers["annotations"].items()
     ]
@@ -41,12 +42,12 @@ def picture(dashboard: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
         f"<desc>{escape(CAPTION, quote=False)}</desc><style>{STYLE}</style>",
         box(0, 0, WIDTH, height, "bg"),
         text(GAP, 26, dashboard["title"], "head"),
-        text(GAP, 46, CAPTION + f" {span[1] - span[0]:.0f} seconds are shown.", "dim"),
+        text(GAP, 46, CAPTION + f" Time range: {span[1] - span[0]:.0f} seconds.", "dim"),
         *_key(moments),
     ]
     for panel in sorted(dashboard["panels"], key=lambda p: p["id"]):
         shown = series(panel, answers["panels"][str(panel["id"])])
-        # What the panel is and asks: tests/monitoring/test_pictures.py compares it with the dashboard.
+        # tests/monitoring/test_pictures.py compares the queries and the grid position with the dashboard.
         asks = "\n".join(target["expr"] for target in panel.get("targets", ()))
         grid = panel["gridPos"]
         place = " ".join(str(grid.get(key, 0)) for key in "xywh")
@@ -63,7 +64,7 @@ def _place(grid: Mapping[str, int]) -> Place:
 
 
 def _key(moments: list[Moments]) -> list[str]:
-    """What the marks on the time axes are."""
+    """Return the legend of the annotations."""
     parts, x = [], WIDTH - 220.0
     for moment in moments:
         kind = moment.kind.replace(" ", "-")

@@ -1,4 +1,4 @@
-"""A panel of a dashboard and Prometheus' answers to its queries as SVG. Pure: data in, text out."""
+"""Renders a dashboard panel and the results of its queries as SVG. Pure functions: data in, text out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from svg import SERIES, Point, area, box, curve, fit, line, text, wide
+from svg import COLORS, SERIES, Point, area, box, curve, fit, line, text, wide
 from units import clock_marks, marks, words
 
 Json = Mapping[str, Any]
@@ -31,7 +31,7 @@ class Series:
     name: str
     labels: Mapping[str, str]
     points: tuple[Point, ...]
-    """(Unix time, value); what Prometheus calls NaN is left out."""
+    """(Unix time, value), without NaN and infinities."""
 
     @property
     def last(self) -> float:
@@ -40,14 +40,14 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """An annotation."""
+    """The times of one annotation query."""
 
     kind: str
     times: tuple[float, ...]
 
 
 def series(panel: Json, answers: Mapping[str, Sequence[Json]]) -> list[Series]:
-    """Those with data, of all queries of a panel, named by their legends."""
+    """Return the series with data of all queries of a panel, named by their legends."""
     found = []
     for target in panel.get("targets", ()):
         for one in answers[target["refId"]]:
@@ -63,7 +63,10 @@ def _legend(pattern: str, labels: Mapping[str, str]) -> str:
 
 
 def draw(panel: Json, place: Place, shown: Sequence[Series], moments: Sequence[Moments], span: Point) -> Iterator[str]:
-    """The panel's elements. `span`: the Unix times at the ends of the time axis."""
+    """Yield the panel's elements. ValueError: unknown panel type.
+
+    `span`: the Unix times at the ends of the time axis.
+    """
     kind, unit = panel["type"], panel.get("fieldConfig", {}).get("defaults", {}).get("unit", "short")
     if kind == "row":
         yield text(place.x, place.y + place.height - 4, panel["title"], "row")
@@ -87,10 +90,13 @@ def draw(panel: Json, place: Place, shown: Sequence[Series], moments: Sequence[M
 
 def stat(panel: Json, place: Place, shown: Sequence[Series], unit: str) -> Iterator[str]:
     named = panel["options"]["textMode"] == "name"
-    said = ", ".join(one.name if named else words(one.last, unit) for one in shown)
+    shown_text = ", ".join(one.name if named else words(one.last, unit) for one in shown)
     room = place.width - 20
-    size = max(12, min(26, int(room / wide(said, 1))))
-    yield text(place.x + 10, place.y + place.height - 22, said, room=room, size=size)
+    size = max(12, min(26, int(room / wide(shown_text, 1))))
+    color = _fixed_color(panel, shown[0].name)
+    yield text(
+        place.x + 10, place.y + place.height - 22, shown_text, f"f{color}" if color else "", room=room, size=size
+    )
 
 
 def bars(place: Place, shown: Sequence[Series], unit: str) -> Iterator[str]:
@@ -107,7 +113,7 @@ def bars(place: Place, shown: Sequence[Series], unit: str) -> Iterator[str]:
 
 
 def table(panel: Json, place: Place, shown: Sequence[Series]) -> Iterator[str]:
-    """The labels of each series, then its value."""
+    """Draw one row per series: its labels, then its value."""
     [organize] = (t["options"] for t in panel["transformations"] if t["id"] == "organize")
     names = organize["renameByName"]
     unit = next(p["value"] for o in panel["fieldConfig"]["overrides"] for p in o["properties"] if p["id"] == "unit")
@@ -131,7 +137,8 @@ def curves(
     stacked = custom.get("stacking", {}).get("mode") == "normal"
     log = custom.get("scaleDistribution", {}).get("type") == "log"
     as_bars = custom.get("drawStyle") == "bars"
-    legend, rows = _legend_rows(shown, place)
+    colors = [_fixed_color(panel, one.name) or str(i % SERIES) for i, one in enumerate(shown)]
+    legend, rows = _legend_rows(shown, colors, place)
     bottom = place.y + place.height - BOTTOM - rows * LEGEND - 4
     layers = _stack(shown) if stacked else [([0.0] * len(one.points), one.points) for one in shown]
     values = [y for _, points in layers for _, y in points] + ([0.0] if stacked or as_bars else [])
@@ -157,11 +164,11 @@ def curves(
                 x = at(t, high)[0]
                 yield line(x, bottom - 6 if moment.kind == "Checkpoint" else frame.y, x, bottom, _word(moment.kind))
     for i, (floor, points) in enumerate(layers):
-        color = i % SERIES
+        color = colors[i]
         if as_bars:
             for t, value in points:
                 x, y = at(t, value)
-                yield box(x - 1, y, 2, bottom - y, f"f{color}")
+                yield box(x - 2, y, 4, bottom - y, f"f{color}")
             continue
         for run in _unbroken(points):
             places = [at(t, value) for t, value in points[run]]
@@ -175,9 +182,24 @@ def curves(
         yield text(x + 14, y, name)
 
 
-def _legend_rows(shown: Sequence[Series], place: Place) -> tuple[list[tuple[float, int, str, int]], int]:
-    """(x, row, name, colour) of each name, and the number of rows; what has no room is counted."""
-    made: list[tuple[float, int, str, int]] = []
+def _fixed_color(panel: Json, name: str) -> str:
+    """Return the colour that an override of the panel gives this series, or "". ValueError: unknown colour."""
+    for override in panel["fieldConfig"].get("overrides", ()):
+        if override["matcher"] == {"id": "byName", "options": name}:
+            for entry in override["properties"]:
+                if entry["id"] == "color":
+                    color: str = entry["value"]["fixedColor"]
+                    if color not in COLORS:
+                        raise ValueError(f"add the color {color} to hack/dashboard-pictures/svg.py")
+                    return color
+    return ""
+
+
+def _legend_rows(
+    shown: Sequence[Series], colors: Sequence[str], place: Place
+) -> tuple[list[tuple[float, int, str, str]], int]:
+    """Return (x, row, name, colour) of each legend entry, and the number of rows. Entries without space are counted."""
+    made: list[tuple[float, int, str, str]] = []
     x, row, end = place.x + 12, 0, place.x + place.width - 10
     for i, one in enumerate(shown):
         name = fit(one.name, place.width - 40)
@@ -188,13 +210,13 @@ def _legend_rows(shown: Sequence[Series], place: Place) -> tuple[list[tuple[floa
             last = made.pop()
             made.append((last[0], last[1], f"and {len(shown) - len(made)} more", last[3]))
             return made, LEGEND_ROWS
-        made.append((x, row, name, i % SERIES))
+        made.append((x, row, name, colors[i]))
         x += needs
     return made, row + 1
 
 
 def _stack(shown: Sequence[Series]) -> list[tuple[list[float], tuple[Point, ...]]]:
-    """Each series on top of those before: (its floor, its points)."""
+    """Stack the series. Return (floor, points) of each."""
     height: dict[float, float] = {}
     layers = []
     for one in shown:
@@ -206,7 +228,7 @@ def _stack(shown: Sequence[Series]) -> list[tuple[list[float], tuple[Point, ...]
 
 
 def _unbroken(points: Sequence[Point]) -> Iterator[slice]:
-    """A curve ends where an answer lacks: a gap is wider than the usual distance."""
+    """Split a series at gaps: distances of more than 1.5 times the smallest distance."""
     gaps = [b[0] - a[0] for a, b in itertools.pairwise(points)]
     usual, start = min(gaps, default=0.0) * 1.5, 0
     for i, gap in enumerate(gaps, 1):
@@ -217,7 +239,7 @@ def _unbroken(points: Sequence[Point]) -> Iterator[slice]:
 
 
 def _range(values: Sequence[float]) -> Point:
-    """From zero where the values then still take half of the height, or are all the same; else around them."""
+    """Return the ends of the value axis. It starts at zero if the values then fill half of it or are all equal."""
     low, high = min(values), max(values)
     if 0 <= low <= high * 0.5 or 0 <= low == high:
         return 0.0, (high or 1.0) * 1.08
@@ -231,7 +253,7 @@ def _log_range(values: Sequence[float]) -> Point:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... between."""
+    """Return the numbers 1, 2 and 5 times a power of ten between both ends."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [f * 10.0**e for e in exponents for f in (1, 2, 5) if low <= f * 10.0**e <= high]
 

@@ -1,4 +1,4 @@
-"""The few elements that the pictures are made of, and how text is made to fit. Pure."""
+"""SVG elements of the pictures, and their style sheet. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ from collections.abc import Sequence
 from html import escape
 
 EM = 0.6
-"""Of a font's size, the mean width of its characters, in the wider ones of STYLE."""
+"""Mean width of a character, as a share of the font size, for the wider fonts of STYLE."""
 SERIES = 8
-"""Colours; a ninth series begins anew."""
+"""Number of colours of series without a fixed colour. The ninth series has the first colour again."""
+COLORS = ("yellow", "light-yellow", "orange", "green", "gray", "blue", "red")
+"""Colours that the dashboards use by name. STYLE has their values in light and dark mode."""
 
 STYLE = """
-svg{--bg:#f4f5f7;--card:#fff;--line:#e1e4ea;--fg:#1c2430;--dim:#667085;--began:#d9480f;--saved:#18794e;
---c0:#2463eb;--c1:#d9480f;--c2:#18794e;--c3:#9333ea;--c4:#b58900;--c5:#0e7490;--c6:#be185d;--c7:#64748b}
+svg{--bg:#f4f5f7;--card:#fff;--line:#e1e4ea;--fg:#1c2430;--dim:#667085;--started:#d9480f;--saved:#18794e;
+--c0:#2463eb;--c1:#d9480f;--c2:#18794e;--c3:#9333ea;--c4:#b58900;--c5:#0e7490;--c6:#be185d;--c7:#64748b;
+--yellow:#d4a106;--light-yellow:#f0d36a;--orange:#d9480f;--green:#18794e;--gray:#8a94a6;--blue:#2463eb;--red:#c81e1e}
 @media(prefers-color-scheme:dark){svg{--bg:#12161d;--card:#1a2029;--line:#2f3743;--fg:#e6e9ef;--dim:#98a2b3;
---began:#ff9f5c;--saved:#4cc38a;--c0:#74a9ff;--c1:#ff9f5c;--c2:#4cc38a;--c3:#c084fc;--c4:#e3b341;--c5:#4fc3d9;
---c6:#f472b6;--c7:#a8b3c4}}
+--started:#ff9f5c;--saved:#4cc38a;--c0:#74a9ff;--c1:#ff9f5c;--c2:#4cc38a;--c3:#c084fc;--c4:#e3b341;--c5:#4fc3d9;
+--c6:#f472b6;--c7:#a8b3c4;--yellow:#e3b341;--light-yellow:#f7e29a;--orange:#ff9f5c;--green:#4cc38a;--gray:#98a2b3;
+--blue:#74a9ff;--red:#ff7b72}}
 text{font:11px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:var(--fg)}
 .bg{fill:var(--bg)}.card{fill:var(--card);stroke:var(--line)}.grid{stroke:var(--line)}.dim{fill:var(--dim)}
 .head{font-size:17px;font-weight:600}.title{font-size:12px;font-weight:600}.row{font-size:14px;font-weight:600}
 .curve{fill:none;stroke-width:1.5;stroke-linejoin:round}.end{text-anchor:end}.middle{text-anchor:middle}
-.Attempt-began{stroke:var(--began);stroke-dasharray:4 3}.Checkpoint{stroke:var(--saved);stroke-width:1.5}
+.Attempt-started{stroke:var(--started);stroke-dasharray:4 3}.Checkpoint{stroke:var(--saved);stroke-width:1.5}
 """ + "".join(
-    f".s{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}.a{i}{{fill:var(--c{i});fill-opacity:.35}}"
-    for i in range(SERIES)
+    f".s{name}{{stroke:var(--{color})}}.f{name}{{fill:var(--{color})}}.a{name}{{fill:var(--{color});fill-opacity:.35}}"
+    for name, color in [*((i, f"c{i}") for i in range(SERIES)), *((color, color) for color in COLORS)]
 )
 
 Point = tuple[float, float]
 
 
 def text(x: float, y: float, words: str, kind: str = "", *, room: float = 0.0, size: float = 11) -> str:
-    """`room`: pixels that it may take; what is longer loses its end to an ellipsis."""
+    """Return a text element. `room`: width in pixels; longer text is cut and ends with an ellipsis."""
     shown = fit(words, room, size) if room else words
     style = f' style="font-size:{size:g}px"' if size != 11 and not kind.startswith(("head", "title", "row")) else ""
     return f'<text x="{x:.1f}" y="{y:.1f}"{_class(kind)}{style}>{escape(shown, quote=False)}</text>'
@@ -55,7 +59,7 @@ def area(points: Sequence[Point], kind: str) -> str:
 
 
 def wide(words: str, size: float = 11) -> float:
-    """Pixels, about; a little more than most fonts need."""
+    """Return the estimated width in pixels, a little more than most fonts need."""
     return len(words) * size * EM
 
 

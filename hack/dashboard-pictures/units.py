@@ -1,4 +1,4 @@
-"""Numbers in the units of Grafana's field configuration, as short as an axis needs them. Pure."""
+"""Formats numbers in the units of Grafana's field configuration, short enough for an axis. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KNOWN = ("short", "sci", "percentunit", "s", "bytes", *RATES)
 
 
 def words(value: float, unit: str) -> str:
-    """`12.3%`, `15 ms`, `2m05s`, `1.5 GiB`, `3 ops/s`. ValueError for a unit that no dashboard has yet."""
+    """Return `12.3%`, `15 ms`, `2m05s`, `1.5 GiB`, `3 ops/s`. ValueError: unknown unit."""
     if unit not in KNOWN:
         raise ValueError(f"add the unit {unit} to hack/dashboard-pictures/units.py")
     if unit == "percentunit":
@@ -26,13 +26,13 @@ def words(value: float, unit: str) -> str:
 
 
 def marks(low: float, high: float, unit: str, count: int = 4) -> list[float]:
-    """Values between that are round in the unit that `words` would choose."""
+    """Return values from `low` to `high` that are round in the unit that `words` chooses."""
     scale = 1024 ** _power(high) if unit == "bytes" else 1
     return [tick * scale for tick in ticks(low / scale, high / scale, count) if low <= tick * scale <= high]
 
 
 def clock_marks(seconds: float, most: int = 6) -> list[int]:
-    """From 0 to the end of a time axis, as far apart as clocks count."""
+    """Return the marks of a time axis from 0 to `seconds`: multiples of 5 s, 10 s, 1 min and so on."""
     step = next(s for s in (5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600) if seconds / s <= most)
     return list(range(0, int(seconds) + 1, step))
 
@@ -51,5 +51,5 @@ def _bytes(value: float) -> str:
 
 
 def _power(value: float) -> int:
-    """Of 1024, below the value."""
+    """Return the largest power of 1024 that is not above the value."""
     return max((power for power in range(len(BYTES)) if abs(value) >= 1024**power), default=0)

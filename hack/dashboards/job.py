@@ -1,9 +1,10 @@
-"""One job: does it learn, how fast, where does the time go, what interrupted it."""
+"""The job dashboard: loss, throughput, differences between ranks and nodes, restarts of one job."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
-from parts import RATE, Moments, bars, choice, dashboard_of, lines, number
+from grafana_foundation_sdk.models import common as kinds
+from parts import RATE, Moments, bars, choice, colored_series, dashboard_of, lines, number
 
 JOB = '{job_namespace="$namespace", job_name="$job"}'
 STARTED, SAVED = (
@@ -17,7 +18,7 @@ def rate(seconds: str, by: str = "") -> str:
 
 
 def share(seconds: str) -> str:
-    """Of each second, the mean over the nodes; a histogram's sum or a counter of seconds."""
+    """Share of wall time, mean over the nodes. `seconds`: a histogram's sum or a counter of seconds."""
     return f"avg(rate({seconds}{JOB}[{RATE}]))"
 
 
@@ -26,13 +27,13 @@ def mean(histogram: str, by: str = "") -> str:
 
 
 def job() -> dashboard.Dashboard:
-    made = dashboard_of("hftitan-job", "HFTitanJob / Job", "One job: loss, speed, where the time goes, interruptions.")
+    made = dashboard_of("hftitan-job", "HFTitanJob / Job", "One job: loss, throughput, time breakdown, restarts.")
     made.with_variable(choice("namespace", "Namespace", "label_values(hftitan_job_phase, job_namespace)"))
     made.with_variable(choice("job", "Job", 'label_values(hftitan_job_phase{job_namespace="$namespace"}, job_name)'))
-    made.annotation(Moments("Attempt began", STARTED, "orange"))
+    made.annotation(Moments("Attempt started", STARTED, "orange"))
     made.annotation(Moments("Checkpoint", SAVED, "green"))
-    for title, panels in (("", summary()), ("Learning", learning()), ("Speed", speed()), ("Spread", spread()),
-                          ("Interruptions and data", events())):  # fmt: skip
+    for title, panels in (("", summary()), ("Training", training()), ("Throughput", throughput()),
+                          ("Ranks and nodes", ranks()), ("Restarts, checkpoints, data", events())):  # fmt: skip
         if title:
             made.with_row(dashboard.Row(title))
         for panel in panels:
@@ -42,28 +43,34 @@ def job() -> dashboard.Dashboard:
 
 def summary() -> list[object]:
     return [
-        number("Phase", f"sum by (phase) (hftitan_job_phase{JOB})", legend="{{phase}}"),
-        number("Trainer", f"max by (phase) (hftitan_trainer_phase{JOB}) == 1", legend="{{phase}}"),
+        colored_series(number("Phase", f"sum by (phase) (hftitan_job_phase{JOB})", legend="{{phase}}")).color_mode(
+            kinds.BigValueColorMode.VALUE
+        ),
+        number("Trainer phase", f"max by (phase) (hftitan_trainer_phase{JOB}) == 1", legend="{{phase}}"),
         number("Step", f"max(hftitan_step{JOB})"),
-        number("of", f"max(hftitan_target_steps{JOB})"),
-        number("Left", f"max(hftitan_eta_seconds{JOB})", unit="s", help="Estimated from the mean step time."),
-        number("Goodput", f"max(hftitan_job_goodput_ratio{JOB})", unit="percentunit"),
-        number("Attempts", f"max(hftitan_attempt{JOB})"),
-        number("Newest checkpoint", f"max(hftitan_checkpoint_step{JOB})", help="Its step."),
+        number("Total steps", f"max(hftitan_target_steps{JOB})"),
+        number("Time remaining", f"max(hftitan_eta_seconds{JOB})", unit="s", help="Estimated from the mean step time."),
         number(
-            "Model",
+            "Goodput",
+            f"max(hftitan_job_goodput_ratio{JOB})",
+            unit="percentunit",
+            help="Share of active time spent on steps that were kept.",
+        ),
+        number("Attempt", f"max(hftitan_attempt{JOB})", help="Number of the current attempt, from 1."),
+        number("Last checkpoint", f"max(hftitan_checkpoint_step{JOB})", help="Step of the newest complete checkpoint."),
+        number(
+            "Model and mesh",
             f"max by (model, mesh) (hftitan_trainer_info{JOB})",
             legend="{{model}}, {{mesh}}",
             span=15,
-            help="What is trained, and on which mesh.",
         ),
-        number("Tokens", f"max(hftitan_tokens_total{JOB})", help="Trained on, earlier attempts included."),
-        number("Documents", f"max(hftitan_documents_total{JOB})", help="Read, earlier attempts included."),
-        number("Newest validation", f"max(hftitan_validation_step{JOB})", help="Its step."),
+        number("Trained tokens", f"max(hftitan_tokens_total{JOB})", help="Includes earlier attempts."),
+        number("Documents read", f"max(hftitan_documents_total{JOB})", help="Includes earlier attempts."),
+        number("Last validation", f"max(hftitan_validation_step{JOB})", help="Step of the newest validation."),
     ]
 
 
-def learning() -> list[object]:
+def training() -> list[object]:
     return [
         lines(
             "Loss",
@@ -76,33 +83,30 @@ def learning() -> list[object]:
     ]
 
 
-def speed() -> list[object]:
+def throughput() -> list[object]:
     return [
         lines("Tokens/s", (f"max(hftitan_tokens_per_second{JOB})", "all ranks")),
-        lines("Tokens/s of a device", (f"avg(hftitan_device_tokens_per_second{JOB})", "mean")),
+        lines("Tokens/s per device", (f"avg(hftitan_device_tokens_per_second{JOB})", "mean over nodes")),
         lines(
             "MFU",
-            (f"avg(hftitan_mfu_ratio{JOB})", "mean of all nodes"),
+            (f"avg(hftitan_mfu_ratio{JOB})", "mean over nodes"),
             unit="percentunit",
-            help="Model FLOPs utilisation; absent where the device's peak is not known, as on processors.",
+            help="Model FLOPs utilisation. No data if the device's peak throughput is unknown, for example on CPUs.",
         ),
         lines(
-            "Where the time goes",
-            (f"{share('hftitan_step_duration_seconds_sum')} - {share('hftitan_data_wait_seconds_total')}", "computing"),
-            (share("hftitan_data_wait_seconds_total"), "waiting for data"),
-            (share("hftitan_checkpoint_save_duration_seconds_sum"), "saving"),
-            (share("hftitan_validation_duration_seconds_sum"), "validating"),
+            "Time breakdown",
+            (f"{share('hftitan_step_duration_seconds_sum')} - {share('hftitan_data_wait_seconds_total')}", "compute"),
+            (share("hftitan_data_wait_seconds_total"), "data wait"),
+            (share("hftitan_checkpoint_save_duration_seconds_sum"), "checkpoint"),
+            (share("hftitan_validation_duration_seconds_sum"), "validation"),
             unit="percentunit",
             stacked=True,
-            help="Mean over the nodes. What lacks to 100 % is start-up, export, or a pod that is gone.",
+            help="Share of wall time, mean over nodes. The rest up to 100 % is startup, export, or a missing pod.",
         ),
         lines(
             "Step time",
             (mean("hftitan_step_duration_seconds"), "mean"),
-            (
-                "histogram_quantile(0.95, " + rate("hftitan_step_duration_seconds_bucket", " by (le)") + ")",
-                "95 %",
-            ),
+            ("histogram_quantile(0.95, " + rate("hftitan_step_duration_seconds_bucket", " by (le)") + ")", "p95"),
             unit="s",
         ),
         lines(
@@ -113,11 +117,11 @@ def speed() -> list[object]:
     ]
 
 
-def spread() -> list[object]:
+def ranks() -> list[object]:
     return [
         lines(
-            "Loss over the ranks",
-            (f"max(hftitan_loss_max{JOB})", "largest mean of a data-parallel rank"),
+            "Loss across ranks",
+            (f"max(hftitan_loss_max{JOB})", "highest data-parallel rank"),
             (f"max(hftitan_loss{JOB})", "mean"),
         ),
         lines(
@@ -126,10 +130,10 @@ def spread() -> list[object]:
             unit="s",
         ),
         lines(
-            "Waiting for data by node",
+            "Data wait by node",
             (rate("hftitan_data_wait_seconds_total", " by (node_index)"), "node {{node_index}}"),
             unit="percentunit",
-            help="A node far above the others has a slow disk or network, and all wait for it.",
+            help="A node far above the others has a slow disk or network. All nodes wait for it.",
         ),
     ]
 
@@ -138,30 +142,31 @@ def events() -> list[object]:
     return [
         lines(
             "Restarts",
-            (f"max(hftitan_job_restarts_total{JOB})", "of the gang"),
-            (f"max(hftitan_worker_restarts{JOB})", "in place, in this attempt"),
+            (f"max(hftitan_job_restarts_total{JOB})", "gang restarts"),
+            (f"max(hftitan_worker_restarts{JOB})", "in-place restarts in this attempt"),
         ),
         lines(
-            "Steps that a failure now would cost",
+            "Steps since last checkpoint",
             (f"max(hftitan_step{JOB}) - max(hftitan_checkpoint_step{JOB} or hftitan_resumed_step{JOB})", "steps"),
-            help="Done since the newest complete checkpoint.",
+            help="A failure now would lose these steps.",
         ),
         lines(
-            "Time to save",
-            (mean("hftitan_checkpoint_save_duration_seconds"), "training stands still"),
+            "Checkpoint save time",
+            (mean("hftitan_checkpoint_save_duration_seconds"), "training paused"),
             unit="s",
+            help="Time for which training pauses during one save.",
         ),
         bars(
-            "Start-up by stage",
+            "Startup time by stage",
             f"max by (stage) (hftitan_startup_duration_seconds{JOB})",
             "{{stage}}",
             unit="s",
-            help="Of the newest life, to its first step.",
+            help="Latest start of the trainer, up to its first step.",
         ),
-        lines("Passes over the data", (f"max(hftitan_epoch{JOB})", "epochs")),
+        lines("Epochs", (f"max(hftitan_epoch{JOB})", "epochs"), help="Passes over the dataset so far."),
         lines(
-            "Documents cut or left out",
-            (f"max(hftitan_documents_truncated_total{JOB})", "cut"),
-            (f"max by (reason) (hftitan_documents_dropped_total{JOB})", "left out: {{reason}}"),
+            "Documents truncated or dropped",
+            (f"max(hftitan_documents_truncated_total{JOB})", "truncated"),
+            (f"max by (reason) (hftitan_documents_dropped_total{JOB})", "dropped: {{reason}}"),
         ),
     ]

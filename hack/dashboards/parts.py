@@ -1,4 +1,4 @@
-"""What the dashboards are made of: a few kinds of panels, all on the data source that the user picks."""
+"""Builders of panels, variables and annotations. All of them use the data source that the user selects."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ JOB_URL = "/d/hftitan-job?var-datasource=${datasource}&var-namespace=%s&var-job=
 Query = tuple[str, str]
 """PromQL and the legend of its series."""
 
+PHASE_COLORS = {
+    "Pending": "yellow",
+    "Starting": "light-yellow",
+    "Restarting": "orange",
+    "Running": "green",
+    "Suspended": "gray",
+    "Succeeded": "blue",
+    "Failed": "red",
+}
+"""Grafana colour of each job phase. Without it, Grafana colours series by their order in the panel."""
+
 
 def targets(panel: Any, shown: Sequence[Query], *, instant: bool = False) -> Any:
     for i, (expr, legend) in enumerate(shown):
@@ -27,7 +38,7 @@ def targets(panel: Any, shown: Sequence[Query], *, instant: bool = False) -> Any
 
 
 def number(title: str, expr: str, *, unit: str = "short", help: str = "", legend: str = "", span: int = 3) -> Any:
-    """One number; with a `legend`, the name of the series in its place."""
+    """Show one number or, with a `legend`, the name of the series instead."""
     panel = stat.Panel().title(title).description(help).datasource(SOURCE).unit(unit).height(4).span(span)
     panel.graph_mode(kinds.BigValueGraphMode.NONE).color_mode(kinds.BigValueColorMode.NONE).no_value("none")
     panel.text_mode(kinds.BigValueTextMode.NAME if legend else kinds.BigValueTextMode.VALUE)
@@ -67,7 +78,7 @@ def bars(title: str, expr: str, legend: str, *, unit: str = "short", help: str =
 
 
 def jobs_table(title: str, expr: str, value: str, *, unit: str, help: str, span: int = 12) -> Any:
-    """A row for each series: its labels, and its value under the heading `value`. A job leads to its dashboard."""
+    """Show one row per series: its labels, and its value in the column `value`. The job links to its dashboard."""
     panel = table.Panel().title(title).description(help).datasource(SOURCE).height(8).span(span).no_value("none")
     panel.with_target(
         prometheus.Dataquery().datasource(SOURCE).ref_id("A").expr(expr).format(queries.PromQueryFormat.TABLE).instant()
@@ -84,6 +95,22 @@ def jobs_table(title: str, expr: str, value: str, *, unit: str, help: str, span:
     return panel
 
 
+def colored_series(panel: Any) -> Any:
+    """Give each series that is named after a job phase the colour of that phase."""
+    for phase, color in PHASE_COLORS.items():
+        fixed = models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": color})
+        panel.override_by_name(phase, [fixed])
+    return panel
+
+
+def colored_column(panel: Any) -> Any:
+    """Give each text in the column `phase` of a table the colour of that phase."""
+    colors = {phase: {"color": color, "index": i} for i, (phase, color) in enumerate(PHASE_COLORS.items())}
+    mappings = models.DynamicConfigValue(id_val="mappings", value=[{"type": "value", "options": colors}])
+    text = models.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"})
+    return panel.override_by_name("phase", [mappings, text])
+
+
 def dashboard_of(uid: str, title: str, description: str) -> dashboard.Dashboard:
     made = dashboard.Dashboard(title).uid(uid).description(description).tags([TAG]).readonly()
     made.time("now-6h", "now").refresh("30s").timezone("browser").tooltip(models.DashboardCursorSync.CROSSHAIR)
@@ -98,13 +125,13 @@ def dashboard_of(uid: str, title: str, description: str) -> dashboard.Dashboard:
 
 
 def choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
-    """A variable of which one value is chosen."""
+    """A variable with exactly one selected value."""
     made = dashboard.QueryVariable(name).label(label).datasource(SOURCE).query(query)
     return made.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
 
 
 class Moments(dashboard.AnnotationQuery):
-    """Annotations at the times that are the series' values (Unix seconds)."""
+    """Annotations at the times that a series has as values (Unix seconds). Grafana draws equal values once."""
 
     def __init__(self, name: str, seconds: str, color: str) -> None:
         super().__init__()
@@ -115,7 +142,7 @@ class Moments(dashboard.AnnotationQuery):
 
 
 class _ByValue(models.AnnotationQuery):
-    """The SDK has no field for what the Prometheus data source calls `use series value as timestamp`."""
+    """Adds `useValueForTime` of the Prometheus data source ("use series value as timestamp"), which the SDK lacks."""
 
     def to_json(self) -> dict[str, object]:
         return {**super().to_json(), "useValueForTime": True, "titleFormat": self.name, "step": "30s"}

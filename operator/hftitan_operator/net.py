@@ -12,21 +12,21 @@ LIMIT = 64 * 1024
 
 
 def loopback(gang: str, index: int) -> str:
-    """The loopback address of pod `index` (below 15,500) of a gang, which may be named by any text.
+    """Return the loopback address of pod `index` (below 15,500) of a gang; `gang` may be any text.
 
-    Every address of 127.0.0.0/8 is local on Linux, so each pod has one of its own, as in a cluster, and the same port
-    serves in all of them. torchrun numbers the nodes of a gang in the order of their addresses as text: with three
-    digits in both parts that count, that order is the pods'.
+    On Linux all addresses of 127.0.0.0/8 are local. So each pod has its own address and the same ports, as in a
+    cluster. torchrun sorts the nodes of a gang by their addresses as text. The last two parts have three digits each,
+    so this is the order of the indices.
     """
     digest = hashlib.sha256(gang.encode()).digest()
     high, low = divmod(index, 100)
     if not 0 <= high < 155:
-        raise ValueError(f"pod {index}: a local run has at most 15500")
+        raise ValueError(f"pod {index}: a local run supports at most 15500 pods; use fewer nodes")
     return f"127.{1 + digest[0] % 254}.{100 + (digest[1] + high) % 155}.{100 + low}"
 
 
 def port_is_free(address: str, port: int) -> bool:
-    """Whether a server could listen there; another one on all addresses (0.0.0.0) also takes the port."""
+    """Return whether a server can listen there. A server on all addresses (0.0.0.0) also uses the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -44,12 +44,12 @@ def free_port(address: str = "127.0.0.1") -> int:
 
 
 async def fetch_progress(address: str, port: int, timeout: float = 2.0) -> Progress | None:
-    """The document at http://address:port/progress; None when nobody answers in time, or not sensibly."""
+    """Return the document at http://address:port/progress; None without a valid answer in time."""
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_connection(address, port, limit=LIMIT)
             try:
-                # HTTP/1.0: the answer ends with the connection, unchunked.
+                # HTTP/1.0: the answer is not chunked and ends with the connection.
                 writer.write(f"GET /progress HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
                 await writer.drain()
                 answer = await reader.read(LIMIT)

@@ -1,4 +1,4 @@
-"""The interface that every cluster adapter implements: five operations, no decisions."""
+"""The interface that every cluster adapter implements: four operations, no decisions."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from hftitan_operator.core.state import Action, Event, Seen
 
 
 class Conflict(Exception):
-    """Somebody else changed the object meanwhile: observe again and decide anew."""
+    """The object was changed concurrently: observe and decide again."""
 
 
 class Denied(Exception):
-    """The cluster will not have an object as it is now: quota, admission, a name in use. Its owner must hear of it."""
+    """The cluster rejected an object: quota, admission, a name in use. The reason goes into the job's status."""
 
 
 class Unserved(Denied):
-    """The cluster has no such resource at all. Said when it is certain, not when a server does not answer."""
+    """The cluster does not serve this resource. Raised only if that is certain, not if a server does not answer."""
 
 
 class ClusterPort(Protocol):
-    """Where jobs live and pods run. Every call may raise `Conflict`, or OSError for a fault worth a retry."""
+    """Stores jobs and runs pods. Every call may raise `Conflict`, or OSError for a fault that a retry may fix."""
 
     async def observe(self, namespace: str, name: str) -> Seen | None:
-        """The job with all pods that carry its label, of every attempt; None when the job is gone."""
+        """Return the job with all pods that have its label, of all attempts; None if the job is gone."""
 
     async def apply(self, job: HFTitanJob, action: Action) -> None:
-        """Carry out one action. Repeating it changes nothing. Several may be under way at once. May raise `Denied`,
-        and `Unserved` for what spec.scheduling.gang asks for."""
+        """Execute one action. Actions are idempotent and may run concurrently. May raise `Denied`, and `Unserved` for
+        objects of spec.scheduling.gang."""
 
     async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
-        """Replace the status of the job as observed."""
+        """Replace the status of the observed job."""
 
     async def emit(self, job: HFTitanJob, event: Event) -> None:
-        """Tell a human. A lost event is no error."""
+        """Emit an event. A lost event is not an error."""

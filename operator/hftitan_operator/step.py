@@ -1,6 +1,6 @@
-"""One reconciliation of one job: observe, decide, apply, write the status, emit events. The same on every cluster.
+"""One reconciliation of one job: observe, decide, apply, write the status, emit events. The same for every adapter.
 
-Level-triggered: a step may be repeated, missed or cut short at any point, and the next one does what is left.
+Level-triggered: a step may be repeated, missed or interrupted at any point, and the next step completes the work.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from hftitan_operator.port import ClusterPort, Denied, Unserved
 async def step(
     cluster: ClusterPort, namespace: str, name: str, now: float, defaults: PodDefaults = NO_DEFAULTS
 ) -> float | None:
-    """Bring the job one step on; `now` is Unix time. The seconds until time alone calls for another step, or None.
-    `defaults` are for pods made in this step.
+    """Reconcile the job once. Return the seconds after which another step is needed, or None to wait for a change.
 
-    Raises what the cluster raises: `Conflict` when the job changed meanwhile (call again at once), OSError for a fault
-    worth a retry. The status is written once and only when it differs, the events after it, so that an event is not
-    repeated for a change that was written down.
+    `now` is Unix time; `defaults` apply to pods created in this step. Raises the adapter's errors: `Conflict` if the
+    job changed concurrently (call again at once), OSError for a fault that a retry may fix. The status is written at
+    most once, only if it changed, and before the events, so that no event is repeated for a change that was written.
     """
     seen = await cluster.observe(namespace, name)
     if seen is None:
@@ -42,7 +41,7 @@ async def step(
     except Denied as error:
         decision = denied(seen.job, decision, str(error), now)
     else:
-        decision = await _seen_through(cluster, seen, decision, now, defaults)
+        decision = await _after_creation(cluster, seen, decision, now, defaults)
     if decision.status != seen.job.status:
         await cluster.write_status(seen.job, decision.status)
     for event in decision.events:
@@ -50,37 +49,38 @@ async def step(
     return decision.recheck_after
 
 
-async def _seen_through(
+async def _after_creation(
     cluster: ClusterPort, seen: Seen, decision: Decision, now: float, defaults: PodDefaults
 ) -> Decision:
-    """The decision once its creations are seen, if that only says more of the same phase: one status write for both."""
+    """Decide again after objects were created. If the new decision has the same phase and no actions, return it with
+    the events of both: one status write is then enough."""
     if decision.recheck_after == 0.0 or not any(isinstance(action, Apply) for action in decision.actions):
         return decision
     after = await cluster.observe(seen.job.metadata.namespace, seen.job.metadata.name)
     if after is None or after.job.metadata != seen.job.metadata:
         return decision
-    told = seen.job.model_copy(update={"status": decision.status})
-    following = decide(with_defaults(told, defaults), after.observed, now, after.problems)
+    updated = seen.job.model_copy(update={"status": decision.status})
+    following = decide(with_defaults(updated, defaults), after.observed, now, after.problems)
     if following.actions or following.status.phase != decision.status.phase:
         return decision
     return replace(following, events=decision.events + following.events)
 
 
 def batches(actions: Sequence[Action]) -> list[list[Action]]:
-    """Actions that may be done at once, in the order of the batches: a pod finds its config and its name service, and
-    where nobody knows its PodGroup nothing is made."""
+    """Group actions into batches: the actions of one batch may run concurrently, the batches run in order. A pod needs
+    its config and its Service, and nothing is created if the cluster does not serve the PodGroup."""
 
     def kind(action: Action) -> object:
         if not isinstance(action, Apply):
             return type(action)
         of = action.manifest["kind"]
-        return of if of in ("Pod", POD_GROUP) else "what pods need"
+        return of if of in ("Pod", POD_GROUP) else "needed by pods"
 
     return [list(group) for _, group in groupby(actions, kind)]
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Every call to its end, also when one fails; then the first fault, one worth a retry before one that is not."""
+    """Await every call, also if one fails. Then raise the first error, Denied only without any other."""
     results = await asyncio.gather(*calls, return_exceptions=True)
     faults = [result for result in results if isinstance(result, BaseException)]
     if faults:

@@ -1,4 +1,4 @@
-"""Rules between fields, and fields that are not supported yet: each mistake with its words."""
+"""Rules between fields, and unsupported fields: the exact message of each error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hftitan_api.load import review
 from hftitan_operator.core import naming
 
 
-def _said(job, config=None):
+def _messages(job, config=None):
     loaded = review(job, config)
     assert loaded.job is not None, loaded.problems
     assert [str(problem) for problem in loaded.problems] == [str(error) for error in admit(loaded.job, config)]
@@ -18,209 +18,214 @@ def _said(job, config=None):
 
 FOLDER = "/models/llama"
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-MISTAKES = {
-    "no data": (
+INVALID = {
+    "no data source": (
         {"dataset": {"path": None}},
-        ["spec.dataset: names no data; give name (a hub id) or path (a file or folder)"],
+        ["spec.dataset: has neither name nor path; set name (a hub id) or path (a file or folder)"],
     ),
-    "two sources of data": ({"dataset": {"name": "a/b"}}, ["spec.dataset: has both name and path; keep one of them"]),
-    "a subset of a path": (
+    "two data sources": ({"dataset": {"name": "a/b"}}, ["spec.dataset: has both name and path; keep one of them"]),
+    "config with path": (
         {"dataset": {"config": "en"}},
-        ["spec.dataset.config: belongs to a hub dataset, and this one is a path; remove it"],
+        ["spec.dataset.config: is for hub datasets; remove it, or set name instead of path"],
     ),
-    "text and chats": (
+    "text and chat field": (
         {"dataset": {"textField": "text", "messagesField": "messages"}},
         [
             "spec.dataset: has both textField and messagesField; keep textField for plain text "
             "or messagesField for chats"
         ],
     ),
-    "a way out of the data": (
+    "dots in the data path": (
         {"dataset": {"path": "/data/../etc"}},
-        ["spec.dataset.path: /data/../etc has '..' in it; give a plain absolute path"],
+        ["spec.dataset.path: /data/../etc contains '..'; use a plain absolute path"],
     ),
-    "a way out of the models": (
+    "dots in the model path": (
         {"model": {"name": "/models/../x"}},
-        ["spec.model.name: /models/../x has '..' in it; give a plain absolute path"],
+        ["spec.model.name: /models/../x contains '..'; use a plain absolute path"],
     ),
     "revision of a folder": (
         {"model": {"name": FOLDER, "revision": "main"}},
-        [f"spec.model.revision: {FOLDER} is a folder, which has no revisions; remove it"],
+        [f"spec.model.revision: {FOLDER} is a folder and has no revisions; remove it"],
     ),
-    "another shape for trained weights": (
+    "override of the shape of pretrained weights": (
         {"model": {"overrides": {"num_hidden_layers": 2}}},
         [
-            "spec.model.overrides.num_hidden_layers: changes the shape of weights, and the pretrained ones would not "
-            "fit; use initialize: random"
+            "spec.model.overrides.num_hidden_layers: changes the shape of weights, so pretrained weights do not fit; "
+            "use initialize: random"
         ],
     ),
-    "another model": (
+    "override of the model type": (
         {"model": {"overrides": {"model_type": "mamba"}, "initialize": "random"}},
-        ["spec.model.overrides.model_type: says which model it is; name another model instead"],
+        ["spec.model.overrides.model_type: identifies the model and cannot be overridden; name another model instead"],
     ),
-    "a variable without value": (
+    "variable without value": (
         {"pod": {"env": [{"name": "A"}]}},
-        ["spec.pod.env[0]: A has no value; give value or valueFrom"],
+        ["spec.pod.env[0]: A has no value; set value or valueFrom"],
     ),
-    "a token in the job": (
+    "token in the job": (
         {"pod": {"env": [{"name": "HF_TOKEN", "value": "x"}]}},
-        ["spec.pod.env[0].value: HF_TOKEN would stand in the job for all to read; use spec.pod.hfTokenSecret"],
+        ["spec.pod.env[0].value: HF_TOKEN would be readable in the job; use spec.pod.hfTokenSecret"],
     ),
-    "a token by another name": (
+    "token under another name": (
         {"pod": {"env": [{"name": "A", "value": "x"}, {"name": "MINE", "value": "hf_" + "a1B2" * 8}]}},
         ["spec.pod.env[1].value: MINE looks like a Hugging Face token; use spec.pod.hfTokenSecret"],
     ),
-    "a push of nothing by nobody": (
+    "push without export and token": (
         {"checkpoint": {"exportHF": False, "pushToHub": {"repo": "acme/x"}}},
         [
-            "spec.checkpoint.pushToHub: pushes the export to acme/x, and exportHF is false; set it to true",
-            "spec.pod.hfTokenSecret: is needed for spec.checkpoint.pushToHub; name a Secret with a token that may "
+            "spec.checkpoint.pushToHub: the push to acme/x needs the export, and exportHF is false; set exportHF: true",
+            "spec.pod.hfTokenSecret: is required for spec.checkpoint.pushToHub; name a Secret with a token that may "
             "write to acme/x",
         ],
     ),
-    "a push": (
+    "valid push": (
         {"checkpoint": {"pushToHub": {"repo": "acme/x"}}, "pod": {"hfTokenSecret": {"name": "hub"}}},
         [],
     ),
-    "a label's key": (
+    "label key": (
         {"pod": {"labels": {"a b": "x"}}},
-        ["spec.pod.labels[\"a b\"]: 'a b' is no Kubernetes key; write name or example.com/name"],
+        ["spec.pod.labels[\"a b\"]: 'a b' is not a Kubernetes key; use name or example.com/name"],
     ),
-    "a label's value": (
+    "label value": (
         {"pod": {"nodeSelector": {"pool": "-x"}}},
         [
-            "spec.pod.nodeSelector.pool: '-x' is no label value; use at most 63 letters, digits, '-', '_' and '.', "
+            "spec.pod.nodeSelector.pool: '-x' is not a label value; use at most 63 letters, digits, '-', '_' and '.', "
             "with a letter or digit at both ends"
         ],
     ),
-    "an annotation's key": (
+    "annotation key": (
         {"pod": {"annotations": {"Example.com/x": "any text: fine"}}},
         [
-            "spec.pod.annotations[\"Example.com/x\"]: 'Example.com/x' is no Kubernetes key; "
-            "write name or example.com/name"
+            "spec.pod.annotations[\"Example.com/x\"]: 'Example.com/x' is not a Kubernetes key; "
+            "use name or example.com/name"
         ],
     ),
-    "a toleration of any value": (
+    "toleration with Exists and a value": (
         {"pod": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}},
         ["spec.pod.tolerations[0].value: operator Exists takes no value; remove it, or use operator: Equal"],
     ),
-    "a toleration of nothing": (
+    "toleration without key": (
         {"pod": {"tolerations": [{"effect": "NoSchedule"}]}},
         [
-            "spec.pod.tolerations[0].key: is empty; name the taint, or use operator: Exists to tolerate all of them"
+            "spec.pod.tolerations[0].key: is empty; set the key of a taint, or use operator: Exists to tolerate all "
+            "taints"
         ],
     ),
-    "a toleration in time": (
+    "tolerationSeconds without NoExecute": (
         {"pod": {"tolerations": [{"key": "a", "value": "b", "tolerationSeconds": 3}]}},
         [
-            "spec.pod.tolerations[0].tolerationSeconds: works with effect: NoExecute alone; set it, or remove this"
+            "spec.pod.tolerations[0].tolerationSeconds: needs effect: NoExecute; set it, or remove "
+            "tolerationSeconds"
         ],
     ),
-    "GPUs beside the mesh": (
+    "GPUs in resources": (
         {"pod": {"resources": {"limits": {"nvidia.com/gpu": 8}}}},
         ['spec.pod.resources.limits["nvidia.com/gpu"]: comes from spec.mesh.gpusPerNode; remove it'],
     ),
-    "a resource of no name": (
+    "invalid resource name": (
         {"pod": {"resources": {"requests": {"c p u": "1"}}}},
         [
-            "spec.pod.resources.requests[\"c p u\"]: 'c p u' is no resource; "
-            "write for example cpu, memory or example.com/nic"
+            "spec.pod.resources.requests[\"c p u\"]: 'c p u' is not a resource; "
+            "use for example cpu, memory or example.com/nic"
         ],
     ),
-    "a resource of Kubernetes' own, misspelt": (
+    "misspelt resource name": (
         {"pod": {"resources": {"limits": {"memroy": "1Gi", "hugepages-2Mi": "1Gi", "batch.kubernetes.io/x": 1}}}},
         [
-            "spec.pod.resources.limits.memroy: 'memroy' is no resource; "
-            "write for example cpu, memory or example.com/nic",
-            "spec.pod.resources.limits[\"batch.kubernetes.io/x\"]: 'batch.kubernetes.io/x' is no resource; "
-            "write for example cpu, memory or example.com/nic",
+            "spec.pod.resources.limits.memroy: 'memroy' is not a resource; "
+            "use for example cpu, memory or example.com/nic",
+            "spec.pod.resources.limits[\"batch.kubernetes.io/x\"]: 'batch.kubernetes.io/x' is not a resource; "
+            "use for example cpu, memory or example.com/nic",
         ],
     ),
-    "a device that is none": (
+    "invalid GPU resource": (
         {"pod": {"gpuResource": "requests.nvidia.com/gpu"}},
         [
-            "spec.pod.gpuResource: 'requests.nvidia.com/gpu' is no device; write what its plugin calls it, "
-            "for example nvidia.com/gpu"
+            "spec.pod.gpuResource: 'requests.nvidia.com/gpu' is not a device; use the name from its device "
+            "plugin, for example nvidia.com/gpu"
         ],
     ),
-    "characters that nobody sees": (
+    "invisible characters": (
         {
             "model": {"revision": "ma\u200bin"},
             "dataset": {"path": "/data/\u202etxt.exe", "textField": "te\u00adxt"},
             "pod": {"env": [{"name": "A", "value": "two\nlines \u200b"}, {"name": "B", "value": "a\0b"}]},
         },
         [
-            "spec.model.revision: character 3 is the invisible U+200B; remove it",
-            "spec.dataset.path: character 7 is the invisible U+202E; remove it",
-            "spec.dataset.textField: character 3 is the invisible U+00AD; remove it",
-            "spec.pod.env[1].value: character 2 is the invisible U+0000; remove it",
+            "spec.model.revision: character 3 (U+200B) is invisible; remove it",
+            "spec.dataset.path: character 7 (U+202E) is invisible; remove it",
+            "spec.dataset.textField: character 3 (U+00AD) is invisible; remove it",
+            "spec.pod.env[1].value: character 2 (U+0000) is invisible; remove it",
         ],
     ),
-    "no queue for Kueue": (
+    "Kueue without queue": (
         {"scheduling": {"gang": "kueue"}},
-        ["spec.scheduling.queue: is needed with gang: kueue; name a LocalQueue of the job's namespace"],
+        ["spec.scheduling.queue: is required with gang: kueue; name a LocalQueue in the job's namespace"],
     ),
-    "no queue for KAI": (
+    "KAI without queue": (
         {"scheduling": {"gang": "kai"}},
-        ["spec.scheduling.queue: is needed with gang: kai; name a Queue"],
+        ["spec.scheduling.queue: is required with gang: kai; name a Queue"],
     ),
-    "a queue for nobody": (
+    "queue without gang scheduler": (
         {"scheduling": {"queue": "q"}},
-        ["spec.scheduling.queue: gang: none knows no queues; remove it, or set gang: kueue, volcano, kai"],
+        ["spec.scheduling.queue: gang: none has no queues; remove it, or use gang: kueue, volcano or kai"],
     ),
-    "a queue for a scheduler without": (
+    "queue for a scheduler without queues": (
         {"scheduling": {"gang": "kubernetes", "queue": "q"}},
-        ["spec.scheduling.queue: gang: kubernetes knows no queues; remove it, or set gang: kueue, volcano, kai"],
+        ["spec.scheduling.queue: gang: kubernetes has no queues; remove it, or use gang: kueue, volcano or kai"],
     ),
-    "a queue that is no label": (
+    "queue name too long for a label": (
         {"scheduling": {"gang": "kueue", "queue": "q" * 64}},
-        ["spec.scheduling.queue: 64 characters; it becomes a label of the pods, so use at most 63"],
+        [
+            "spec.scheduling.queue: 64 characters are too many, because the queue becomes a label of the pods; use at "
+            "most 63"
+        ],
     ),
-    "a place that is no label": (
+    "topology key that is not a label key": (
         {"scheduling": {"topologyKey": "the rack"}},
         [
-            "spec.scheduling.topologyKey: 'the rack' is no label of a node; write for example "
+            "spec.scheduling.topologyKey: 'the rack' is not a label key; use a label of the nodes, for example "
             "topology.kubernetes.io/zone"
         ],
     ),
-    "a chat in chunks": (
+    "chunked chat": (
         {"dataset": {"messagesField": "m", "longDocuments": "chunk"}},
         [
-            "spec.dataset.longDocuments: a chat cannot be cut into chunks, its answers need their questions; "
-            "use truncate"
+            "spec.dataset.longDocuments: chunk is not supported for chats, because answers need their questions; "
+            "use truncate or drop"
         ],
     ),
-    "adapters": (
+    "LoRA": (
         {"training": {"lora": {"rank": 4, "targetModules": ["q_proj"]}}},
         [
-            "spec.training.lora: this is not supported yet; remove it (torchtitan's LoRA rewrites its own linear "
-            "layers' configs, and models of transformers have none)"
+            "spec.training.lora: lora is not supported yet; remove it (torchtitan's LoRA needs torchtitan's linear "
+            "layers, which transformers models do not have)"
         ],
     ),
-    "an optimizer of torchtitan's own models": (
+    "DistMuon": (
         {"optimizer": {"name": "DistMuon"}},
         [
-            "spec.optimizer.name: DistMuon is not supported yet; use AdamW (torchtitan's DistMuon wants a layout for "
-            "each matrix by name, which its own models alone have)"
+            "spec.optimizer.name: DistMuon is not supported yet; use AdamW (torchtitan's DistMuon needs a layout for "
+            "each matrix, which only torchtitan's models define)"
         ],
     ),
-    "checkpoints meanwhile": (
+    "pinned memory": (
         {"checkpoint": {"asyncMode": "async_with_pinned_mem"}},
         [
             "spec.checkpoint.asyncMode: async_with_pinned_mem is not supported yet; use async (pinned copies need a "
-            "GPU, and room in /dev/shm that is not reckoned with)"
+            "GPU, and space in /dev/shm that the operator does not request)"
         ],
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", MISTAKES)
-def test_mistake(job_dict, case):
-    changes, said = MISTAKES[case]
-    assert _said(job_dict(**changes)) == said
+@pytest.mark.parametrize("case", INVALID)
+def test_exact_messages(job_dict, case):
+    changes, messages = INVALID[case]
+    assert _messages(job_dict(**changes)) == messages
 
 
-def test_a_full_job_is_admitted(job_dict):
+def test_valid_job_with_many_fields_has_no_problems(job_dict):
     job = job_dict(
         name="a" * JOB_NAME_LIMIT,
         model={"revision": "v1", "initialize": "random", "overrides": {"num_hidden_layers": 2, "rope_theta": 1e4}},
@@ -242,7 +247,7 @@ def test_a_full_job_is_admitted(job_dict):
             "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": None}},
         },
     )
-    assert _said(job) == []
+    assert _messages(job) == []
 
 
 NAMES = {
@@ -262,32 +267,32 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_job_name(job_dict, name):
-    wrong = [line for line in _said(job_dict(name=name)) if line.startswith("metadata.name: ")]
+def test_job_name_rules(job_dict, name):
+    wrong = [line for line in _messages(job_dict(name=name)) if line.startswith("metadata.name: ")]
     assert (not wrong) == NAMES[name]
 
 
-def test_pods_of_the_longest_job_name_have_host_names():
+def test_pod_name_of_the_longest_job_name_fits_a_host_name():
     assert len(naming.pod_name("a" * JOB_NAME_LIMIT, 999_999, 99_999, 100_000)) <= 63
 
 
-def test_a_namespace_is_checked_too(job_dict):
+def test_invalid_namespace_is_rejected(job_dict):
     job = job_dict()
     job["metadata"]["namespace"] = "Team A"
-    assert _said(job) == ["metadata.namespace: 'Team A' is no namespace; use lower-case letters, digits and '-'"]
+    assert _messages(job) == ["metadata.namespace: 'Team A' is not a namespace; use lower-case letters, digits and '-'"]
 
 
-def test_visible_text_of_any_language_is_fine(job_dict):
+def test_visible_text_in_any_language_is_accepted(job_dict):
     job = job_dict(
         model={"revision": "größe-中文-نیم\u200cفاصله"},
         dataset={"path": "/daten/שלום/👩\u200d🔬 text", "textField": "テキスト"},
         pod={"annotations": {"note": "two\n\tlines"}},
     )
-    assert _said(job) == []
+    assert _messages(job) == []
 
 
 TERM = {"matchExpressions": [{"key": "a", "operator": "In", "values": ["v" * 63] * 64}] * 4}
-TOO_MUCH = {
+TOO_LARGE = {
     "affinity": (
         {"pod": {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [TERM]}}}}},
         "spec.pod.affinity: 17445 bytes are too many; use at most 16384",
@@ -298,18 +303,18 @@ TOO_MUCH = {
     ),
     "variables": (
         {"pod": {"env": [{"name": f"A{i}", "value": "x" * 32_768} for i in range(9)]}},
-        "spec.pod.env: 294930 bytes are too many; use at most 262144, and a ConfigMap for what is larger",
+        "spec.pod.env: 294930 bytes are too many; use at most 262144, and a ConfigMap for larger data",
     ),
 }
 
 
-@pytest.mark.parametrize("case", TOO_MUCH)
-def test_what_every_pod_carries_has_a_size(job_dict, case):
-    changes, said = TOO_MUCH[case]
-    assert _said(job_dict(**changes)) == [said]
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_size_limits_of_data_in_every_pod(job_dict, case):
+    changes, message = TOO_LARGE[case]
+    assert _messages(job_dict(**changes)) == [message]
 
 
-def test_models_of_later_versions(job_dict):
-    said = "models of text and more are not supported yet; use the text-only checkpoint of the family"
+def test_multimodal_model_is_rejected(job_dict):
+    message = "multimodal models are not supported yet; use the text-only checkpoint of the family"
     config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
-    assert _said(job_dict(), config) == [f"spec.model.name: HuggingFaceTB/SmolLM2-135M: {said}"]
+    assert _messages(job_dict(), config) == [f"spec.model.name: HuggingFaceTB/SmolLM2-135M: {message}"]

@@ -1,4 +1,4 @@
-"""The generated CRD: up to date, structural, with bounds on all that its rules read."""
+"""The generated CRD is up to date and structural, and has a bound on every value that its CEL rules read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = VERSION["schema"]["openAPIV3Schema"]
 SPEC = SCHEMA["properties"]["spec"]
 
 
-def test_the_committed_file_is_what_the_models_say():
+def test_committed_file_is_up_to_date():
     assert COMMITTED.read_text() == to_yaml(), "run `make generate`"
 
 
@@ -65,15 +65,15 @@ NODES = dict(_nodes(SCHEMA, ""))
 
 
 @pytest.mark.parametrize("path", NODES)
-def test_structural(path):
-    """The rules of apiextensions v1: see "Specifying a structural schema" in the Kubernetes documentation."""
+def test_schema_is_structural(path):
+    """Checks the rules in "Specifying a structural schema" of the Kubernetes documentation."""
     node = NODES[path]
     assert set(node) <= ALLOWED
     untyped = node.get("x-kubernetes-int-or-string") or node.get("x-kubernetes-preserve-unknown-fields")
     assert ("type" in node) != bool(untyped)
     assert not ({"properties", "additionalProperties"} <= set(node))
     for exclusive in ("exclusiveMinimum", "exclusiveMaximum"):
-        assert node.get(exclusive, True) is True  # a boolean in OpenAPI v3.0, beside its bound
+        assert node.get(exclusive, True) is True  # a boolean in OpenAPI v3.0, in addition to the bound
     assert all(required in node["properties"] for required in node.get("required", ()))
     for key in node.get("x-kubernetes-list-map-keys", ()):
         assert key in node["items"]["required"]
@@ -83,8 +83,8 @@ def test_structural(path):
 
 
 @pytest.mark.parametrize("path", [p for p in NODES if p.startswith(".spec")])
-def test_whatever_a_rule_reads_has_a_bound(path):
-    """Or the API server's estimate of a rule's cost, taken from the largest possible object, is over its budget."""
+def test_every_list_map_and_text_has_a_bound(path):
+    """Without bounds, the cost estimate of a CEL rule exceeds the API server's budget."""
     node = NODES[path]
     if node.get("x-kubernetes-preserve-unknown-fields"):
         return
@@ -95,22 +95,22 @@ def test_whatever_a_rule_reads_has_a_bound(path):
         assert "maxProperties" in node
 
 
-def test_nothing_can_be_nested_without_end():
-    """A reader of JSON that recurses, as Python's does, is at its end after a thousand levels; the API server takes
-    ten thousand."""
-    free = {path: node for path, node in NODES.items() if node.get("x-kubernetes-preserve-unknown-fields")}
-    assert list(free) == [".spec.model.overrides.additionalProperties"]
-    assert all((node["maxProperties"], node["maxItems"]) == (0, 0) for node in free.values())
+def test_nesting_depth_is_bounded():
+    """Python's JSON parser fails after a thousand levels of nesting. The API server accepts ten thousand."""
+    untyped = {path: node for path, node in NODES.items() if node.get("x-kubernetes-preserve-unknown-fields")}
+    assert list(untyped) == [".spec.model.overrides.additionalProperties"]
+    assert all((node["maxProperties"], node["maxItems"]) == (0, 0) for node in untyped.values())
 
 
-def test_every_section_of_the_spec_has_words():
-    silent = [p for p, n in NODES.items() if p.startswith(".spec.") and p.count(".") == 2 and not n.get("description")]
-    assert silent == []
-    assert NODES[".spec.mesh.tp"]["description"] == "Tensor parallelism, inside a node."
+def test_every_section_of_the_spec_has_a_description():
+    missing = [p for p, n in NODES.items() if p.startswith(".spec.") and p.count(".") == 2 and not n.get("description")]
+    assert missing == []
+    tp = NODES[".spec.mesh.tp"]
+    assert tp["description"] == "Tensor-parallel degree. A tensor-parallel group must not span nodes."
 
 
-def test_a_default_keeps_the_rules_of_its_object_as_it_stands():
-    """A server of 1.25 or later tries them before it takes a CRD, without nested defaults: `default: {}` was refused
+def test_default_of_an_object_satisfies_its_cel_rules():
+    """API servers from 1.25 on evaluate the rules on the default without nested defaults. They rejected `default: {}`
     (no such key: nodes)."""
     defaults = {
         path: list(broken_rules(node["default"], {**node, "properties": {}}))

@@ -1,4 +1,4 @@
-"""The CRD and the models are of one mind: what an API server stores is what `hftitan validate` accepts."""
+"""The CRD and the models agree: an API server stores exactly the jobs that `hftitan validate` accepts."""
 
 # ruff: noqa: E501
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from api_server import SCHEMA, SPEC, broken_rules, defaulted, draft4, says, without_nulls
+from api_server import SCHEMA, SPEC, broken_rules, defaulted, draft4, spec_errors, without_nulls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from hftitan_api.load import review
 from hftitan_api.models import HFTitanJob, JobSpec
 
 
-def test_defaults_are_the_models(spec_dict):
+def test_defaults_of_the_crd_equal_those_of_the_models(spec_dict):
     stored = defaulted(spec_dict(validation={"dataset": {"name": "a/b"}}, pod={"env": [{"name": "A"}]}), SPEC)
     model = JobSpec.model_validate(spec_dict(validation={"dataset": {"name": "a/b"}}, pod={"env": [{"name": "A"}]}))
     assert JobSpec.model_validate(stored) == model
@@ -87,10 +87,10 @@ SCHEMA_TABLE = {
     "folder out": ({"checkpoint": {"folder": "../x"}}, False),
     "volume name": ({"pod": {"volumes": [{"name": "A_b"}]}}, False),
     "host network": ({"pod": {"hostNetwork": True}}, False),
-    "host network by way of the affinity": ({"pod": {"affinity": {"hostNetwork": True}}}, False),
-    "affinity that is none": ({"pod": {"affinity": {"nodeAffinity": []}}}, False),
-    "affinity to nothing": ({"pod": {"affinity": {"nodeAffinity": {REQUIRED: {}}}}}, False),
-    "affinity nested for ever": (
+    "host network in the affinity": ({"pod": {"affinity": {"hostNetwork": True}}}, False),
+    "affinity with a list": ({"pod": {"affinity": {"nodeAffinity": []}}}, False),
+    "affinity without terms": ({"pod": {"affinity": {"nodeAffinity": {REQUIRED: {}}}}}, False),
+    "affinity nested in itself": (
         {"pod": {"affinity": {"nodeAffinity": {"nodeAffinity": {"nodeAffinity": {}}}}}},
         False,
     ),
@@ -102,7 +102,7 @@ SCHEMA_TABLE = {
     "space in the image": ({"pod": {"image": "a b"}}, False),
     "Unicode in the image": ({"pod": {"image": "a\u200bb"}}, False),
     "name with an empty part": ({"checkpoint": {"volume": "a..b"}}, False),
-    "name with a part that ends badly": ({"checkpoint": {"volume": "a-.b"}}, False),
+    "name with a part that ends with a dash": ({"checkpoint": {"volume": "a-.b"}}, False),
     "name of several parts": ({"checkpoint": {"volume": "a.b-c.0"}}, True),
     "too many": ({"pod": {"imagePullSecrets": ["s"] * 17}}, False),
     "too many labels": ({"pod": {"labels": {f"k{i}": "" for i in range(65)}}}, False),
@@ -119,7 +119,7 @@ SCHEMA_TABLE = {
 @pytest.mark.parametrize("case", SCHEMA_TABLE)
 def test_schema_and_models_accept_the_same(spec_dict, job_dict, case):
     changes, good = SCHEMA_TABLE[case]
-    assert (says(spec_dict(**changes)) == []) == good
+    assert (spec_errors(spec_dict(**changes)) == []) == good
     assert (review(job_dict(**changes)).job is not None) == good
 
 
@@ -127,12 +127,12 @@ def test_schema_and_models_accept_the_same(spec_dict, job_dict, case):
 def test_required_fields(spec_dict, job_dict, field, required):
     spec, job = spec_dict(), job_dict()
     del spec[field][required], job["spec"][field][required]
-    assert says(spec) == [f"'{required}' is a required property"]
+    assert spec_errors(spec) == [f"'{required}' is a required property"]
     (problem,) = review(job).problems
     assert str(problem) == f"spec.{field}.{required}: is required"
 
 
-def test_names_of_jobs(job_dict):
+def test_job_name_rules_agree(job_dict):
     name = SCHEMA["properties"]["metadata"]["properties"]["name"]
     for given_name in ("demo", "a" * 50, "a" * 51, "Demo", "1a", "a.b", "a-", ""):
         fits = jsonschema.Draft4Validator(name).is_valid(given_name)
@@ -144,9 +144,9 @@ def test_names_of_jobs(job_dict):
 RULE_TABLE = {
     "fills up": ({"mesh": {"nodes": 2, "gpusPerNode": 8, "tp": 4}}, None),
     "explicit": ({"mesh": {"nodes": 2, "gpusPerNode": 8, "tp": 4, "dpShard": 2, "dpReplicate": 2}}, None),
-    "not the world": ({"mesh": {"gpusPerNode": 8, "dpShard": 4}}, "nodes x gpusPerNode must equal"),
+    "product is not the world size": ({"mesh": {"gpusPerNode": 8, "dpShard": 4}}, "nodes x gpusPerNode must equal"),
     "not a divisor": ({"mesh": {"gpusPerNode": 8, "cp": 3}, "training": {"seqLen": 768}}, "nodes x gpusPerNode must equal"),
-    "no shard": ({"mesh": {"dpShard": 0}}, "nodes x gpusPerNode must equal"),
+    "zero shards": ({"mesh": {"dpShard": 0}}, "nodes x gpusPerNode must equal"),
     "more than the world": ({"mesh": {"dpReplicate": 2}}, "nodes x gpusPerNode must equal"),
     "overflow": (
         {
@@ -160,62 +160,62 @@ RULE_TABLE = {
     "ep beyond a replica": ({"mesh": {"gpusPerNode": 8, "dpReplicate": 4, "ep": 4}}, "ep must divide"),
     "ep": ({"mesh": {"gpusPerNode": 8, "dpReplicate": 2, "ep": 4}}, None),
     "odd sequence": ({"training": {"seqLen": 99}}, "training.seqLen must be a multiple of tp x 2 x cp"),
-    "blocks": ({"mesh": {"gpusPerNode": 2, "cp": 2}, "training": {"seqLen": 132}}, "training.seqLen must be a multiple of 128"),
-    "no blocks": ({"mesh": {"gpusPerNode": 2, "cp": 2, "device": "cpu"}, "training": {"seqLen": 132}}, None),
-    "batch": ({"mesh": {"gpusPerNode": 4}, "training": {"globalBatchSize": 6}}, "training.globalBatchSize must be"),
-    "batches": ({"mesh": {"gpusPerNode": 4, "tp": 2}, "training": {"globalBatchSize": 6}}, None),
-    "schedule": ({"training": {"pipelineSchedule": "1F1B"}}, "training.pipelineSchedule needs"),
-    "starving": ({"mesh": {"gpusPerNode": 2, "pp": 2}}, "training.localBatchSize must be at least"),
-    "fed": ({"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2}}, None),
-    "starving twice": (
+    "attention blocks": ({"mesh": {"gpusPerNode": 2, "cp": 2}, "training": {"seqLen": 132}}, "training.seqLen must be a multiple of 128 x cp on GPUs if cp"),
+    "no attention blocks on CPUs": ({"mesh": {"gpusPerNode": 2, "cp": 2, "device": "cpu"}, "training": {"seqLen": 132}}, None),
+    "global batch not a multiple": ({"mesh": {"gpusPerNode": 4}, "training": {"globalBatchSize": 6}}, "training.globalBatchSize must be"),
+    "global batch": ({"mesh": {"gpusPerNode": 4, "tp": 2}, "training": {"globalBatchSize": 6}}, None),
+    "schedule without a pipeline": ({"training": {"pipelineSchedule": "1F1B"}}, "training.pipelineSchedule needs"),
+    "batch smaller than the pipeline": ({"mesh": {"gpusPerNode": 2, "pp": 2}}, "training.localBatchSize must be at least"),
+    "batch as large as the pipeline": ({"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2}}, None),
+    "batch smaller than the interleaved pipeline": (
         {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 2, "pipelineSchedule": "Interleaved1F1B"}},
         "training.localBatchSize must be at least",
     ),
     "uneven rounds": (
         {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 5, "pipelineSchedule": "Interleaved1F1B"}},
-        "training.localBatchSize must spread evenly",
+        "training.localBatchSize must be a multiple of the number of rounds",
     ),
     "even rounds": (
         {"mesh": {"gpusPerNode": 2, "pp": 2}, "training": {"localBatchSize": 6, "pipelineSchedule": "Interleaved1F1B"}},
         None,
     ),
     "float8": ({"training": {"float8": "rowwise"}}, None),
-    "float8 on processors": (
+    "float8 on CPUs": (
         {"training": {"float8": "rowwise"}, "mesh": {"device": "cpu"}}, "training.float8 needs mesh.device: gpu",
     ),
-    "float8 by the dozen": (
+    "float8 with an odd sequence": (
         {"training": {"float8": "rowwise", "seqLen": 24}}, "training.seqLen must be a multiple of 16 x cp",
     ),
-    "warm-up": ({"lrSchedule": {"warmupSteps": 101}}, "lrSchedule.warmupSteps must not"),
-    "nodes": ({"mesh": {"nodes": 2}, "checkpoint": {"volume": None}}, "several nodes save one checkpoint together"),
+    "warm-up": ({"lrSchedule": {"warmupSteps": 101}}, "lrSchedule.warmupSteps must be at most"),
+    "nodes without a volume": ({"mesh": {"nodes": 2}, "checkpoint": {"volume": None}}, "checkpoint.volume is required with several nodes"),
     "nodes that save nothing": (
         {"mesh": {"nodes": 2}, "checkpoint": {"volume": None, "interval": 0, "exportHF": False}},
         None,
     ),
     "push": ({"checkpoint": {"pushToHub": {"repo": "a/b"}}, "pod": {"hfTokenSecret": {"name": "hub"}}}, None),
-    "push of nothing": (
+    "push without export": (
         {"checkpoint": {"exportHF": False, "pushToHub": {"repo": "a/b"}}, "pod": {"hfTokenSecret": {"name": "hub"}}},
-        "checkpoint.pushToHub pushes the export",
+        "checkpoint.pushToHub needs checkpoint.exportHF: true",
     ),
-    "push by nobody": ({"checkpoint": {"pushToHub": {"repo": "a/b"}}}, "checkpoint.pushToHub needs pod.hfTokenSecret"),
-    "a queue": ({"scheduling": {"gang": "volcano", "queue": "a.b"}}, None),
-    "the queue that is there": ({"scheduling": {"gang": "volcano"}}, None),
-    "no queue at all": ({"scheduling": {"gang": "coscheduling", "topologyKey": "rack"}}, None),
-    "no queue for Kueue": ({"scheduling": {"gang": "kueue"}}, "scheduling.gang kueue and kai need scheduling.queue"),
-    "no queue for KAI": ({"scheduling": {"gang": "kai"}}, "scheduling.gang kueue and kai need scheduling.queue"),
-    "a queue for nobody": ({"scheduling": {"queue": "a"}}, "scheduling.queue needs scheduling.gang kueue, volcano or kai"),
-    "both data": ({"dataset": {"name": "a/b"}}, "give exactly one of name"),
-    "no data": ({"dataset": {"path": None}}, "give exactly one of name"),
-    "subset": ({"dataset": {"config": "en"}}, "config belongs to a hub dataset"),
-    "text and chat": ({"dataset": {"textField": "a", "messagesField": "b"}}, "give one of textField and messagesField"),
+    "push without token": ({"checkpoint": {"pushToHub": {"repo": "a/b"}}}, "checkpoint.pushToHub needs pod.hfTokenSecret"),
+    "queue": ({"scheduling": {"gang": "volcano", "queue": "a.b"}}, None),
+    "Volcano without queue": ({"scheduling": {"gang": "volcano"}}, None),
+    "Coscheduling without queue": ({"scheduling": {"gang": "coscheduling", "topologyKey": "rack"}}, None),
+    "Kueue without queue": ({"scheduling": {"gang": "kueue"}}, "scheduling.queue is required with scheduling.gang kueue or kai"),
+    "KAI without queue": ({"scheduling": {"gang": "kai"}}, "scheduling.queue is required with scheduling.gang kueue or kai"),
+    "queue without gang scheduler": ({"scheduling": {"queue": "a"}}, "scheduling.queue is only for scheduling.gang kueue, volcano or kai"),
+    "two data sources": ({"dataset": {"name": "a/b"}}, "set either name (a hub id)"),
+    "no data source": ({"dataset": {"path": None}}, "set either name (a hub id)"),
+    "config with path": ({"dataset": {"config": "en"}}, "config is for hub datasets"),
+    "text and chat field": ({"dataset": {"textField": "a", "messagesField": "b"}}, "set either textField"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", RULE_TABLE)
-def test_cel_and_python_refuse_the_same(spec_dict, job_dict, case):
+def test_cel_and_python_reject_the_same_jobs(spec_dict, job_dict, case):
     changes, message = RULE_TABLE[case]
-    said = says(without_nulls(spec_dict(**changes)))
-    assert any(line.startswith(message) for line in said) if message else said == []
+    messages = spec_errors(without_nulls(spec_dict(**changes)))
+    assert any(line.startswith(message) for line in messages) if message else messages == []
     assert review(job_dict(**changes)).ok == (message is None)
 
 
@@ -253,7 +253,7 @@ def _jobs(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=100, deadline=None)
 @given(changes=_jobs())
 def test_cel_and_python_agree_on_any_mesh(spec_dict, job_dict, changes):
-    assert (says(spec_dict(**changes)) == []) == review(job_dict(**changes)).ok
+    assert (spec_errors(spec_dict(**changes)) == []) == review(job_dict(**changes)).ok
 
 
 CHANGES = {
@@ -271,30 +271,30 @@ CHANGES = {
 }
 
 
-def _update_says(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _update_messages(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = (defaulted(copy.deepcopy(spec), SPEC) for spec in (old, new))
     return list(broken_rules(after, SPEC, before))
 
 
-def test_every_field_but_run_policy_has_a_row():
+def test_table_has_every_section_except_run_policy():
     aliases = {field.alias for field in JobSpec.model_fields.values()}
     assert set(CHANGES) == aliases - {"runPolicy"}
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_a_field_cannot_change_once_the_job_exists(spec_dict, field):
+def test_section_cannot_change_while_the_job_exists(spec_dict, field):
     old, new = spec_dict(), spec_dict(**CHANGES[field])
-    said = [f"{field} cannot change while the job exists; create a new job"]
-    assert _update_says(old, new) == said
-    assert _update_says(new, old) == said
-    assert _update_says(new, copy.deepcopy(new)) == []
+    messages = [f"{field} cannot change while the job exists; create a new job"]
+    assert _update_messages(old, new) == messages
+    assert _update_messages(new, old) == messages
+    assert _update_messages(new, copy.deepcopy(new)) == []
 
 
 def test_run_policy_can_change(spec_dict):
-    assert _update_says(spec_dict(), spec_dict(runPolicy={"suspend": True, "maxRestarts": 9})) == []
+    assert _update_messages(spec_dict(), spec_dict(runPolicy={"suspend": True, "maxRestarts": 9})) == []
 
 
-def test_a_status_as_the_operator_writes_it_fits():
+def test_status_of_the_operator_fits_the_schema():
     status = HFTitanJob.model_validate(
         {
             "metadata": {"name": "a"},

@@ -1,4 +1,4 @@
-"""The memory estimate: parameters against transformers' own classes, the rest against sums done by hand."""
+"""The memory estimate: parameters compared with transformers' classes, the rest with sums calculated by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QWEN3_MOE = _config(
     num_experts=128, num_experts_per_tok=8, decoder_sparse_step=1, mlp_only_layers=[],
 )  # fmt: skip
 
-# sum(p.numel()) of transformers 5.23's class, built from the same config on the meta device
+# sum(p.numel()) of the class of transformers 5.23 with the same config, on the meta device
 COUNTED = [
     (SMOLLM2, 134_515_008),
     (LLAMA_8B, 8_030_261_248),
@@ -46,7 +46,7 @@ COUNTED = [
 
 
 @pytest.mark.parametrize(("config", "total"), COUNTED, ids=[config["model_type"] for config, _ in COUNTED])
-def test_parameters_are_exact(config, total):
+def test_parameter_count_is_exact(config, total):
     assert count(ModelShape.from_config(config)).total == total
 
 
@@ -60,7 +60,7 @@ def test_parameters_are_exact(config, total):
         {**QWEN3_MOE, "mlp_only_layers": [0]},
     ],
 )
-def test_nothing_is_guessed(spec, config):
+def test_unknown_parameters_give_no_estimate(spec, config):
     job = spec()
     assert count(ModelShape.from_config(config)) is None
     assert estimate(ModelShape.from_config(config), job, plan(job)) is None
@@ -71,10 +71,10 @@ def _estimate(spec, config, **changes):
     return estimate(ModelShape.from_config(config), job, plan(job))
 
 
-def test_one_process_on_a_cpu_by_hand(spec):
+def test_estimate_of_one_cpu_process_equals_the_sum_by_hand(spec):
     e = _estimate(spec, SMOLLM2, mesh={"device": "cpu"}, training={"seqLen": 256})
     assert (e.parameters, e.gradients, e.optimizer) == (4 * 134_515_008, 4 * 134_515_008, 8 * 134_515_008)
-    assert e.gathered == 0  # nothing is sharded, and the computing dtype is the master's
+    assert e.gathered == 0  # nothing is sharded, and the computing dtype equals the dtype of the weights
     block = 4 * 576 + 2 * (9 + 3) * 64 + 4 * 1536
     assert e.activations == 30 * block * 256 * 4
     assert e.logits == 256 * 49152 * (4 + 8)
@@ -84,28 +84,28 @@ def test_one_process_on_a_cpu_by_hand(spec):
 ASYNC = {"asyncMode": "async", "interval": 10}
 
 
-def test_an_asynchronous_checkpoint_is_a_copy_of_parameters_and_optimizer(spec):
+def test_asynchronous_checkpoint_needs_a_copy_of_parameters_and_optimizer(spec):
     e = _estimate(spec, SMOLLM2, mesh={"device": "cpu"}, checkpoint=ASYNC)
     assert e.staged == 12 * 134_515_008
     assert e.total == _estimate(spec, SMOLLM2, mesh={"device": "cpu"}).total + e.staged
 
 
-def test_gpus_copy_it_to_their_node(spec):
+def test_copy_of_gpu_state_counts_as_host_memory(spec):
     job = spec(mesh={"nodes": 2, "gpusPerNode": 8, "dpReplicate": 2}, checkpoint=ASYNC)
     e = estimate(ModelShape.from_config(LLAMA_8B), job, plan(job))
     assert e.staged == 0
-    assert host_bytes(e, job, plan(job)) == 12 * 8_030_261_248  # each replica is a node's
+    assert host_bytes(e, job, plan(job)) == 12 * 8_030_261_248  # each node has one replica
 
 
-@pytest.mark.parametrize("checkpoint", [{}, {"asyncMode": "async", "interval": 0}], ids=["sync", "the last step alone"])
-def test_a_checkpoint_that_is_waited_for_is_no_copy(spec, checkpoint):
+@pytest.mark.parametrize("checkpoint", [{}, {"asyncMode": "async", "interval": 0}], ids=["sync", "only the last step"])
+def test_synchronous_checkpoint_needs_no_copy(spec, checkpoint):
     for device in ("gpu", "cpu"):
         job = spec(mesh={"device": device}, checkpoint=checkpoint)
         e = estimate(ModelShape.from_config(SMOLLM2), job, plan(job))
         assert (e.staged, host_bytes(e, job, plan(job))) == (0, 0)
 
 
-def test_llama_8b_on_eight_gpus_by_hand(spec):
+def test_estimate_of_llama_8b_on_eight_gpus_equals_the_sum_by_hand(spec):
     e = _estimate(spec, LLAMA_8B, mesh={"gpusPerNode": 8}, training={"seqLen": 8192, "activationCheckpoint": "full"})
     assert e.parameters == 4 * 8_030_261_248 // 8
     block, head = 218_112_000, 128256 * 4096
@@ -118,19 +118,19 @@ MORE_GPUS = {"dpShard": {"gpusPerNode": 8}, "tp": {"gpusPerNode": 8, "tp": 8}, "
 
 
 @pytest.mark.parametrize("axis", MORE_GPUS)
-def test_every_sharding_axis_saves_memory(spec, axis):
+def test_every_sharding_axis_reduces_memory(spec, axis):
     one = _estimate(spec, LLAMA_8B, training={"localBatchSize": 8})
     many = _estimate(spec, LLAMA_8B, mesh=MORE_GPUS[axis], training={"localBatchSize": 8})
     assert many.optimizer < one.optimizer / 4
     assert many.total < one.total / 2
 
 
-def test_replication_saves_none(spec):
+def test_replication_does_not_reduce_memory(spec):
     one = _estimate(spec, SMOLLM2)
     assert _estimate(spec, SMOLLM2, mesh={"gpusPerNode": 4, "dpReplicate": 4}).optimizer == one.optimizer
 
 
-def test_recomputation_orders_activations(spec):
+def test_more_recomputation_needs_less_memory_for_activations(spec):
     by_mode = [
         _estimate(spec, LLAMA_8B, mesh={"gpusPerNode": 8}, training={"activationCheckpoint": mode}).activations
         for mode in ("full", "selective", "none")
@@ -139,14 +139,14 @@ def test_recomputation_orders_activations(spec):
     assert _estimate(spec, LLAMA_8B, mesh={"gpusPerNode": 8}).activations == by_mode[1]
 
 
-def test_a_pipeline_keeps_as_many_sequences_as_its_schedule(spec):
+def test_activations_of_a_pipeline_depend_on_the_schedule(spec):
     mesh = {"gpusPerNode": 4, "pp": 4}
     one_f = _estimate(spec, LLAMA_8B, mesh=mesh, training={"localBatchSize": 16})
     gpipe = _estimate(spec, LLAMA_8B, mesh=mesh, training={"localBatchSize": 16, "pipelineSchedule": "GPipe"})
     assert gpipe.activations > 3 * one_f.activations
 
 
-def test_experts_are_cut_like_everything_else(spec):
+def test_experts_are_sharded_like_other_parameters(spec):
     e = _estimate(spec, QWEN3_MOE, mesh={"gpusPerNode": 8, "ep": 8})
     assert e.parameters == 4 * 30_532_122_624 // 8
     assert e.gathered < _estimate(spec, QWEN3_MOE, mesh={"gpusPerNode": 8}).gathered

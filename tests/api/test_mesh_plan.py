@@ -1,4 +1,4 @@
-"""The layout of ranks: what coordinates, groups and nodes a plan gives, and that they always fit together."""
+"""The layout of ranks: coordinates, groups and nodes of a plan, and their consistency."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SUMMARIES = {
 
 
 @pytest.mark.parametrize(("summary", "mesh"), SUMMARIES.items())
-def test_summary(spec, summary, mesh):
+def test_summary_text(spec, summary, mesh):
     assert plan(spec(mesh=mesh, training={"localBatchSize": 8})).summary == summary
 
 
-def test_ranks_of_two_nodes_with_every_axis(spec):
+def test_layout_of_two_nodes(spec):
     p = plan(
         spec(
             mesh={"nodes": 2, "gpusPerNode": 8, "pp": 2, "dpReplicate": 2, "tp": 2, "ep": 4},
@@ -49,7 +49,7 @@ def test_ranks_of_two_nodes_with_every_axis(spec):
     assert list(p.ranks_of(1)) == list(range(8, 16))
 
 
-def test_batch_of_a_step(spec):
+def test_batch_and_gradient_accumulation(spec):
     p = plan(spec(mesh={"gpusPerNode": 4}, training={"localBatchSize": 2, "globalBatchSize": 24, "seqLen": 512}))
     assert (p.global_batch_size, p.gradient_accumulation_steps, p.tokens_per_step) == (24, 3, 24 * 512)
     p = plan(spec(mesh={"gpusPerNode": 4, "tp": 2}, training={"localBatchSize": 3, "seqLen": 512}))
@@ -57,18 +57,18 @@ def test_batch_of_a_step(spec):
 
 
 @pytest.mark.parametrize("rank", [-1, 8])
-def test_a_rank_outside_the_world_is_no_rank(spec, rank):
+def test_rank_node_or_axis_outside_the_mesh_raises(spec, rank):
     p = plan(spec(mesh={"gpusPerNode": 8}))
-    for question in (p.coordinates, p.node_of):
+    for method in (p.coordinates, p.node_of):
         with pytest.raises(IndexError, match="outside the world of 8"):
-            question(rank)
-    with pytest.raises(IndexError, match="node 1 is outside the 1"):
+            method(rank)
+    with pytest.raises(IndexError, match="node 1 is outside the 1 nodes"):
         p.ranks_of(1)
     with pytest.raises(ValueError, match="no axis 'dp'"):
         p.groups("dp")
 
 
-def test_plan_raises_the_first_of_what_check_finds(spec):
+def test_plan_raises_the_first_problem_of_check(spec):
     bad = spec(mesh={"gpusPerNode": 8, "tp": 3}, training={"seqLen": 1000}, lrSchedule={"warmupSteps": 101})
     found = check(bad)
     assert [e.path for e in found] == ["spec.mesh.tp", "spec.training.seqLen", "spec.lrSchedule.warmupSteps"]
@@ -77,7 +77,7 @@ def test_plan_raises_the_first_of_what_check_finds(spec):
     assert str(caught.value) == str(found[0])
 
 
-def test_planning_changes_nothing(spec):
+def test_plan_does_not_modify_its_input(spec):
     job, config = spec(model={"overrides": {"num_hidden_layers": 2}}), {"num_attention_heads": 8, "text_config": {}}
     before = (job.model_copy(deep=True), dict(config))
     plan(job, config)
@@ -89,7 +89,7 @@ def test_planning_changes_nothing(spec):
 
 @st.composite
 def _meshes(draw: st.DrawFn) -> dict[str, int]:
-    """Mostly possible meshes: gpusPerNode = tp x rest, nodes what the other axes need."""
+    """Mostly valid meshes: gpusPerNode is a multiple of tp, and nodes fits the other axes."""
     tp, cp, pp, rep, shard = (draw(st.sampled_from([1, 1, 2, 3, 4])) for _ in range(5))
     per = tp * draw(st.sampled_from([1, 2, 3, 4]))
     world = tp * cp * pp * rep * shard
@@ -119,8 +119,8 @@ def _spec(mesh: dict[str, int]) -> JobSpec:
     )
 
 
-def _is_possible(mesh: dict[str, int]) -> bool:
-    """The rules once more, written as the definition says them, not as mesh.py computes them."""
+def _is_valid(mesh: dict[str, int]) -> bool:
+    """The rules as in the definition of the mesh, independent of the code in rules.py."""
     world = mesh["nodes"] * mesh["gpusPerNode"]
     fixed = mesh["dpReplicate"] * mesh["cp"] * mesh["tp"] * mesh["pp"]
     shard = mesh["dpShard"] if mesh["dpShard"] > 0 else world / fixed
@@ -132,8 +132,8 @@ def _is_possible(mesh: dict[str, int]) -> bool:
 
 @settings(max_examples=400, deadline=None)
 @given(mesh=_meshes())
-def test_a_mesh_is_accepted_exactly_when_its_definition_holds(mesh):
-    assert (check(_spec(mesh)) == []) == _is_possible(mesh)
+def test_mesh_is_accepted_if_and_only_if_its_definition_holds(mesh):
+    assert (check(_spec(mesh)) == []) == _is_valid(mesh)
 
 
 def _covers_once(p: MeshPlan, axis: str) -> bool:
@@ -143,14 +143,14 @@ def _covers_once(p: MeshPlan, axis: str) -> bool:
 
 
 @settings(max_examples=300, deadline=None)
-@given(mesh=_meshes().filter(_is_possible))
-def test_every_rank_is_in_one_group_of_every_axis(mesh):
+@given(mesh=_meshes().filter(_is_valid))
+def test_every_rank_is_in_exactly_one_group_per_axis(mesh):
     p = plan(_spec(mesh))
     assert math.prod(p.degree(axis) for axis in AXES) == p.world_size == mesh["nodes"] * mesh["gpusPerNode"]
     assert all(_covers_once(p, axis) for axis in (*AXES, "ep", "efsdp"))
     for axis in ("tp", "ep"):
         assert all(len({p.node_of(rank) for rank in group}) == 1 for group in p.groups(axis))
-    for axis in AXES:  # along a group only this axis's coordinate changes, in order
+    for axis in AXES:  # in a group, only the coordinate of this axis changes, in order
         for group in p.groups(axis):
             seen = [p.coordinates(rank) for rank in group]
             assert [c.pop(axis) for c in seen] == list(range(p.degree(axis)))

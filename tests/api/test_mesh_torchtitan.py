@@ -1,4 +1,4 @@
-"""The layout against its source: the groups that torchtitan's own ParallelDims builds (no process is started)."""
+"""The layout of ranks is torchtitan's: compares the groups with its ParallelDims, without starting processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hftitan_api.mesh import plan
         {"nodes": 1, "gpusPerNode": 8, "cp": 2, "tp": 2, "ep": 2},
     ],
 )
-def test_groups_are_torchtitans(spec, mesh):
+def test_groups_equal_those_of_torchtitan(spec, mesh):
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from torchtitan.distributed import parallel_dims

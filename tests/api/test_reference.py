@@ -1,4 +1,4 @@
-"""docs/spec.md: up to date, and it says something of every field."""
+"""docs/spec.md is up to date and describes every field."""
 
 import re
 
@@ -12,15 +12,15 @@ COMMITTED = ROOT / "docs" / "spec.md"
 SPEC = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 
 
-def test_it_is_up_to_date():
+def test_committed_file_is_up_to_date():
     assert COMMITTED.read_text() == reference.text(), "run `make generate`"
 
 
 @pytest.mark.parametrize("section", SPEC["properties"])
-def test_every_field_of_a_section_stands_in_its_table_with_its_meaning(section):
+def test_table_of_a_section_lists_every_field_with_a_description(section):
     schema = SPEC["properties"][section]
     part = reference.text().split(f"\n## spec.{section}\n")[1].split("\n## ")[0]
     table = part.split("\n### ")[0]
     rows = dict(re.findall(r"^\| \*{0,2}`(\w+)`\*{0,2} \| [^|]+ \| (.*) \|$", table, re.MULTILINE))
     assert list(rows) == list(schema["properties"])
-    assert [name for name, said in rows.items() if not said] == []
+    assert [name for name, description in rows.items() if not description] == []

@@ -5,8 +5,8 @@ from helm_chart import CHART
 
 
 @pytest.fixture
-def furnished(tmp_path):
-    """The chart with one dashboard and one file of alerts, whatever it has itself."""
+def chart_copy(tmp_path):
+    """A copy of the chart with exactly one small dashboard and one rule file."""
     copy = tmp_path / "hftitan"
     shutil.copytree(CHART, copy, ignore=shutil.ignore_patterns("dashboards", "rules"))
     for folder, name, text in (

@@ -1,4 +1,4 @@
-"""The chart's files agree with what they are generated from, with each other, and with the rest of the product."""
+"""The chart's files match their sources, each other, and the rest of the repository."""
 
 import importlib.util
 import itertools
@@ -28,22 +28,22 @@ ARTIFACTHUB = {key.removeprefix("artifacthub.io/"): text for key, text in META["
 
 
 @pytest.mark.parametrize("path", generator.generated(), ids=lambda p: p.name)
-def test_what_is_generated_is_up_to_date(path):
+def test_generated_files_are_up_to_date(path):
     assert path.read_text() == generator.generated()[path], "run `make generate`"
 
 
-def test_a_value_that_says_nothing_of_itself_is_refused():
+def test_a_value_without_a_comment_raises():
     with pytest.raises(ValueError, match=r"a\.c needs a comment"):
-        list(generator.documented("# All of it.\nb:\n  x: 1\na:\n  c: 2\n"))
+        list(generator.documented("# A comment.\nb:\n  x: 1\na:\n  c: 2\n"))
 
 
-def test_every_value_is_in_the_table():
+def test_readme_table_has_every_value():
     paths = [path for path, _, _ in generator.documented((CHART / "values.yaml").read_text())]
     for path in leaves(VALUES):
         assert any(path == p or path.startswith(f"{p}.") for p in paths), path
 
 
-def test_a_crd_with_braces_survives_the_template():
+def test_braces_in_the_crd_are_escaped():
     assert generator._escaped("a: '{{ x }}'") == "a: '{{ \"{{\" }} x }}'"
 
 
@@ -56,7 +56,7 @@ def leaves(value, path=""):
 
 
 def schemas(schema, path="$"):
-    """Every schema inside, with its path."""
+    """Yield every nested schema with its path."""
     yield path, schema
     for place in ("properties", "definitions"):
         for key, inner in schema.get(place, {}).items():
@@ -66,11 +66,11 @@ def schemas(schema, path="$"):
             yield from schemas(schema[place], f"{path}.{place}")
 
 
-def test_the_schema_is_closed():
+def test_schema_rejects_unknown_keys():
     objects = [(path, schema) for path, schema in schemas(SCHEMA) if schema.get("type") == "object"]
     assert len(objects) > 15
     for path, schema in objects:
-        # Known keys only, or a map of strings. `global` is the parent chart's.
+        # Known keys only, or a map of strings. `global` belongs to the parent chart.
         others = schema.get("additionalProperties", {})
         assert others is False or others.get("type") == "string" or path == "$.global", path
 
@@ -85,24 +85,24 @@ def test_schema_and_values_have_the_same_keys():
             yield path
 
     def optional(path):
-        """Any of a few keys, of which none or only some have a default."""
+        """Maps with optional keys, which need no default."""
         return path.startswith(("resources.", "jobDefaults.hfTokenSecret"))
 
     wanted = {path for path in keys(SCHEMA) if not optional(path)} - {"global", "enabled"}
     assert wanted == {path for path in leaves(VALUES) if not optional(path)}
 
 
-def test_the_defaults_for_jobs_are_those_that_the_operator_takes():
+def test_job_defaults_have_exactly_the_fields_of_the_operator():
     fields = {field.alias for field in PodDefaults.model_fields.values()}
     assert VALUES["jobDefaults"].keys() == SCHEMA["properties"]["jobDefaults"]["properties"].keys() == fields
 
 
-def test_versions_are_the_products():
+def test_version_and_license_match_the_project():
     assert META["version"] == META["appVersion"] == PROJECT["version"]
     assert META["annotations"]["artifacthub.io/license"] == PROJECT["license"]
 
 
-def test_artifacthub_names_the_images_that_are_used():
+def test_artifacthub_images_match_the_chart_and_dockerfile():
     images = {entry["name"]: entry["image"] for entry in yaml.safe_load(ARTIFACTHUB["images"])}
     operator = f"{VALUES['image']['repository']}:{META['appVersion']}"
     assert images == {"operator": operator, "trainer": TRAINER_IMAGE}
@@ -110,7 +110,7 @@ def test_artifacthub_names_the_images_that_are_used():
         assert image in (ROOT / "Dockerfile").read_text()
 
 
-def test_artifacthub_names_the_resource():
+def test_artifacthub_entry_matches_the_crd():
     crd = yaml.safe_load((ROOT / "crds" / "hftitanjobs.yaml").read_text())
     (entry,) = yaml.safe_load(ARTIFACTHUB["crds"])
     version = crd["spec"]["versions"][0]
@@ -120,23 +120,23 @@ def test_artifacthub_names_the_resource():
     assert entry["description"] + "." == version["schema"]["openAPIV3Schema"]["description"]
 
 
-def accepted(document):
+def assert_valid_job(document):
     loaded = load(document)
     assert loaded.problems == ()
     assert list(admission.problems(loaded.job)) == []
 
 
-def test_artifacthubs_example_is_a_job():
+def test_artifacthub_example_is_a_valid_job():
     for document in yaml.safe_load(ARTIFACTHUB["crdsExamples"]):
-        accepted(yaml.safe_dump(document))
+        assert_valid_job(yaml.safe_dump(document))
 
 
 @pytest.mark.parametrize("namespaces", [[], ["team-a", "team-b"]])
-def test_the_notes_job_is_a_job(namespaces):
+def test_notes_contain_a_valid_job_and_the_right_namespaces(namespaces):
     with helm.Chart.load(CHART) as chart:
         notes = chart.render({"namespaces": namespaces}, name="x", namespace="here")["hftitan/templates/NOTES.txt"]
     (job,) = re.findall(r"<<'JOB'\n(.*?)\n   JOB\n", notes, re.DOTALL)
-    accepted(job)
+    assert_valid_job(job)
     assert "kubectl -n here rollout status deployment/x-operator" in notes
     assert f"kubectl apply -n {(namespaces or ['default'])[0]} -f -" in notes
 
@@ -145,7 +145,7 @@ README = (CHART / "README.md").read_text()
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)]
 
 
-def test_the_values_that_the_readme_shows_are_values():
+def test_values_in_the_readme_match_the_schema():
     shown = [values for values in BLOCKS if "scrape_configs" not in values]
     assert shown
     with helm.Chart.load(CHART) as chart:
@@ -153,7 +153,7 @@ def test_the_values_that_the_readme_shows_are_values():
             chart.validate_schema(values)
 
 
-def test_the_helm_commands_of_the_documents_are_for_this_chart():
+def test_helm_commands_in_the_documents_are_valid_for_this_chart():
     documents = [CHART / "README.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     lines = [line for document in documents for line in document.read_text().splitlines()]
     commands = [shlex.split(line.partition(" #")[0])[1:] for line in lines if line.startswith("helm ")]
@@ -168,7 +168,7 @@ def test_the_helm_commands_of_the_documents_are_for_this_chart():
                     chart.validate_schema(values)
 
 
-def test_the_readmes_scrape_config_finds_the_pods_of_jobs_alone():
+def test_readme_scrape_config_selects_only_running_pods_of_jobs():
     (config,) = (c for block in BLOCKS for c in block.get("scrape_configs", []))
     labels = {"trainer": naming.pod_labels("x", 1, 0)}
     labels["operator"] = {**labels["trainer"], "app.kubernetes.io/component": "operator"}
@@ -179,7 +179,7 @@ def test_the_readmes_scrape_config_finds_the_pods_of_jobs_alone():
 
 
 def scraped(rules, labels, port, phase):
-    """Whether Prometheus keeps the target, by the rules that keep or drop."""
+    """Return whether Prometheus keeps the target, according to the rules `keep` and `drop`."""
     meta = {f"pod_label_{re.sub('[^a-zA-Z0-9]', '_', key)}": value for key, value in labels.items()}
     meta |= {"pod_container_port_name": port, "pod_phase": phase}
     for rule in rules:

@@ -1,4 +1,4 @@
-"""What the rendered objects mean: the rights, the pod, who may talk to whom, and what monitoring finds."""
+"""The rendered objects: permissions, the operator's pod, network policies, monitoring."""
 
 import json
 
@@ -21,11 +21,11 @@ def key(thing):
 
 
 def plain(things):
-    """By key, without labels."""
+    """Return the objects by key, without labels."""
     return {key(t): {**t, "metadata": {k: v for k, v in t["metadata"].items() if k != "labels"}} for t in things}
 
 
-# --- rights ------------------------------------------------------------------------------------------------------
+# --- permissions -------------------------------------------------------------------------------------------------
 
 ACCOUNT = access.Account(namespace=NAMESPACE)
 
@@ -41,7 +41,7 @@ ACCOUNT = access.Account(namespace=NAMESPACE)
         ({"serviceAccount": {"name": "x"}}, None),
     ],
 )
-def test_rights_are_those_of_hftitan_rbac(values, expected):
+def test_permissions_match_hftitan_rbac(values, expected):
     values = {**values, "rbac": {"aggregate": False, **values.get("rbac", {})}}
     rendered = of_kind(objects(**values), *RBAC)
     if expected is None:
@@ -51,17 +51,17 @@ def test_rights_are_those_of_hftitan_rbac(values, expected):
         assert plain(rendered) == plain(expected)
 
 
-def test_a_tenant_needs_nothing_of_the_cluster():
+def test_tenant_install_has_no_cluster_scoped_objects():
     rendered = objects(namespaces=["a"], crds={"enabled": False}, rbac={"aggregate": False})
     assert {t["metadata"].get("namespace") for t in rendered} == {"a", NAMESPACE}
 
 
-def test_nothing_is_granted_that_was_not_asked_for():
+def test_no_rbac_objects_when_disabled():
     account = {"create": False, "name": "mine"}
     assert of_kind(objects(serviceAccount=account, rbac={"create": False, "aggregate": False}), *RBAC) == []
 
 
-def test_people_get_jobs_with_their_usual_roles():
+def test_aggregated_roles_give_users_permissions_on_jobs():
     rendered = of_kind(objects(rbac={"create": False}), "ClusterRole")
     edit, view = sorted(rendered, key=lambda role: role["metadata"]["name"])
     prefix = "rbac.authorization.k8s.io/aggregate-to-"
@@ -70,7 +70,7 @@ def test_people_get_jobs_with_their_usual_roles():
     ]
     assert aggregated == [{"admin", "edit"}, {"view"}]
     assert {v for rule in view["rules"] for v in rule["verbs"]} == {"get", "list", "watch"}
-    assert [rule["resources"] for rule in edit["rules"]] == [["hftitanjobs"]], "the status is the operator's"
+    assert [rule["resources"] for rule in edit["rules"]] == [["hftitanjobs"]], "only the operator writes the status"
 
 
 # --- the pod -----------------------------------------------------------------------------------------------------
@@ -85,12 +85,12 @@ def container(**values):
     return pod(**values)["spec"]["containers"][0]
 
 
-def test_the_operators_pod_is_restricted():
+def test_operator_pod_complies_with_pod_security_restricted():
     assert list(violations(pod())) == []
     assert container()["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def test_the_operator_understands_its_arguments():
+def test_operator_accepts_its_arguments():
     words = [*(c := container(namespaces=["a", "b"], logLevel="debug"))["command"], *c["args"]]
     assert words[:2] == ["hftitan", "operator"]
     command = typer.main.get_command(main.app).commands["operator"]
@@ -103,23 +103,23 @@ def test_the_operator_understands_its_arguments():
     assert port["containerPort"] == parameters["port"]
 
 
-def test_scrape_annotations_give_way():
+def test_scrape_annotations_are_omitted_with_a_service_monitor():
     def scraped(**monitoring):
         return "prometheus.io/scrape" in pod(monitoring=monitoring)["metadata"]["annotations"]
 
     assert scraped()
     assert not scraped(scrapeAnnotations=False)
-    assert not scraped(serviceMonitor={"enabled": True}), "it would be scraped twice"
+    assert not scraped(serviceMonitor={"enabled": True}), "Prometheus would scrape the pod twice"
 
 
-def test_the_image():
+def test_image_is_built_from_repository_tag_and_digest():
     assert container()["image"] == "ghcr.io/hftitan/operator:0.1.0"
     assert container(image={"repository": "r:5000/o", "tag": "t"})["image"] == "r:5000/o:t"
     digest = f"sha256:{'0' * 64}"
     assert container(image={"tag": "t", "digest": digest})["image"] == f"ghcr.io/hftitan/operator@{digest}"
 
 
-def test_what_is_given_for_the_pod_gets_there():
+def test_pod_settings_are_rendered_into_the_pod():
     given = {
         "nodeSelector": {"a": "b"},
         "tolerations": [{"operator": "Exists"}],
@@ -137,7 +137,7 @@ def test_what_is_given_for_the_pod_gets_there():
     assert found["metadata"]["annotations"]["cost"] == "ml"
 
 
-def test_defaults_for_jobs_reach_the_operator():
+def test_operator_reads_the_job_defaults_from_the_mounted_file():
     given = {**MATRIX["defaults-for-jobs"]["jobDefaults"]}
     rendered = objects(jobDefaults=given)
     config = one(rendered, "ConfigMap", "hftitan-operator-job-defaults")
@@ -152,7 +152,7 @@ def test_defaults_for_jobs_reach_the_operator():
     assert mount["readOnly"] is True
 
 
-def test_another_default_restarts_the_operator_and_none_leaves_no_trace():
+def test_changed_job_defaults_restart_the_operator_and_empty_ones_render_nothing():
     def annotation(**defaults):
         return pod(jobDefaults=defaults)["metadata"]["annotations"].get("hftitan.io/job-defaults")
 
@@ -166,7 +166,7 @@ def selects(selector, labels):
     return selector["matchLabels"].items() <= labels.items()
 
 
-def test_everything_selects_the_operator_and_no_job():
+def test_selectors_match_the_operator_and_no_job():
     rendered = objects(networkPolicy={"enabled": True}, monitoring={"serviceMonitor": {"enabled": True}})
     mine = pod()["metadata"]["labels"]
     jobs = naming.pod_labels("x", 1, 0)
@@ -186,13 +186,13 @@ def test_everything_selects_the_operator_and_no_job():
     assert selects(one(rendered, "ServiceMonitor")["spec"]["selector"], service["metadata"]["labels"])
 
 
-# --- the resource ------------------------------------------------------------------------------------------------
+# --- the CRD -----------------------------------------------------------------------------------------------------
 
 CRD = yaml.safe_load((ROOT / "crds" / "hftitanjobs.yaml").read_text())
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_the_crd_is_the_products_whatever_the_release(keep):
+def test_crd_is_the_same_for_every_release(keep):
     crds = [
         one(objects(name=name, crds={"keep": keep}, replicas=replicas), "CustomResourceDefinition")
         for name, replicas in (("hftitan", 2), ("other", 1))
@@ -203,7 +203,7 @@ def test_the_crd_is_the_products_whatever_the_release(keep):
         assert crd["metadata"].get("annotations", {}) == ({"helm.sh/resource-policy": "keep"} if keep else {})
 
 
-def test_the_crd_can_be_left_out():
+def test_crd_is_omitted_when_disabled():
     assert of_kind(objects(crds={"enabled": False}), "CustomResourceDefinition") == []
 
 
@@ -214,13 +214,13 @@ def policies(**values):
     return of_kind(objects(**values), "NetworkPolicy")
 
 
-def test_policies_are_asked_for():
+def test_network_policies_are_disabled_by_default():
     assert policies() == []
     (operator,) = policies(networkPolicy={"enabled": True})
     assert operator["metadata"]["name"] == "hftitan-operator"
 
 
-def test_job_policies_stand_where_the_jobs_are():
+def test_job_policies_are_created_in_the_job_namespaces():
     def where(**values):
         return {p["metadata"]["namespace"] for p in policies(**values) if p["metadata"]["name"].endswith("-jobs")}
 
@@ -229,15 +229,15 @@ def test_job_policies_stand_where_the_jobs_are():
     assert where(networkPolicy={"enabled": True, "jobNamespaces": ["a"]}, namespaces=["t"]) == {"a"}
 
 
-def test_jobs_reach_each_other_and_the_operator_reaches_them():
+def test_policies_allow_traffic_between_jobs_and_from_the_operator():
     operator, jobs = policies(networkPolicy={"enabled": True, "jobNamespaces": ["a"], "metricsFrom": ["prom"]})
     job, mine = naming.pod_labels("x", 1, 0), pod()["metadata"]["labels"]
     assert selects(jobs["spec"]["podSelector"], job)
     assert jobs["spec"]["policyTypes"] == ["Ingress"]
     peers, progress, metrics = jobs["spec"]["ingress"]
-    assert "ports" not in peers, "NCCL chooses its ports"
+    assert "ports" not in peers, "NCCL uses random ports"
     assert selects(peers["from"][0]["podSelector"], job)
-    assert "namespaceSelector" not in peers["from"][0], "of this namespace"
+    assert "namespaceSelector" not in peers["from"][0], "pods of the same namespace only"
     assert selects(progress["from"][0]["podSelector"], mine)
     assert progress["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": NAMESPACE}
     (prometheus,) = metrics["from"]
@@ -250,7 +250,7 @@ def test_jobs_reach_each_other_and_the_operator_reaches_them():
     assert selects(out["to"][0]["podSelector"], job)
 
 
-def test_without_a_list_everybody_may_read_metrics():
+def test_all_namespaces_may_read_metrics_by_default():
     for policy in policies(networkPolicy={"enabled": True, "jobNamespaces": ["a"]}):
         assert {"ports": [{"port": "metrics", "protocol": "TCP"}]} in policy["spec"]["ingress"]
 
@@ -258,11 +258,11 @@ def test_without_a_list_everybody_may_read_metrics():
 # --- monitoring --------------------------------------------------------------------------------------------------
 
 
-def test_monitors_are_asked_for():
+def test_monitors_are_disabled_by_default():
     assert of_kind(objects(), "ServiceMonitor", "PodMonitor", "PrometheusRule") == []
 
 
-def test_the_pod_monitor_finds_the_jobs():
+def test_pod_monitor_selects_the_jobs():
     def monitor(**values):
         return one(objects(monitoring={"podMonitor": {"enabled": True, "labels": {"r": "p"}}}, **values), "PodMonitor")
 
@@ -275,7 +275,7 @@ def test_the_pod_monitor_finds_the_jobs():
     assert monitor(namespaces=["a"])["spec"]["namespaceSelector"] == {"matchNames": ["a"]}
 
 
-def test_the_service_monitor_finds_the_operator():
+def test_service_monitor_selects_the_operator():
     rendered = objects(monitoring={"serviceMonitor": {"enabled": True, "interval": "1m"}})
     spec = one(rendered, "ServiceMonitor")["spec"]
     (port,) = one(rendered, "Service")["spec"]["ports"]
@@ -283,34 +283,34 @@ def test_the_service_monitor_finds_the_operator():
     assert spec["namespaceSelector"] == {"matchNames": [NAMESPACE]}
 
 
-def test_alerts_and_dashboards_are_what_is_in_their_folders(furnished):
-    (furnished / "rules" / "alerts.yaml").write_text(
+def test_rule_files_and_dashboards_are_rendered_unchanged(chart_copy):
+    (chart_copy / "rules" / "alerts.yaml").write_text(
         "# Alerts.\ngroups:\n  - name: g\n    rules:\n      - alert: A\n        expr: up == 0\n"
         "        annotations: {summary: '{{ $labels.job }} is down'}\n"
     )
     rendered = objects(
-        furnished,
+        chart_copy,
         monitoring={"prometheusRule": {"enabled": True, "labels": {"r": "p"}}},
         dashboards={"namespace": "grafana", "label": "dash", "labelValue": "yes", "folder": "ML"},
     )
     rule = one(rendered, "PrometheusRule")
     assert rule["metadata"]["labels"]["r"] == "p"
-    assert rule["spec"] == yaml.safe_load((furnished / "rules" / "alerts.yaml").read_text())
+    assert rule["spec"] == yaml.safe_load((chart_copy / "rules" / "alerts.yaml").read_text())
     dashboard = one(rendered, "ConfigMap")
     assert dashboard["metadata"]["namespace"] == "grafana"
     assert dashboard["metadata"]["labels"]["dash"] == "yes"
     assert dashboard["metadata"]["annotations"] == {"grafana_folder": "ML"}
     assert json.loads(dashboard["data"]["fleet.json"]) == {"title": "{{ fleet }}", "uid": "x"}
-    off = objects(furnished, dashboards={"enabled": False})
+    off = objects(chart_copy, dashboards={"enabled": False})
     assert of_kind(off, "ConfigMap", "PrometheusRule") == []
 
 
-def test_the_charts_own_alerts_and_dashboards_are_in_it():
+def test_the_charts_alerts_and_dashboards_are_rendered():
     chart = ROOT / "charts" / "hftitan"
     rendered = objects(monitoring={"prometheusRule": {"enabled": True}})
     shown = [json.loads(text) for c in of_kind(rendered, "ConfigMap") for text in c["data"].values()]
     rules = [rule["spec"] for rule in of_kind(rendered, "PrometheusRule")]
     assert shown == [json.loads(path.read_text()) for path in sorted(chart.glob("dashboards/*.json"))]
     assert rules == [yaml.safe_load(path.read_text()) for path in sorted(chart.glob("rules/*.yaml"))]
-    # A ConfigMap holds a mebibyte.
+    # The size limit of a ConfigMap is 1 MiB.
     assert all(len(json.dumps(c)) < 1_000_000 for c in of_kind(rendered, "ConfigMap"))

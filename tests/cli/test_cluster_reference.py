@@ -1,4 +1,4 @@
-"""docs/commands.md is what the commands are, and names every one of them with every option."""
+"""docs/commands.md is up to date and documents every command and option."""
 
 import pytest
 import typer
@@ -11,12 +11,12 @@ COMMANDS = typer.main.get_command(app).commands
 DOCUMENT = ROOT / "docs" / "commands.md"
 
 
-def test_the_document_is_the_commands():
+def test_document_is_up_to_date():
     assert DOCUMENT.read_text() == reference.markdown(), "run `make generate`"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_documented_and_has_words(name):
+def test_every_option_is_documented_and_has_help(name):
     section = DOCUMENT.read_text().split(f"### hftitan {name}\n")[1].split("\n### ")[0]
     for parameter in COMMANDS[name].params:
         assert parameter.help, f"{name} {parameter.name}"
@@ -24,6 +24,6 @@ def test_every_option_is_documented_and_has_words(name):
             assert word in section, f"{name} {word}"
 
 
-def test_completion_is_on():
+def test_shell_completion_is_available():
     options = {word for parameter in typer.main.get_command(app).params for word in parameter.opts}
     assert {"--install-completion", "--show-completion"} <= options

@@ -1,5 +1,5 @@
-"""The parts of the cluster commands that need no cluster: errors in words, ranks of lines, tables, and an API server
-that has no HFTitanJob."""
+"""The parts of the cluster commands that need no cluster: error messages, ranks of log lines, tables, and a fake API
+server without the CRD."""
 
 import asyncio
 import threading
@@ -51,7 +51,7 @@ RUNNING = {
     "goodput": 0.913,
     "message": "training",
     "restartHistory": [
-        {"time": "2026-11-25T09:58:00Z", "attempt": 1, "reason": "OOMKilled", "step": 7, "free": False},
+        {"time": "2026-11-25T09:58:00Z", "attempt": 1, "reason": "OOMKilled", "step": 7, "counted": True},
     ],
     "conditions": [
         {
@@ -74,15 +74,18 @@ RUNNING = {
     [
         (
             OSError("refused"),
-            ["no answer from https://c: refused", "is the cluster up, and the right one? see --context"],
+            [
+                "no answer from https://c: refused",
+                "check that the cluster is running, and that --context is the right one",
+            ],
             1,
         ),
-        (ApiError(401, "Unauthorized", "Unauthorized"), ["https://c does not know you (Unauthorized): "], 1),
+        (ApiError(401, "Unauthorized", "Unauthorized"), ["https://c rejected your credentials (Unauthorized); "], 1),
         (
             ApiError(403, "Forbidden", 'hftitanjobs.hftitan.io is forbidden: User "eve" cannot create'),
             [
-                "you may not create hftitanjobs.hftitan.io in namespace ns: hftitanjobs",
-                "ask who runs the cluster for the verb",
+                "you do not have permission to create hftitanjobs.hftitan.io in namespace ns: hftitanjobs",
+                "ask the cluster's administrator for the verb",
             ],
             1,
         ),
@@ -93,22 +96,22 @@ RUNNING = {
         ),
         (
             ApiError(404, "Not Found", "404 page not found"),
-            ["https://c has no hftitanjobs.hftitan.io: the HFTitanJob ", "`hftitan crd | "],
+            ["https://c has no hftitanjobs.hftitan.io: the HFTitanJob ", "install it with `hftitan crd | "],
             1,
         ),
-        (ApiError(404, "NotFound", 'namespaces "ns" not found'), ["there is no namespace ns; "], 1),
-        (ApiError(409, "AlreadyExists", "exists"), ["job x is there already in namespace ns: "], 1),
+        (ApiError(404, "NotFound", 'namespaces "ns" not found'), ["namespace ns does not exist; "], 1),
+        (ApiError(409, "AlreadyExists", "exists"), ["job x already exists in namespace ns; "], 1),
         (ApiError(422, "Invalid", "spec.mesh: no"), ["create hftitanjobs.hftitan.io x: spec.mesh: no"], 2),
     ],
 )
-def test_errors_say_what_to_do(error, words, code):
+def test_error_messages_name_the_fix(error, words, code):
     trouble = explain(error, "create", "hftitanjobs.hftitan.io", "x", "ns", "https://c")
     assert len(trouble.lines) == len(words)
     assert all(line.startswith(start) for line, start in zip(trouble.lines, words, strict=True)), trouble.lines
     assert trouble.code == code
 
 
-def test_a_missing_job_is_not_a_missing_resource():
+def test_missing_job_is_not_a_missing_crd():
     error = ApiError(404, "NotFound", 'hftitanjobs.hftitan.io "x" not found')
     assert isinstance(explain(error, "get", "hftitanjobs.hftitan.io", "x", "ns", "https://c"), NotFound)
 
@@ -116,18 +119,18 @@ def test_a_missing_job_is_not_a_missing_resource():
 @pytest.mark.parametrize(
     ("names", "end"),
     [
-        ([], ", which has none that you can see; `hftitan list -A` looks in all namespaces"),
+        ([], "; no job is visible there; `hftitan list -A` lists the jobs of all namespaces"),
         (["smollm2", "qwen"], "; did you mean smollm2?"),
-        (["b", "a"], "; there are a, b"),
-        ([f"j{i:02}" for i in range(20)], "; there are j00, j01, j02, j03, j04, j05, j06, j07 and 12 more"),
+        (["b", "a"], "; existing jobs: a, b"),
+        ([f"j{i:02}" for i in range(20)], "; existing jobs: j00, j01, j02, j03, j04, j05, j06, j07 and 12 more"),
     ],
 )
-def test_names_that_may_be_meant(names, end):
+def test_missing_job_suggests_similar_or_existing_names(names, end):
     assert not_found("smolm2", "ns", names) == f"no job smolm2 in namespace ns{end}"
 
 
 class Server:
-    """An API server that answers every request alike."""
+    """An API server that gives the same answer to every request."""
 
     def __init__(self, status, body, kind):
         self._answer, self.paths, self._ready = (status, body, kind), [], threading.Event()
@@ -159,7 +162,7 @@ class Server:
 
 @pytest.fixture
 def kubeconfig(tmp_path):
-    """Function: write one for a server at this port."""
+    """Function: write a kubeconfig for a server at this port and return its path."""
 
     def write(port, namespace=None, current="c"):
         context = {"cluster": "c", "user": "u"} | ({"namespace": namespace} if namespace else {})
@@ -180,7 +183,7 @@ def hftitan(*words):
     return CliRunner().invoke(app, list(words))
 
 
-def test_a_cluster_without_the_resource(kubeconfig):
+def test_cluster_without_the_crd(kubeconfig):
     server = Server(404, "404 page not found\n", "text/plain")
     try:
         done = hftitan("list", "--kubeconfig", kubeconfig(server.port, "team"))
@@ -189,46 +192,46 @@ def test_a_cluster_without_the_resource(kubeconfig):
     assert server.paths == ["/apis/hftitan.io/v1alpha1/namespaces/team/hftitanjobs"]
     assert done.exit_code == 1
     assert done.stderr.splitlines() == [
-        f"http://127.0.0.1:{server.port} has no hftitanjobs.hftitan.io: the HFTitanJob resource is not installed",
-        "`hftitan crd | kubectl apply -f -` installs it",
+        f"http://127.0.0.1:{server.port} has no hftitanjobs.hftitan.io: the HFTitanJob CRD is not installed",
+        "install it with `hftitan crd | kubectl apply -f -`",
     ]
 
 
-def test_kubeconfigs_that_cannot_be(kubeconfig, tmp_path):
+def test_invalid_kubeconfigs(kubeconfig, tmp_path):
     path = kubeconfig(1)
     assert hftitan("list", "--kubeconfig", path, "--context", "prod").stderr == (
-        "context 'prod' is not in the kubeconfig; choose one with --context (there are c)\n"
+        "context 'prod' is not in the kubeconfig; choose one with --context (available: c)\n"
     )
     assert hftitan("list", "--kubeconfig", kubeconfig(1, current="")).stderr == (
-        "the kubeconfig has no current-context; choose one with --context (there are c)\n"
+        "the kubeconfig has no current-context; choose one with --context (available: c)\n"
     )
     assert hftitan("list", "--kubeconfig", str(tmp_path / "none")).stderr == (
         f"--kubeconfig {tmp_path / 'none'}: no such file\n"
     )
     (tmp_path / "text").write_text("just words\n")
     done = hftitan("list", "--kubeconfig", str(tmp_path / "text"))
-    assert (done.exit_code, done.stderr.split(":")[1]) == (1, " is no kubeconfig (TypeError")
+    assert (done.exit_code, done.stderr.split(":")[1]) == (1, " is not a kubeconfig (TypeError")
 
 
 # --- logs -----------------------------------------------------------------------------------------------------
 
 
-def test_lines_of_several_ranks_are_told_apart():
+def test_ranks_of_lines_from_a_pod_with_several_ranks():
     ranks = Ranks(8, 8)
     lines = [
         ("W1125 01:17:19.000000 12 torch/distributed/run.py:851] starting", None),
         ("10:00:00 [rank 8] INFO model built", 8),
         ("10:00:00 [rank 11] WARNING slow", 11),
-        ("  and what follows of it", 11),
+        ("  continued", 11),
         ("[rank9]: Traceback (most recent call last):", 9),
         ('  File "x.py"', 9),
         ("E1125 01:17:20.000000 12 torch/distributed/elastic/multiprocessing/api.py:1000] failed", None),
-        ("no mark after torchrun's", None),
+        ("unmarked line after torchrun's", None),
     ]
     assert [(line, ranks.of(line)) for line, _ in lines] == lines
 
 
-def test_a_pod_with_one_rank_needs_no_marks():
+def test_unmarked_lines_of_a_pod_with_one_rank_have_that_rank():
     ranks = Ranks(3, 1)
     assert [ranks.of("hello"), ranks.of("I1125 01:17:19.0 x"), ranks.of("again")] == [3, None, 3]
 
@@ -236,7 +239,7 @@ def test_a_pod_with_one_rank_needs_no_marks():
 @pytest.mark.parametrize(
     ("rank", "wanted", "is_shown"), [(1, None, True), (1, 1, True), (1, 2, False), (None, 2, True)]
 )
-def test_torchruns_own_lines_are_shown_with_every_rank(rank, wanted, is_shown):
+def test_torchruns_own_lines_are_shown_for_every_rank(rank, wanted, is_shown):
     assert shown(rank, wanted) is is_shown
 
 
@@ -244,7 +247,7 @@ def parsed(**spec):
     return HFTitanJob.model_validate({k: v for k, v in job(**spec).items() if k != "status"})
 
 
-def test_which_pod_has_a_rank():
+def test_nodes_of_a_rank():
     big = parsed(mesh={"nodes": 2, "gpusPerNode": 8})
     assert nodes_of(big, Wanted()) == [0, 1]
     assert nodes_of(big, Wanted(rank=7)) == [0]
@@ -253,7 +256,7 @@ def test_which_pod_has_a_rank():
     with pytest.raises(Trouble, match="--rank 16: the job has ranks 0 to 15"):
         nodes_of(big, Wanted(rank=16))
     huge = parsed(mesh={"nodes": 51, "gpusPerNode": 8})
-    with pytest.raises(Trouble, match="the job has 51 pods; choose with --rank or --node"):
+    with pytest.raises(Trouble, match="the job has 51 pods; select one with --rank or --node"):
         nodes_of(huge, Wanted())
     assert nodes_of(huge, Wanted(rank=400)) == [50]
 
@@ -262,14 +265,14 @@ def test_which_pod_has_a_rank():
     ("pod", "of", "is_one"),
     [("x-1-0", "x", True), ("x-1-1-0", "x", False), ("x-1-1-0", "x-1", True), ("x", "x", False)],
 )
-def test_pods_of_a_job_by_name(pod, of, is_one):
+def test_pod_name_belongs_to_a_job(pod, of, is_one):
     assert naming.is_pod_of(pod, of) is is_one
 
 
-# --- words ----------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_jobs():
+def test_jobs_table():
     fresh = job()
     fresh["metadata"] = {**fresh["metadata"], "name": "new"}
     assert text.jobs_table([job(RUNNING), fresh], NOW, namespaces=True).splitlines() == [
@@ -286,8 +289,8 @@ def test_the_table_of_jobs():
         (100, "…er/of/a-model-of-mine"), (80, "…a-model-of-mine"), (40, "…a-model-of-mine"),
     ],
 )  # fmt: skip
-def test_models_lose_their_beginnings_where_a_terminal_is_narrow(width, shown):
-    """A line that wraps makes a table unreadable; a job's name must stay whole."""
+def test_models_are_cut_at_the_start_on_a_narrow_terminal(width, shown):
+    """Wrapped lines make a table unreadable. Job names are never cut."""
     found = job(RUNNING)
     found["spec"] = {**found["spec"], "model": {"name": "/models/team/folder/of/a-model-of-mine"}}
     lines = text.jobs_table([found, job()], NOW, namespaces=True, width=width).splitlines()
@@ -297,7 +300,7 @@ def test_models_lose_their_beginnings_where_a_terminal_is_narrow(width, shown):
         assert max(map(len, lines)) <= width
 
 
-def test_the_summary():
+def test_summary():
     assert text.summary(job(RUNNING), NOW).splitlines() == [
         "job       ns/x",
         "phase     Running  (attempt 2, restarts 1, 5m old)",
@@ -315,11 +318,11 @@ def test_the_summary():
     ]
 
 
-def test_the_description_has_restarts_and_only_the_sections_that_say_something():
-    said = text.description(job(RUNNING), [], [], NOW)
-    assert "restarts\n  ATTEMPT  ENDED BY   AT STEP  COUNTED  AGE\n  1        OOMKilled  7        yes      2m\n" in said
-    assert "conditions\n" in said
-    assert "events\n" not in said
+def test_description_omits_empty_sections():
+    shown = text.description(job(RUNNING), [], [], NOW)
+    assert "restarts\n  ATTEMPT  REASON     STEP  COUNTED  AGE\n  1        OOMKilled  7     yes      2m\n" in shown
+    assert "conditions\n" in shown
+    assert "events\n" not in shown
 
 
 LONG = "0/16 nodes are available: 12 Insufficient nvidia.com/gpu, 4 node(s) had untolerated taints"
@@ -327,7 +330,7 @@ LONG = "0/16 nodes are available: 12 Insufficient nvidia.com/gpu, 4 node(s) had 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_long_messages_are_folded_into_their_column(width):
-    """Or below the row, where its other columns leave no room."""
+    """Below the row, if its other columns leave no room."""
     event = {
         "metadata": {}, "involvedObject": {"kind": "Pod", "name": "x-1-0"}, "type": "Warning",
         "reason": "FailedScheduling", "message": LONG, "lastTimestamp": "2026-11-25T09:59:00Z",
@@ -341,7 +344,7 @@ def test_long_messages_are_folded_into_their_column(width):
     assert LONG in text.events_table([event], NOW)
 
 
-def test_a_long_message_of_a_job_is_folded():
+def test_long_job_message_is_folded():
     found = job(RUNNING)
     found["status"] = {**found["status"], "message": LONG}
     assert f"message   {LONG}\n" in text.summary(found, NOW)
@@ -351,7 +354,7 @@ def test_a_long_message_of_a_job_is_folded():
     assert all(len(line) <= 80 for line in described.splitlines())
 
 
-def test_events_that_came_more_than_once():
+def test_repeated_event_has_its_count():
     event = {
         "metadata": {}, "involvedObject": {"kind": "Pod", "name": "x-1-0"}, "type": "Warning", "count": 3,
         "reason": "FailedScheduling", "message": "0/3 nodes\nare available", "lastTimestamp": "2026-11-25T09:59:00Z",
@@ -361,17 +364,17 @@ def test_events_that_came_more_than_once():
     )
 
 
-# --- the reporters' view --------------------------------------------------------------------------------------
+# --- watching -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("words", "count"), [("45s", 45), ("1h12m", 4320), ("2d3h", 183_600), ("", None), (None, None)]
 )
-def test_seconds_of_a_duration(words, count):
+def test_duration_is_parsed_to_seconds(words, count):
     assert seconds(words) == count
 
 
-def test_a_status_as_a_run_would_tell_it():
+def test_status_is_converted_to_a_step_record_and_progress():
     status = JobStatus.model_validate(RUNNING)
     assert status.progress is not None
     assert record(2, status.progress) == {
@@ -385,7 +388,7 @@ def test_a_status_as_a_run_would_tell_it():
     assert summary(seen).exit_code == 1
 
 
-def test_the_live_block_of_a_job_elsewhere():
+def test_live_view_of_a_cluster_job():
     console = Console(file=open("/dev/null", "w"), force_terminal=True, width=100)  # noqa: SIM115
     seen = parsed().model_copy(
         update={"status": JobStatus(phase="Pending", message="waiting for 2 of 2 pods to start")}

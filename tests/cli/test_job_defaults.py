@@ -13,7 +13,7 @@ JOB = document("tiny", ON_CPU)
 
 @pytest.fixture
 def hftitan(tmp_path, monkeypatch):
-    """Function: run a command beside job.yaml, good.yaml and bad.yaml."""
+    """Function: run a command in a folder with job.yaml, good.yaml and bad.yaml."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -23,29 +23,29 @@ def hftitan(tmp_path, monkeypatch):
     return lambda *arguments: CliRunner().invoke(app, arguments)
 
 
-def test_render_shows_the_pods_of_a_cluster_with_them(hftitan):
+def test_render_applies_them_to_the_pods(hftitan):
     done = hftitan("render", "job.yaml", "--job-defaults", "good.yaml")
     (pod,) = (thing for thing in yaml.safe_load_all(done.stdout) if thing["kind"] == "Pod")
     assert pod["spec"]["containers"][0]["image"] == "registry.example/trainer:2"
 
 
 @pytest.mark.parametrize("command", [("render", "job.yaml"), ("validate", "job.yaml"), ("operator",)])
-def test_a_mistake_ends_each_command_with_file_and_field(hftitan, command):
+def test_error_names_the_file_and_the_field(hftitan, command):
     done = hftitan(*command, "--job-defaults", "bad.yaml")
     assert done.exit_code == 2
     assert done.stderr == "bad.yaml: imgae: unknown field; did you mean image?\n"
 
 
-def test_a_file_that_is_not_there(hftitan):
+def test_missing_file(hftitan):
     done = hftitan("operator", "--job-defaults", "none.yaml")
     assert (done.exit_code, done.stderr) == (2, "none.yaml: No such file or directory\n")
 
 
-def test_validate_takes_a_good_one(hftitan):
+def test_validate_accepts_a_valid_file(hftitan):
     assert hftitan("validate", "job.yaml", "--job-defaults", "good.yaml").exit_code == 0
 
 
-def test_the_operator_gets_them(hftitan, monkeypatch):
+def test_operator_uses_them(hftitan, monkeypatch):
     given = []
     monkeypatch.setattr(operator, "main", lambda options, level: given.append(options))
     assert hftitan("operator", "--job-defaults", "good.yaml").exit_code == 0

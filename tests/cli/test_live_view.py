@@ -1,4 +1,4 @@
-"""The live block on terminals of every width: no word is cut, nothing moves that need not."""
+"""The live block on terminals of several widths: no word is cut, and numbers keep their places."""
 
 import io
 from pathlib import Path
@@ -50,7 +50,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_every_word_is_whole(width):
+def test_no_word_is_cut(width):
     lines = Terminal(width).training(59).lines()
     assert all(len(line) <= width for line in lines)
     for words in (
@@ -61,9 +61,9 @@ def test_every_word_is_whole(width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_what_changes_does_not_move_what_follows(width):
+def test_numbers_keep_their_places(width):
     terminal = Terminal(width)
-    for step in range(50):  # The curve has grown to all its width.
+    for step in range(50):  # until the curve has its full width
         terminal.training(step, loss=12.3456)
     before = terminal.lines()
     after = terminal.training(99_999, 9.8765, None, tokens_per_second=987, grad_norm=1.5, lr=1e-3, mfu=0.4).lines()
@@ -73,13 +73,40 @@ def test_what_changes_does_not_move_what_follows(width):
         assert places[0] == places[1], word
 
 
-def test_a_terminal_without_unicode_gets_no_blocks():
+def test_terminal_without_unicode_shows_no_curve():
     terminal = Terminal(80, "latin-1")
     for step in range(3):
         terminal.training(step)
     text = "\n".join(terminal.lines())
     assert text.encode("ascii")
     assert "loss 2.5000" in text
+
+
+def test_validation_loss_is_in_the_block():
+    terminal = Terminal(80).training(59)
+    assert not any("validation" in line for line in terminal.lines())
+    terminal.live.record({"kind": "validation", "step": 50, "loss": 2.25})
+    assert any("loss 2.5000  validation 2.2500  1,234,567 tok/s" in line for line in terminal.lines())
+    terminal.live.record({"kind": "validation", "step": 60, "loss": None})
+    assert any("loss 2.5000  validation not finite  1,234,567 tok/s" in line for line in terminal.lines())
+
+
+def test_validation_loss_of_a_resumed_run_comes_from_its_progress():
+    terminal = Terminal(80).training(59, validation_step=50, validation_loss=2.25)
+    assert any("validation 2.2500" in line for line in terminal.lines())
+    terminal.live.record({"kind": "validation", "step": 60, "loss": 2.125})
+    assert any("validation 2.1250" in line for line in terminal.lines())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_curve_is_labelled_and_fits(width):
+    terminal = Terminal(width)
+    for step in range(50):
+        terminal.training(step, loss=50 - step)
+    curve = terminal.lines()[-1]
+    assert curve.startswith("loss ")
+    assert curve.endswith("▁")
+    assert len(curve) == min(width, len("loss ") + 40)
 
 
 def ended(message, log=None, *tail):
@@ -90,7 +117,7 @@ def ended(message, log=None, *tail):
 
 
 def test_paths_at_the_end_can_be_copied():
-    """A line break of ours in a path would be copied with it."""
+    """A line break within a path would be copied with it."""
     terminal = Terminal(40)
     log = Path("/home/somebody/with/a/long/path/to/the/runs/logs/rank0.log")
     terminal.live.end(ended("no such file", log, "a line of a traceback that is longer than the terminal"))
@@ -100,22 +127,22 @@ def test_paths_at_the_end_can_be_copied():
     assert "  a line of a traceback that is longer than the terminal\n" in text
 
 
-def test_what_an_event_said_is_not_said_again():
+def test_message_of_the_last_event_is_not_repeated():
     terminal = Terminal(80)
     terminal.live.event(Event("Normal", "Succeeded", "finished 10 steps"))
     terminal.live.event(Event("Warning", "UserError", "no such\nfile"))
     terminal.live.end(ended("no such\nfile"))
     terminal.live.end(ended("another"))
     terminal.out.flush()
-    assert terminal.out.buffer.getvalue().decode().rpartition("\x1b[2K")[2].splitlines() == [
+    assert terminal.out.buffer.getvalue().decode().rpartition("\x1b[?25h")[2].splitlines() == [
         "UserError: no such file",
         "Failed (UserError) at step 3 of 10, in 1m01s",
         "Failed (UserError) at step 3 of 10, in 1m01s: another",
     ]
 
 
-def test_numbers_within_names_are_not_coloured():
-    """As rich would have it: llama-*3*-70b-*1*-*3*."""
+def test_numbers_within_names_are_not_highlighted():
+    """rich would highlight llama-*3*-70b-*1*-*3*."""
     console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system="truecolor")
     live = LiveReporter(JOB, None, console)
     live.event(Event("Warning", "OOMKilled", f"pod {NAME}-1-3 ended with exit 137"))
@@ -127,7 +154,7 @@ def test_numbers_within_names_are_not_coloured():
         assert words in text
 
 
-def test_the_state_is_named_once():
+def test_phase_is_shown_once():
     terminal = Terminal(80)
     seen = JOB.model_copy(update={"status": JobStatus(phase="Starting", attempt=1)})
     for phase, words in (("starting", "Starting  "), ("loading", "Starting (loading)  ")):
@@ -135,7 +162,7 @@ def test_the_state_is_named_once():
         assert f"{NAME}  {words}" in terminal.lines()[0]
 
 
-def test_all_is_done_only_at_the_end():
+def test_only_the_last_step_is_100_percent():
     assert any(" 99%" in line for line in Terminal(80).training(99_999).lines())
     assert any("100%" in line for line in Terminal(80).training(100_000).lines())
 
@@ -147,8 +174,8 @@ def test_all_is_done_only_at_the_end():
         ("xterm", True, True, JsonReporter), ("dumb", True, False, LineReporter), (None, True, False, LineReporter),
     ],
 )  # fmt: skip
-def test_who_tells_a_run(monkeypatch, term, tty, as_json, kind):
-    """A terminal that cannot move its cursor would show nothing but events."""
+def test_reporter_depends_on_the_terminal(monkeypatch, term, tty, as_json, kind):
+    """A terminal that cannot move its cursor would only show events."""
     monkeypatch.setattr("sys.stdout", io.StringIO())
     monkeypatch.setattr("sys.stdout.isatty", lambda: tty)
     monkeypatch.delenv("TERM", raising=False)
@@ -158,14 +185,14 @@ def test_who_tells_a_run(monkeypatch, term, tty, as_json, kind):
         assert type(found) is kind
 
 
-def test_flow_folds_only_what_is_wider_than_a_line():
+def test_flow_folds_only_parts_wider_than_a_line():
     from rich.text import Text
 
     assert flow([Text("one"), Text("two"), Text("three")], 8).plain == "one  two\nthree"
     assert flow([Text("longer than that"), Text("two")], 8).plain == "longer than that\ntwo"
 
 
-def test_a_path_below_is_told_as_one_types_it(tmp_path, monkeypatch):
+def test_paths_below_the_current_folder_are_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert nearby(tmp_path / "runs/a/logs") == Path("runs/a/logs")
     assert nearby(Path("/elsewhere")) == Path("/elsewhere")

@@ -1,4 +1,4 @@
-"""Where the model's config.json comes from, and that nothing fails when it does not."""
+"""Search for the model's config.json: sources, and that a missing file raises no error."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ CONFIG = {"num_attention_heads": 9}
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Function: put a hub client in place whose download does this."""
+    """Function: replace the hub client by one with the given download function."""
 
     def install(download):
         fake = types.ModuleType("huggingface_hub")
@@ -30,15 +30,15 @@ def environ(tmp_path):
     return {"HF_HOME": str(tmp_path / "hf")}
 
 
-def test_a_folder(tmp_path):
+def test_model_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert model_config.find(ModelSpec(name=str(tmp_path)), {}).config == CONFIG
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [(None, "No such file or directory"), ("{", "is no JSON"), ("[]", "holds no object")]
+    ("text", "why"), [(None, "No such file or directory"), ("{", "is not JSON"), ("[]", "is not a JSON object")]
 )
-def test_a_folder_without_a_usable_config(tmp_path, text, why):
+def test_model_folder_without_a_valid_config(tmp_path, text, why):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     found = model_config.find(ModelSpec(name=str(tmp_path)), {})
@@ -46,7 +46,7 @@ def test_a_folder_without_a_usable_config(tmp_path, text, why):
     assert why in found.why_not
 
 
-def test_the_hub_is_asked_for_one_file_at_the_jobs_revision(tmp_path, environ, hub):
+def test_one_file_is_downloaded_at_the_revision_of_the_job(tmp_path, environ, hub):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     asked = []
     hub(lambda *args, **kwargs: asked.append((args, kwargs)) or str(tmp_path / "config.json"))
@@ -55,33 +55,33 @@ def test_the_hub_is_asked_for_one_file_at_the_jobs_revision(tmp_path, environ, h
 
 
 @pytest.mark.parametrize("word", ["1", "true", "YES", "on"])
-def test_offline_asks_nobody(environ, hub, word):
-    hub(lambda *_, **__: pytest.fail("asked"))
+def test_offline_downloads_nothing(environ, hub, word):
+    hub(lambda *_, **__: pytest.fail("downloads"))
     found = model_config.find(ModelSpec(name="org/model"), {**environ, "HF_HUB_OFFLINE": word})
     assert found == model_config.Found(None, "not in the hub's cache, and HF_HUB_OFFLINE is set")
 
 
-def test_a_hub_that_refuses(environ, hub):
+def test_hub_that_rejects_the_request(environ, hub):
     def refuse(*_, **__):
         raise PermissionError("gated; token hf_secret")
 
     hub(refuse)
     found = model_config.find(ModelSpec(name="org/model"), environ)
-    assert found == model_config.Found(None, "the hub did not give it (PermissionError)")
+    assert found == model_config.Found(None, "download from the hub failed: PermissionError")
 
 
-def test_a_hub_that_is_slow(environ, hub, monkeypatch):
-    monkeypatch.setattr(model_config, "HUB_PATIENCE_SECONDS", 0.05)
+def test_slow_hub(environ, hub, monkeypatch):
+    monkeypatch.setattr(model_config, "HUB_TIMEOUT_SECONDS", 0.05)
     hub(lambda *_, **__: time.sleep(1))
-    assert "no answer from the hub within 0.05 s" in model_config.find(ModelSpec(name="org/model"), environ).why_not
+    assert "the hub did not answer within 0.05 s" in model_config.find(ModelSpec(name="org/model"), environ).why_not
 
 
-def test_no_hub_client(environ, monkeypatch):
+def test_hub_client_not_installed(environ, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert model_config.find(ModelSpec(name="org/model"), environ).why_not == "huggingface_hub is not installed"
 
 
-def test_the_cache_by_commit_and_by_its_own_variable(tmp_path):
+def test_cache_from_its_variable_by_commit_and_branch(tmp_path):
     snapshot = tmp_path / "c" / "models--org--model" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(CONFIG))

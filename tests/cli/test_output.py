@@ -1,4 +1,4 @@
-"""The three ways a run is told: JSON, lines, and the live block."""
+"""The three output formats of a run: JSON, lines, and the live block."""
 
 import io
 import json
@@ -53,9 +53,12 @@ def test_duration(seconds, text):
         (end_as("Failed", reason="UserError"), "Failed (UserError) at step 3 of 10, in 1m01s: why"),
         (
             end_as("Suspended", checkpoint_step=3),
-            "Stopped at step 3 of 10, in 1m01s; saved step 3. Run it again to continue.",
+            "Stopped at step 3 of 10, in 1m01s; checkpoint at step 3. To resume, run the same command again.",
         ),
-        (end_as("Suspended"), "Stopped at step 3 of 10, in 1m01s; nothing saved. Run it again to continue."),
+        (
+            end_as("Suspended"),
+            "Stopped at step 3 of 10, in 1m01s; no checkpoint. To resume, run the same command again.",
+        ),
     ],
 )
 def test_last_words(end, words):
@@ -64,14 +67,14 @@ def test_last_words(end, words):
 
 def test_json_lines():
     out = io.StringIO()
-    told = JsonReporter(out)
-    told.note("n")
-    told.event(Event("Warning", "Why", "because"))
-    told.phase(job_in("Running", attempt=2))
-    told.record(STEP)
-    told.record({"kind": "checkpoint", "step": 3, "time": 1_800_000_000.0})
-    told.progress(JOB, None)
-    told.end(end_as("Failed", log=Path("/l"), log_tail=("a",), exit_code=1))
+    reporter = JsonReporter(out)
+    reporter.note("n")
+    reporter.event(Event("Warning", "Why", "because"))
+    reporter.phase(job_in("Running", attempt=2))
+    reporter.record(STEP)
+    reporter.record({"kind": "checkpoint", "step": 3, "time": 1_800_000_000.0})
+    reporter.progress(JOB, None)
+    reporter.end(end_as("Failed", log=Path("/l"), log_tail=("a",), exit_code=1))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [line["type"] for line in lines] == ["note", "event", "phase", "step", "trainer", "end"]
     assert lines[1]["level"] == "Warning"
@@ -85,24 +88,24 @@ def test_json_lines():
 
 
 @pytest.mark.parametrize("kind", [JsonReporter, LineReporter])
-def test_a_reader_that_goes_away_does_not_end_the_run(kind):
+def test_closed_pipe_does_not_stop_the_run(kind):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w", buffering=1) as out:
-        told = kind(out)
-        told.note("one")
-        told.note("two")
-        told.end(end_as("Failed", log=Path("/l"), log_tail=("a",)))
+        reporter = kind(out)
+        reporter.note("one")
+        reporter.note("two")
+        reporter.end(end_as("Failed", log=Path("/l"), log_tail=("a",)))
 
 
-def test_lines_are_throttled_but_the_last_step_is_told():
+def test_step_lines_are_throttled_except_the_last():
     out = io.StringIO()
-    told = LineReporter(out)
-    told.phase(job_in("Running"))
+    reporter = LineReporter(out)
+    reporter.phase(job_in("Running"))
     for step in range(1, 6):
-        told.record({**STEP, "step": step})
-    told.event(Event("Normal", "Succeeded", "all done"))
-    told.end(end_as("Succeeded"))
+        reporter.record({**STEP, "step": step})
+    reporter.event(Event("Normal", "Succeeded", "all done"))
+    reporter.end(end_as("Succeeded"))
     lines = [line[9:] for line in out.getvalue().splitlines()]
     assert lines == [
         "step 1/10  loss 4.5000  1,234 tok/s",
@@ -111,35 +114,35 @@ def test_lines_are_throttled_but_the_last_step_is_told():
     ]
 
 
-def test_a_validation_is_a_line_between_the_steps():
+def test_validation_has_its_own_line():
     out = io.StringIO()
-    told = LineReporter(out)
-    told.phase(job_in("Running"))
-    told.record({**STEP, "step": 1})
-    told.record({"kind": "validation", "step": 1, "loss": 2.5, "tokens": 10, "seconds": 1.0})
-    told.record({"kind": "validation", "step": 1, "loss": None})
+    reporter = LineReporter(out)
+    reporter.phase(job_in("Running"))
+    reporter.record({**STEP, "step": 1})
+    reporter.record({"kind": "validation", "step": 1, "loss": 2.5, "tokens": 10, "seconds": 1.0})
+    reporter.record({"kind": "validation", "step": 1, "loss": None})
     lines = [line[9:] for line in out.getvalue().splitlines()]
     assert lines[1:] == ["step 1  validation loss 2.5000", "step 1  validation loss not finite"]
 
 
-def test_an_event_is_a_line():
+def test_event_has_one_line():
     out = io.StringIO()
     LineReporter(out).event(Event("Warning", "NetworkError", "the hub:\nno  answer\n"))
     assert out.getvalue()[9:] == "! NetworkError: the hub: no answer\n"
 
 
-def test_a_failure_is_told_once_with_its_log():
+def test_failure_is_printed_once_with_its_log():
     out = io.StringIO()
-    told = LineReporter(out)
-    told.event(Event("Warning", "UserError", "no such dataset"))
-    told.end(end_as("Failed", message="no such dataset", log=Path("/l/rank0.log"), log_tail=("Traceback", "x")))
+    reporter = LineReporter(out)
+    reporter.event(Event("Warning", "UserError", "no such dataset"))
+    reporter.end(end_as("Failed", message="no such dataset", log=Path("/l/rank0.log"), log_tail=("Traceback", "x")))
     lines = out.getvalue().splitlines()
     assert [line[9:] for line in lines[:2]] == ["! UserError: no such dataset", "Failed at step 3 of 10, in 1m01s"]
     assert lines[2:4] == ["    Traceback", "    x"]
     assert lines[4].endswith("log: /l/rank0.log")
 
 
-def test_numbers_leave_out_what_is_not_known():
+def test_numbers_omit_unknown_values():
     assert numbers({"step": 1}) == ""
     record = {"loss": 1.0, "gradNorm": 2.0, "lr": 1e-4, "tokensPerSecond": 10, "mfu": 0.5, "etaSeconds": 61}
     assert numbers(record) == "loss 1.0000  grad 2.000  lr 0.0001  10 tok/s  mfu 50.0%  eta 1m01s"
@@ -164,7 +167,7 @@ def shown(live):
     return capture.get()
 
 
-def test_the_live_block(live):
+def test_live_block(live):
     assert "logs in /w/logs" in shown(live)
     for step, loss in ((1, 5.0), (2, 4.0), (3, 3.0)):
         live.record({**STEP, "step": step, "loss": loss})
@@ -174,11 +177,11 @@ def test_the_live_block(live):
     )
     text = shown(live)
     for part in ("tiny  Running (checkpointing)", "1x2: dp2", "attempt 2, restarts 1", "step  3/10", " 30% eta 1m01s",
-                 "loss 3.0000  1,234 tok/s", "\n█▅▁"):  # fmt: skip
+                 "loss 3.0000  1,234 tok/s", "\nloss █▅▁"):  # fmt: skip
         assert part in text, part
 
 
-def test_the_progress_of_an_old_attempt_is_not_shown_as_the_new_ones(live):
+def test_progress_of_an_old_attempt_is_not_shown_for_the_new_one(live):
     old = Progress(attempt=1, phase="training", step=9, steps=10, updated=1, eta_seconds=61)
     live.progress(job_in("Restarting", attempt=2), old)
     text = shown(live)
@@ -186,7 +189,7 @@ def test_the_progress_of_an_old_attempt_is_not_shown_as_the_new_ones(live):
     assert "eta" not in text
 
 
-def test_text_of_others_is_no_markup(live):
+def test_text_from_outside_is_not_markup(live):
     live.note("[red]x[/nonsense]")
     live.event(Event("Warning", "Bad", "[/] y"))
     live.end(end_as("Failed", log=Path("/l"), log_tail=("[/bold] z",)))

@@ -1,4 +1,4 @@
-"""`hftitan report`: what is in the page, that it needs nothing else, and what is no run."""
+"""`hftitan report`: the content of the page, that it loads nothing, and errors."""
 
 import json
 import re
@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
+from hftitan_operator.cli import report as page
 from hftitan_operator.cli.main import app
 from hftitan_operator.cli.svg import chart, number, thinned, ticks
+from hftitan_trainer.checkpoint import manifest
 
 
 def line(kind, step, attempt=1, **values):
@@ -33,14 +35,14 @@ STATUS = {
     "startTime": "2027-01-15T08:00:00Z",
     "completionTime": "2027-01-15T08:02:05Z",
     "restartHistory": [
-        {"attempt": 1, "reason": "OOMKilled", "step": 12, "free": False, "time": "2027-01-15T08:01:00Z"},
+        {"attempt": 1, "reason": "OOMKilled", "step": 12, "counted": True, "time": "2027-01-15T08:01:00Z"},
     ],
 }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A work folder as `hftitan run` leaves it; its last line was torn by a crash."""
+    """A work folder of `hftitan run`. A crash cut off the last line of metrics.jsonl."""
     run = tmp_path / "run"
     (run / ".config" / "tiny-config").mkdir(parents=True)
     config = {"jobName": "tiny", "model": {"name": "org/</pre><script>"}, "dataset": {"name": "org/data"}}
@@ -51,7 +53,7 @@ def folder(tmp_path):
 
 
 class Reader(HTMLParser):
-    """Tags that are closed in their order, and every attribute that would fetch something."""
+    """Collects the tags, checks that they are closed in order, and collects the attributes that fetch something."""
 
     VOID = ("meta", "line", "circle", "polyline", "rect")
 
@@ -77,7 +79,7 @@ def report(*words):
     return CliRunner().invoke(app, ["report", *map(str, words)])
 
 
-def test_the_page(folder):
+def test_page_is_complete_and_fetches_nothing(folder):
     done = report(folder)
     assert done.stdout == f"{folder / 'report.html'}\n", done.output
     text = (folder / "report.html").read_text()
@@ -100,7 +102,7 @@ def test_the_page(folder):
     assert "org/&lt;/pre&gt;&lt;script&gt;" in text
 
 
-def test_the_later_attempt_counts_and_is_marked(folder):
+def test_later_attempt_replaces_steps_and_is_marked(folder):
     report(folder, "--out", folder / "page.html")
     text = (folder / "page.html").read_text()
     loss = re.search(r"<figcaption>Loss.*?</figure>", text, re.S)[0]
@@ -111,13 +113,13 @@ def test_the_later_attempt_counts_and_is_marked(folder):
     assert '<circle class="c1"' in loss, "one validation is a dot"
 
 
-def test_a_folder_of_a_cluster_has_no_status(folder):
+def test_folder_of_a_cluster_job_has_no_status(folder):
     (folder / "status.json").unlink()
     assert report(folder).exit_code == 0
     assert 'class="phase Unknown"' in (folder / "report.html").read_text()
 
 
-def test_what_is_no_run(tmp_path):
+def test_folder_without_a_run_is_an_error(tmp_path):
     done = report(tmp_path)
     assert done.exit_code == 2
     assert done.stderr == (
@@ -125,12 +127,12 @@ def test_what_is_no_run(tmp_path):
     )
 
 
-def test_a_page_that_cannot_be_written(folder):
+def test_page_that_cannot_be_written_is_an_error(folder):
     done = report(folder, "--out", folder / "none" / "page.html")
     assert (done.exit_code, done.stderr) == (2, f"{folder / 'none' / 'page.html'}: No such file or directory\n")
 
 
-def test_spikes_of_a_long_run_stay(folder):
+def test_spikes_of_a_long_run_are_kept():
     points = [(float(i), 1.0) for i in range(100_000)]
     points[54_321] = (54_321.0, 9.0)
     kept = thinned(points)
@@ -139,13 +141,13 @@ def test_spikes_of_a_long_run_stay(folder):
     assert (kept[0][0], kept[-1]) == (0.0, points[-1])
 
 
-def test_the_ticks_of_a_curve_that_hardly_moves_differ():
-    made = chart("Memory", [("", [(step, 84e9 + step) for step in range(1, 100)])], [])
+def test_ticks_of_a_nearly_constant_curve_differ():
+    made = chart("Memory", "bytes", [("", [(step, 84e9 + step) for step in range(1, 100)])], [])
     labels = re.findall(r'text-anchor="end">([^<]+)<', made)
     assert len(labels) == len(set(labels)) > 2
 
 
-def test_a_long_table_is_closed(folder):
+def test_long_table_is_closed_at_first(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("\n" + "".join(json.dumps(line("checkpoint", n, seconds=0.5)) + "\n" for n in range(11, 31)))
     report(folder)
@@ -154,9 +156,58 @@ def test_a_long_table_is_closed(folder):
     assert '<h2>Restarts</h2><div class="scroll">' in text
 
 
-def test_a_curve_without_a_finite_value_is_no_figure():
-    assert chart("Loss", [("", [(1.0, float("nan"))])], []) == ""
-    assert "<circle" in chart("Loss", [("", [(1.0, 2.0)])], [])
+def test_curve_without_finite_values_makes_no_figure():
+    assert chart("Loss", "loss", [("", [(1.0, float("nan"))])], []) == ""
+    assert "<circle" in chart("Loss", "loss", [("", [(1.0, 2.0)])], [])
+
+
+def test_every_chart_has_axis_titles_with_units(folder):
+    more = {"stepSeconds": 2.0, "mfu": 0.412, "memoryPeakBytes": 3 * 2**30}
+    records = [{**record, **more} if record["kind"] == "step" else record for record in RECORDS]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    report(folder)
+    figures = re.findall(r"<figure>.*?</figure>", (folder / "report.html").read_text(), re.S)
+    found = {}
+    for figure in figures:
+        title = re.search(r"<figcaption>([^<]+)", figure)[1]
+        found[title] = re.findall(r'<text class="axis"[^>]*>([^<]+)<', figure)
+    assert found == {
+        "Loss": ["step", "loss"],
+        "Gradient norm": ["step", "L2 norm"],
+        "Learning rate": ["step", "learning rate"],
+        "Throughput": ["step", "tokens/s"],
+        "Step time": ["step", "seconds"],
+        "MFU": ["step", "% of peak FLOP/s"],
+        "Peak memory": ["step", "GiB"],
+    }
+    latest = [re.search(r'<b class="c0">\s*([^<]+)<', figure)[1] for figure in figures]
+    assert latest == ["training 3", "1.5", "0.001", "1020 tokens/s", "2 s", "41.2 %", "3 GiB"]
+
+
+def checkpoint_rows(folder):
+    report(folder)
+    table = (folder / "report.html").read_text().split("<h2>Checkpoints</h2>")[1].split("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.S)
+    return [tuple(re.findall(r"<t[hd]>(.*?)</t[hd]>", row)[:2]) for row in rows]
+
+
+def test_table_of_checkpoints_shows_which_exist(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n" + "".join(json.dumps(line("checkpoint", n, seconds=0.5)) + "\n" for n in (15, 20)))
+    assert checkpoint_rows(folder) == [("step", "on disk"), *((n, "unknown") for n in ("10", "15", "20"))]
+    for n in (15, 20):
+        (folder / "checkpoint" / f"step-{n}").mkdir(parents=True)
+    (folder / "checkpoint" / "step-x").mkdir()
+    (folder / "checkpoint" / "step-20" / manifest.FILE_NAME).write_text("{}")
+    assert checkpoint_rows(folder)[1:] == [("10", "deleted"), ("15", "incomplete"), ("20", "kept")]
+
+
+def test_names_of_checkpoints_are_the_trainers(tmp_path):
+    saved = tmp_path / page.CHECKPOINTS / "step-3"
+    saved.mkdir(parents=True)
+    manifest.seal(saved, {})
+    assert [found.problem for found in manifest.scan(tmp_path / page.CHECKPOINTS)] == [None]
+    assert page._on_disk(tmp_path / page.CHECKPOINTS) == {3: True}
 
 
 @pytest.mark.parametrize(

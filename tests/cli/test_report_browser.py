@@ -1,4 +1,4 @@
-"""`hftitan report` in a real Chromium: a folder with all that a page can hold. tests/local has a real run's."""
+"""`hftitan report` in Chromium, for a work folder with every part of a page. tests/local checks that of a real run."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from report_page import good, look
 
 @pytest.fixture
 def crowded(tmp_path):
-    """Long words in every place, restarts, many checkpoints, a failure."""
+    """A work folder with long words everywhere, restarts, many checkpoints and a failure."""
     long = "a-word-without-any-place-to-break-it/" * 6
     when = "2027-01-15T08:00:00Z"
     lines = [
@@ -34,14 +34,14 @@ def crowded(tmp_path):
     return tmp_path
 
 
-def test_long_words_and_big_numbers(crowded):
+def test_long_words_and_large_numbers(crowded):
     for (width, scheme), shown in look(crowded).items():
         good(shown, width, scheme)
-        assert shown["curves"] == [2, 1, 1, 1, 1, 1, 1], "training and validation in the first"
+        assert shown["curves"] == [2, 1, 1, 1, 1, 1, 1], "the first figure shows training and validation"
 
 
-def test_what_a_page_asks_for_and_says_is_noticed(tmp_path):
-    """The checks above could not fail otherwise."""
+def test_requests_errors_and_overflow_of_a_page_are_detected(tmp_path):
+    """Without this, the checks above might never fail."""
     (tmp_path / "page.html").write_text(
         '<body style="margin:0;width:3000px"><img src="none.png"><script>console.log("a"); throw Error("b")</script>'
     )
@@ -50,10 +50,10 @@ def test_what_a_page_asks_for_and_says_is_noticed(tmp_path):
         async with browser.page(browser.program()) as tab:
             await tab.show(500)
             await tab.open((tmp_path / "page.html").as_uri())
-            return await tab.value("document.documentElement.scrollWidth"), tab.complaints, tab.requests
+            return await tab.value("document.documentElement.scrollWidth"), tab.console_messages, tab.requests
 
-    width, complaints, requests = asyncio.run(shown())
+    width, console_messages, requests = asyncio.run(shown())
     assert width == 3000
-    assert any("'a'" in said for said in complaints)
-    assert any("Error: b" in said for said in complaints)
+    assert any("'a'" in message for message in console_messages)
+    assert any("Error: b" in message for message in console_messages)
     assert requests[-1].endswith("none.png")

@@ -1,4 +1,4 @@
-"""One control plane for all tests of this folder, started once; its programs come from hack/control-plane."""
+"""Fixtures for tests on a real API server. One control plane is shared by all tests of this folder."""
 
 import subprocess
 import uuid
@@ -18,7 +18,7 @@ ACCOUNT = access.Account()
 
 @pytest.fixture(scope="session")
 def control_plane_assets():
-    """The folder with the programs; their first build takes minutes."""
+    """The folder with the control plane's programs, from hack/control-plane. The first build takes minutes."""
     done = subprocess.run([ROOT / "hack" / "control-plane"], stdout=subprocess.PIPE, text=True, check=True)
     return Path(done.stdout.strip())
 
@@ -32,7 +32,7 @@ def prometheus_programs():
 
 @pytest.fixture(scope="session")
 def control_plane(control_plane_assets, tmp_path_factory):
-    """All four programs, and the HFTitanJob CRD."""
+    """A control plane with all four programs and the HFTitanJob CRD."""
     with ControlPlane(tmp_path_factory.mktemp("control-plane"), control_plane_assets, crds=[CRD]) as plane:
         yield plane
 
@@ -44,7 +44,7 @@ def admin(control_plane) -> Kubectl:
 
 @pytest.fixture
 def namespace(admin):
-    """A namespace of the test's own."""
+    """A new namespace for the test."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     admin.make_namespace(name)
     yield name
@@ -53,7 +53,7 @@ def namespace(admin):
 
 @pytest.fixture
 def kubelet(control_plane, tmp_path):
-    """Function: KubeletProcess(nodes, **options), whose nodes go with the test."""
+    """Function: start a KubeletProcess(nodes, **options). Its nodes are removed after the test."""
     started = []
 
     def start(nodes="node-a", **options):
@@ -67,7 +67,7 @@ def kubelet(control_plane, tmp_path):
 
 @pytest.fixture(scope="module")
 def operator(control_plane, tmp_path_factory):
-    """The operator as a process that serves the whole cluster, with exactly the rights of `hftitan rbac`."""
+    """The operator as a process that serves the whole cluster, with exactly the permissions of `hftitan rbac`."""
     admin = control_plane.admin
     if admin.find("namespaces", ACCOUNT.namespace) is None:
         admin.make_namespace(ACCOUNT.namespace)

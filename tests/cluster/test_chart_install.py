@@ -1,6 +1,6 @@
-"""`helm install`, `upgrade` and `uninstall` of the chart against a real API server, by Helm's own code.
+"""`helm install`, `upgrade` and `uninstall` of the chart on a real API server, with Helm's own code.
 
-The Deployment's pods run: the kubelet starts the rendered command, with the rights of the rendered account.
+The pods of the Deployment run: the kubelet starts the rendered command with the permissions of the rendered account.
 """
 
 import re
@@ -19,11 +19,11 @@ CHART = ROOT / "charts" / "hftitan"
 README = CHART / "README.md"
 CRD_NAME = "hftitanjobs.hftitan.io"
 BASE = {"crds": {"enabled": False}, "podDisruptionBudget": {"enabled": False}}
-"""The control plane has the resource already, and may be older than these."""
+"""The control plane already has the CRD, and its Kubernetes version may not have PodDisruptionBudgets in policy/v1."""
 
 
 class Release:
-    """One release, as `helm -n NAMESPACE` sees it."""
+    """One Helm release in a namespace."""
 
     def __init__(self, kubeconfig, namespace, name="hftitan"):
         self.namespace, self.name = namespace, name
@@ -41,7 +41,7 @@ class Release:
 
 @pytest.fixture
 def release_as(control_plane, namespace):
-    """Function: the release of a user, in the test's namespace."""
+    """Function: return a release in the test's namespace, managed as the given user."""
     made = []
 
     def make(user="admin", name="hftitan"):
@@ -56,12 +56,12 @@ def release_as(control_plane, namespace):
 
 @pytest.fixture
 def deployed(control_plane, admin, namespace, kubelet, tmp_path):
-    """Function: gives the cluster nodes once a release is there, and waits for its replicas."""
+    """Function: start nodes after a release was installed, and wait for the operator's replicas."""
 
     def start(replicas):
-        # Pods know their account by a file at a fixed path, and have an address each; processes of one machine do not.
+        # In a pod, the token has a fixed path and the address is the pod's own; these processes need options for both.
         kubeconfig = control_plane.kubeconfig(f"system:serviceaccount:{namespace}:hftitan-operator")
-        # Nor have they mounts: a ConfigMap is beside the folder that they start in.
+        # They have no mounts either: the kubelet writes a ConfigMap next to the folder in which they start.
         mounted = '"${@/"=/etc/hftitan/"/=../../.config/hftitan-operator-job-defaults/}"'
         operator = tmp_path / "hftitan"
         operator.write_text(
@@ -121,23 +121,23 @@ def succeeds(admin, job):
 
 
 def operators(admin, namespace):
-    """The live pods of the operator, by name."""
+    """Return the operator's pods that are not being deleted, by name."""
     pods = admin.list("pods", namespace, labels="app.kubernetes.io/component=operator")
     return {p["metadata"]["name"]: p for p in pods if "deletionTimestamp" not in p["metadata"]}
 
 
 def served(pod, path):
-    """What a scrape or probe at the annotated port gets."""
+    """Return the response of a scrape or probe at the annotated port."""
     port = pod["metadata"]["annotations"]["prometheus.io/port"]
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://{pod['status']['podIP']}:{port}{path}", timeout=5) as answer:
         return answer.read().decode()
 
 
-def test_install_train_upgrade_train_uninstall(admin, namespace, release_as, deployed):
+def test_install_upgrade_and_uninstall_with_training_jobs(admin, namespace, release_as, deployed):
     release = release_as()
-    told = release.install()
-    assert f"kubectl -n {namespace} rollout status deployment/hftitan-operator" in told["notes"]
+    installed = release.install()
+    assert f"kubectl -n {namespace} rollout status deployment/hftitan-operator" in installed["notes"]
     team = admin.make_namespace(f"{namespace}-team")
     try:
         admin.make_claim("results", team)
@@ -145,8 +145,8 @@ def test_install_train_upgrade_train_uninstall(admin, namespace, release_as, dep
         pods = operators(admin, namespace)
         lease = wait(lambda: admin.find("leases", "hftitan-operator", namespace), "the lease")
         leader = lease["spec"]["holderIdentity"].partition("_")[0]
-        assert leader in pods, "the replica is known by its pod's name"
-        (first,) = re.findall(r"<<'JOB'\n(.*?)\n *JOB\n", told["notes"], re.DOTALL)
+        assert leader in pods, "the Lease holder is named after the pod"
+        (first,) = re.findall(r"<<'JOB'\n(.*?)\n *JOB\n", installed["notes"], re.DOTALL)
         succeeds(admin, {**(job := yaml.safe_load(first)), "metadata": {**job["metadata"], "namespace": team}})
         succeeds(admin, document("before", team))
         for name, pod in pods.items():
@@ -162,12 +162,12 @@ def test_install_train_upgrade_train_uninstall(admin, namespace, release_as, dep
         (pod,) = wait(lambda: len(found := operators(admin, namespace)) == 1 and found, "one replica").values()
         assert "--log-level=debug" in pod["spec"]["containers"][0]["args"]
         after = succeeds(admin, document("after", team))
-        assert [pod["spec"]["nodeSelector"] for pod in after] == [place] * 2, "the default for jobs"
+        assert [pod["spec"]["nodeSelector"] for pod in after] == [place] * 2, "the job default applies"
         assert admin.get("customresourcedefinitions", CRD_NAME)["spec"] == resource["spec"]
 
         release.uninstall()
         assert admin.find("deployments", "hftitan-operator", namespace) is None
-        ours = f"app.kubernetes.io/instance=hftitan,helm.sh/chart=hftitan-{told['chart_version']}"
+        ours = f"app.kubernetes.io/instance=hftitan,helm.sh/chart=hftitan-{installed['chart_version']}"
         for kind in ("clusterroles", "clusterrolebindings", "roles", "rolebindings", "configmaps", "services"):
             assert admin.list(kind, namespace, labels=ours) == []
         assert {job["metadata"]["name"] for job in admin.list("hftitanjobs", team)} == {"first", "before", "after"}
@@ -175,8 +175,8 @@ def test_install_train_upgrade_train_uninstall(admin, namespace, release_as, dep
         admin.delete("namespaces", team)
 
 
-def test_a_tenant_installs_it_with_rights_in_one_namespace(admin, control_plane, namespace, release_as, deployed):
-    """alice may do all in hers, and nothing elsewhere; her operator serves hers alone."""
+def test_tenant_installs_with_permissions_in_one_namespace(admin, control_plane, namespace, release_as, deployed):
+    """alice has all permissions in one namespace and none elsewhere. Her operator serves only that namespace."""
     admin.create(
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -201,12 +201,12 @@ def test_a_tenant_installs_it_with_rights_in_one_namespace(admin, control_plane,
         account.list("pods", None)
 
 
-# --- the resource ------------------------------------------------------------------------------------------------
+# --- the CRD -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def plane(control_plane_assets, tmp_path):
-    """An API server without the resource."""
+    """An API server without the CRD."""
     options = {"controller_manager": False, "scheduler": False}
     with ControlPlane(tmp_path / "plane", control_plane_assets, **options) as plane:
         yield plane
@@ -214,7 +214,7 @@ def plane(control_plane_assets, tmp_path):
 
 @pytest.fixture
 def charts(tmp_path):
-    """Function: a copy of the chart whose CRD has one more field in its spec, and no CEL, which old servers refuse."""
+    """Function: copy the chart with one more field in the CRD's spec, and without CEL, which old servers refuse."""
 
     def make(field):
         copy = tmp_path / field / "hftitan"
@@ -239,7 +239,7 @@ def properties(spec):
     return spec["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
 
 
-def test_the_resource_is_upgraded_and_kept(plane, charts):
+def test_crd_is_upgraded_and_kept(plane, charts):
     admin = plane.admin
     admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hftitan-system"}})
     release = Release(plane.kubeconfig("admin"), "hftitan-system")
@@ -250,7 +250,7 @@ def test_the_resource_is_upgraded_and_kept(plane, charts):
         return properties(admin.get("customresourcedefinitions", CRD_NAME)["spec"])
 
     release.install(charts("one"), **with_crd)
-    admin.wait(lambda: can_create(admin, document("mine", "default")), "the resource to be served")
+    admin.wait(lambda: can_create(admin, document("mine", "default")), "the CRD to be served")
     release.upgrade(charts("two"), **with_crd)
     assert "two" in fields()
     assert "one" not in fields()
@@ -262,7 +262,7 @@ def test_the_resource_is_upgraded_and_kept(plane, charts):
     with pytest.raises(helm.HelmError, match="invalid ownership metadata"):
         other.install(third, **with_crd)
     release.install(third, **with_crd)
-    assert "three" in fields(), "the next release of the same name goes on with it"
+    assert "three" in fields(), "a new release of the same name adopts the CRD"
     release.uninstall()
 
     owned = dict(re.findall(r"(meta\.helm\.sh/[a-z-]+)=(\S+)", README.read_text()))
@@ -273,7 +273,7 @@ def test_the_resource_is_upgraded_and_kept(plane, charts):
     assert "four" in fields()
     assert admin.find("hftitanjobs", "mine") is not None
     other.uninstall()
-    wait(lambda: admin.find("customresourcedefinitions", CRD_NAME) is None, "the resource to go")
+    wait(lambda: admin.find("customresourcedefinitions", CRD_NAME) is None, "the CRD to be deleted")
     release.config.close()
     other.config.close()
 

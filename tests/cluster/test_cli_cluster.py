@@ -1,4 +1,4 @@
-"""The everyday commands as a user has them: on a real API server, with the operator, real pods and their real logs."""
+"""The cluster commands on a real API server, with the operator, running pods and their logs."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def nodes(control_plane, tmp_path_factory):
 
 
 class User:
-    """Somebody with a kubeconfig whose context has a namespace, as most have."""
+    """A user whose kubeconfig context sets a namespace."""
 
     def __init__(self, folder, kubeconfig, namespace):
         config = yaml.safe_load(kubeconfig.read_text())
@@ -54,13 +54,13 @@ class User:
         self.kubeconfig.write_text(yaml.safe_dump(config))
 
     def __call__(self, *words, code=0):
-        """What the command printed; its exit code must be `code`."""
+        """Run a command in this process; its exit code must be `code`."""
         done = CliRunner().invoke(app, [*map(str, words), "--kubeconfig", str(self.kubeconfig)])
         assert done.exit_code == code, f"{done.exit_code}: {done.output} {done.exception!r}"
         return done
 
     def start(self, *words):
-        """The same as a process of its own, which finds its kubeconfig as kubectl does."""
+        """Start a command as a process, with the kubeconfig in KUBECONFIG."""
         return subprocess.Popen(
             [HFTITAN, *map(str, words)],
             env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "HF_HUB_OFFLINE": "1"},
@@ -71,7 +71,7 @@ class User:
         )
 
     def file(self, name="x", fake="", **spec):
-        """A job file; `fake`: what its trainer does wrong."""
+        """Write a job file and return its path; `fake`: the faults of its trainer."""
         body = {**SPEC, **spec, "pod": {"env": [{"name": "FAKE", "value": fake}]}}
         document = {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": {"name": name}, "spec": body}
         path = self.folder / f"{name}.yaml"
@@ -89,7 +89,7 @@ def user(admin, namespace, control_plane, tmp_path, monkeypatch, nodes, operator
 
 @pytest.fixture
 def until(admin, namespace):
-    """Function: wait for a status of job x."""
+    """Function: wait until the status of a job fulfils a condition, and return it."""
 
     def reached(condition, name="x"):
         seen = {}
@@ -114,19 +114,19 @@ def training(status):
 # --- submit ---------------------------------------------------------------------------------------------------
 
 
-def test_submit_makes_what_the_user_wrote_and_no_more(user, admin):
+def test_submit_creates_the_job_of_the_file(user, admin):
     done = user("submit", user.file(training=ENDLESS), "--set", "metadata.labels.team=nlp")
     assert done.stdout == f"created x in namespace {user.namespace}\n"
     made = admin.get("hftitanjobs", "x", user.namespace)
     assert made["metadata"]["labels"] == {"team": "nlp"}
     assert made["spec"]["training"]["steps"] == 100_000
     again = user("submit", user.folder / "x.yaml", code=1)
-    assert again.stderr.splitlines()[-1].startswith(f"job x is there already in namespace {user.namespace}: ")
+    assert again.stderr.splitlines()[-1].startswith(f"job x already exists in namespace {user.namespace}; ")
     assert user("list", "-l", "team=nlp").stdout.count("\n") == 2
     assert user("list", "-l", "team=vision").stderr == f"no jobs in namespace {user.namespace}\n"
 
 
-def test_submit_says_what_validate_says_and_makes_nothing(user, admin):
+def test_submit_of_an_invalid_job_prints_the_errors_of_validate_and_creates_nothing(user, admin):
     path = user.file(mesh={"nodes": 2, "gpusPerNode": 4, "tp": 3}, dataset={})
     submitted = user("submit", path, code=2)
     validated = CliRunner().invoke(app, ["validate", str(path)])
@@ -134,27 +134,27 @@ def test_submit_says_what_validate_says_and_makes_nothing(user, admin):
     assert admin.list("hftitanjobs", user.namespace) == []
 
 
-def test_a_dry_run_makes_nothing_and_shows_what_the_server_would_store(user, admin):
-    assert "could be created: x in namespace" in user("submit", user.file(), "--dry-run").stdout
+def test_dry_run_creates_nothing_and_prints_the_object_with_defaults(user, admin):
+    assert "dry run: would create x in namespace" in user("submit", user.file(), "--dry-run").stdout
     answer = json.loads(user("submit", user.file(), "--dry-run", "-o", "json").stdout)
     assert answer["metadata"]["uid"]
     assert answer["spec"]["runPolicy"]["maxRestarts"] == 3, "the server's defaults"
     assert admin.list("hftitanjobs", user.namespace) == []
     assert user("submit", user.file(), "--dry-run", "--wait", code=2).stderr == (
-        "--wait: a --dry-run makes no job to wait for\n"
+        "--wait: --dry-run creates no job to wait for\n"
     )
 
 
-def test_the_namespace_is_the_files_the_options_or_the_contexts(user):
+def test_namespace_comes_from_the_file_the_option_or_the_context(user):
     path = user.file()
     assert "in namespace default\n" in user("submit", path, "--dry-run", "-n", "default").stdout
     assert "in namespace default\n" in user("submit", path, "--dry-run", "--context", "elsewhere").stdout
     setting = ("--set", "metadata.namespace=default")
     assert "in namespace default\n" in user("submit", path, "--dry-run", *setting).stdout
     differ = user("submit", path, "--dry-run", *setting, "-n", "other", code=2).stderr
-    assert "metadata.namespace: is default, and --namespace says other; leave one out" in differ
+    assert "metadata.namespace: is default, but --namespace is other; remove one of them" in differ
     assert user("submit", path, "-n", "no-such", code=1).stderr.splitlines()[-1] == (
-        "there is no namespace no-such; `kubectl create namespace no-such` makes it"
+        "namespace no-such does not exist; create it with `kubectl create namespace no-such`"
     )
 
 
@@ -162,7 +162,7 @@ def test_the_namespace_is_the_files_the_options_or_the_contexts(user):
     ("fake", "code", "words"),
     [("", 0, "Succeeded: step 30 of 30 in "), ("user:1:3", 1, "Failed (UserError) at step 2 of 30, in ")],
 )
-def test_submit_and_wait_has_the_exit_code_of_the_job(user, fake, code, words):
+def test_submit_wait_returns_the_exit_code_of_the_job(user, fake, code, words):
     process = user.start("submit", "--wait", user.file(fake=fake))
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
@@ -175,7 +175,7 @@ def test_submit_and_wait_has_the_exit_code_of_the_job(user, fake, code, words):
 # --- reading --------------------------------------------------------------------------------------------------
 
 
-def test_the_words_about_a_running_job(user, until):
+def test_list_status_describe_and_events_of_a_running_job(user, until):
     user("submit", user.file(training=ENDLESS))
     until(training)
 
@@ -205,7 +205,7 @@ def test_the_words_about_a_running_job(user, until):
     assert "Accepted" in {event["reason"] for event in json.loads(user("events", "x", "-o", "json").stdout)}
 
 
-def test_a_status_is_watched_to_the_end(user, until):
+def test_status_watch_follows_the_job_to_its_end(user, until):
     user("submit", user.file(fake="crash:1:12"))
     watching = user.start("status", "x", "--watch", "-o", "json")
     out, err = watching.communicate(timeout=60)
@@ -221,7 +221,7 @@ def test_a_status_is_watched_to_the_end(user, until):
     assert "Succeeded" in [line["reason"] for line in lines if line["type"] == "event"]
 
 
-def test_the_watch_of_a_job_that_goes_says_so(user, until):
+def test_status_watch_of_a_deleted_job_fails(user, until):
     user("submit", user.file(training=ENDLESS))
     until(training)
     watching = user.start("status", "x", "-w")
@@ -234,7 +234,7 @@ def test_the_watch_of_a_job_that_goes_says_so(user, until):
 # --- logs -----------------------------------------------------------------------------------------------------
 
 
-def test_logs_by_rank_and_on_through_new_attempts(user, until):
+def test_logs_of_a_rank_follow_new_attempts(user, until):
     user("submit", user.file(fake="crash:1:12", runPolicy={"suspend": True}))
     following = user.start("logs", "x", "-f", "--rank", "0", "-o", "json")
     assert following.stderr.readline().startswith("--- x has no pods yet (")
@@ -255,20 +255,20 @@ def test_logs_by_rank_and_on_through_new_attempts(user, until):
     assert re.fullmatch(r"\S+ \[rank 0\] INFO step 30/30\n", user("logs", "x", "--node", "0", "--tail", "1").stdout)
 
 
-def test_a_log_that_breaks_off_goes_on_where_it_did(user, until, control_plane):
+def test_followed_log_resumes_after_an_outage_of_the_api_server(user, until, control_plane):
     user("submit", user.file(training={"steps": 200, "seqLen": 64}))
     until(training)
     following = user.start("logs", "x", "-f", "--rank", "0")
     first = following.stdout.readline()
     control_plane.stop_apiserver()
     control_plane.start_apiserver()
-    out = following.stdout.read()  # not communicate(): it passes over what readline() has buffered
+    out = following.stdout.read()  # not communicate(), which skips what readline() has buffered
     assert following.wait(60) == 0, following.stderr.read()
     steps = [int(number) for number in re.findall(r"INFO step (\d+)/", first + out)]
     assert steps == list(range(1, 201))
 
 
-def test_logs_of_what_there_is_not(user, until):
+def test_logs_of_a_missing_pod_rank_or_node_fail(user, until):
     user("submit", user.file(training=ENDLESS, runPolicy={"suspend": True}))
     until(lambda s: s.get("phase") == "Suspended")
     assert user("logs", "x", code=1).stderr.startswith("job x has no pods yet (Suspended: ")
@@ -285,39 +285,39 @@ def test_suspend_resume_delete(user, until, admin):
     until(training)
     assert user("suspend", "x").stdout == "suspended x\n"
     until(lambda s: s["phase"] == "Suspended" and s["pods"]["active"] == 0)
-    assert user("suspend", "x").stdout == "x was suspended already\n"
+    assert user("suspend", "x").stdout == "x is already suspended\n"
     assert json.loads(user("resume", "x", "-o", "json").stdout)["spec"]["runPolicy"]["suspend"] is False
     assert until(lambda s: training(s) and s["attempt"] == 2)["restarts"] <= 1
-    assert user("resume", "x").stdout == "x was not suspended\n"
+    assert user("resume", "x").stdout == "x is not suspended\n"
     done = user("delete", "x", "y", code=1)
     assert done.stdout == "deleted x\n"
     assert done.stderr.startswith(f"no job y in namespace {user.namespace}")
     admin.wait_gone("hftitanjobs", "x", user.namespace)
 
 
-def test_what_is_over_is_neither_suspended_nor_resumed(user, until):
+def test_finished_job_cannot_be_suspended_or_resumed(user, until):
     user("submit", user.file(training={"steps": 2, "seqLen": 64}))
     until(lambda s: s.get("phase") == "Succeeded")
     for command in ("suspend", "resume"):
         assert user(command, "x", code=1).stderr == (
-            "job x is over (Succeeded); it can be neither suspended nor resumed\n"
+            "job x has finished (Succeeded); it cannot be suspended or resumed\n"
         )
 
 
 # --- errors ---------------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_is_not_there_is_answered_with_those_that_are(user):
-    assert "which has none that you can see; `hftitan list -A`" in user("status", "smollm2", code=1).stderr
+def test_error_for_a_missing_job_lists_existing_names(user):
+    assert "no job is visible there; `hftitan list -A`" in user("status", "smollm2", code=1).stderr
     user("submit", user.file("smollm2", training=ENDLESS))
     for command in ("status", "logs", "describe", "events", "suspend", "resume", "delete"):
         assert user(command, "smolm2", code=1).stderr == (
             f"no job smolm2 in namespace {user.namespace}; did you mean smollm2?\n"
         )
-    assert "; there are smollm2\n" in user("status", "qwen", code=1).stderr
+    assert "; existing jobs: smollm2\n" in user("status", "qwen", code=1).stderr
 
 
-def test_what_an_account_may_not_do_is_told_by_verb(user, admin, control_plane, tmp_path):
+def test_missing_permission_is_named_by_its_verb(user, admin, control_plane, tmp_path):
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "eve", "namespace": user.namespace}}
     admin.create(account)
     stranger = User(tmp_path, control_plane.kubeconfig(f"system:serviceaccount:{user.namespace}:eve"), user.namespace)
@@ -327,22 +327,25 @@ def test_what_an_account_may_not_do_is_told_by_verb(user, admin, control_plane, 
         (["submit", user.file()], "create"),
         (["delete", "x"], "delete"),
     ):
-        said = stranger(*words, code=1).stderr
-        assert f"you may not {verb} hftitanjobs.hftitan.io in namespace {user.namespace}: " in said
-        assert f"ask who runs the cluster for the verb '{verb}' on hftitanjobs.hftitan.io" in said
-    assert "you may not list hftitanjobs.hftitan.io in all namespaces: " in stranger("list", "-A", code=1).stderr
+        errors = stranger(*words, code=1).stderr
+        assert f"you do not have permission to {verb} hftitanjobs.hftitan.io in namespace {user.namespace}: " in errors
+        assert f"ask the cluster's administrator for the verb '{verb}' on hftitanjobs.hftitan.io" in errors
+    assert (
+        "you do not have permission to list hftitanjobs.hftitan.io in all namespaces: "
+        in stranger("list", "-A", code=1).stderr
+    )
 
 
-def test_no_cluster(user):
+def test_unreachable_cluster(user):
     config = yaml.safe_load(user.kubeconfig.read_text())
     config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{free_ports(1)[0]}"
     user.kubeconfig.write_text(yaml.safe_dump(config))
-    said = user("list", code=1).stderr.splitlines()
-    assert said[0].startswith(f"no answer from {config['clusters'][0]['cluster']['server']}: ")
-    assert said[1] == "is the cluster up, and the right one? see --context"
+    errors = user("list", code=1).stderr.splitlines()
+    assert errors[0].startswith(f"no answer from {config['clusters'][0]['cluster']['server']}: ")
+    assert errors[1] == "check that the cluster is running, and that --context is the right one"
 
 
-def test_the_names_of_jobs_complete(user):
+def test_shell_completion_of_job_names(user):
     user("submit", user.file("smollm2", training=ENDLESS))
     line = f"hftitan status --kubeconfig {user.kubeconfig} smol"
     asked = {"_HFTITAN_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
@@ -351,8 +354,7 @@ def test_the_names_of_jobs_complete(user):
     assert done.stdout.split() == ["smollm2"], done.stderr
 
 
-def test_kubectl_alone_does_the_same(user, admin, until):
-    """What the commands made, kubectl changes, and the other way round."""
+def test_kubectl_and_hftitan_work_on_the_same_jobs(user, admin, until):
     user("submit", user.file(training=ENDLESS))
     until(training)
     admin.patch("hftitanjobs", "x", {"spec": {"runPolicy": {"suspend": True}}}, user.namespace)
@@ -362,5 +364,5 @@ def test_kubectl_alone_does_the_same(user, admin, until):
     started = time.monotonic()
     admin.delete("hftitanjobs", "x", user.namespace)
     wait(lambda: "no job x" in CliRunner().invoke(
-        app, ["status", "x", "--kubeconfig", str(user.kubeconfig)]).stderr, "it to be gone")  # fmt: skip
+        app, ["status", "x", "--kubeconfig", str(user.kubeconfig)]).stderr, "its deletion")  # fmt: skip
     assert time.monotonic() - started < 30

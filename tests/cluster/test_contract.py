@@ -1,4 +1,4 @@
-"""What every cluster adapter does alike: one suite over the fake, this machine's processes and a real API server."""
+"""The contract of the cluster adapters: one suite for the fake, the local and the Kubernetes adapter."""
 
 import asyncio
 import contextlib
@@ -43,12 +43,12 @@ def document(namespace="default"):
 
 @dataclass
 class Subject:
-    """An adapter with one job in it, and the ways of a user around the port."""
+    """An adapter with one job, and user operations outside the port."""
 
     port: ClusterPort
     namespace: str
     edit: Any
-    """Changes the job's spec behind the operator's back."""
+    """Changes the job's spec, as a user would."""
 
     async def seen(self):
         found = await self.port.observe(self.namespace, "tiny")
@@ -63,7 +63,7 @@ class Subject:
         return {pod.name: pod for pod in (await self.seen()).observed.pods}
 
     async def create(self):
-        """The gang of the first attempt; its job."""
+        """Create the gang of the first attempt; return the job."""
         job, rendered = await self.objects()
         for manifest in rendered.objects:
             await self.port.apply(job, Apply(manifest))
@@ -118,7 +118,7 @@ async def kube(request) -> AsyncIterator[Subject]:
 
 @pytest.fixture(params=ADAPTERS)
 def with_subject(request):
-    """Function: runs a coroutine function on a fresh subject of each adapter."""
+    """Function: run a coroutine function on a new subject of each adapter."""
 
     def run(scenario):
         async def main():
@@ -130,7 +130,7 @@ def with_subject(request):
     return run
 
 
-def test_a_job_that_is_not_there(with_subject):
+def test_missing_job_is_none(with_subject):
     async def scenario(subject):
         assert await subject.port.observe(subject.namespace, "other") is None
         assert await subject.port.observe("elsewhere", "tiny") is None
@@ -138,7 +138,7 @@ def test_a_job_that_is_not_there(with_subject):
     with_subject(scenario)
 
 
-def test_a_new_job_has_a_uid_and_nothing_around_it(with_subject):
+def test_new_job_has_a_uid_and_no_objects(with_subject):
     async def scenario(subject):
         seen = await subject.seen()
         assert seen.job.metadata.uid
@@ -149,7 +149,7 @@ def test_a_new_job_has_a_uid_and_nothing_around_it(with_subject):
     with_subject(scenario)
 
 
-def test_what_was_applied_is_seen_by_the_very_next_look(with_subject):
+def test_applied_object_is_in_the_next_observation(with_subject):
     async def scenario(subject):
         job, rendered = await subject.objects()
         await subject.port.apply(job, Apply(rendered.service))
@@ -175,7 +175,7 @@ def test_applying_twice_changes_nothing(with_subject):
     with_subject(scenario)
 
 
-def test_several_actions_at_once(with_subject):
+def test_concurrent_actions_create_each_object_once(with_subject):
     async def scenario(subject):
         job, rendered = await subject.objects()
         for manifest in (rendered.service, rendered.config):
@@ -186,7 +186,7 @@ def test_several_actions_at_once(with_subject):
     with_subject(scenario)
 
 
-def test_a_deletion_means_one_pod_and_not_its_name(with_subject):
+def test_deletion_with_another_uid_is_ignored(with_subject):
     async def scenario(subject):
         job = await subject.create()
         await subject.port.apply(job, DeletePod("tiny-1-0", "another-uid", 0))
@@ -198,7 +198,7 @@ def test_a_deletion_means_one_pod_and_not_its_name(with_subject):
     with_subject(scenario)
 
 
-def test_a_deleted_pod_ends_and_the_other_does_not(with_subject):
+def test_deleted_pod_ends_and_the_other_keeps_running(with_subject):
     async def scenario(subject):
         job = await subject.create()
         pod = (await subject.pods())["tiny-1-0"]
@@ -212,7 +212,7 @@ def test_a_deleted_pod_ends_and_the_other_does_not(with_subject):
     with_subject(scenario)
 
 
-def test_a_status_is_there_for_the_next_look_and_may_be_written_again(with_subject):
+def test_written_status_is_in_the_next_observation(with_subject):
     async def scenario(subject):
         for phase, attempt in (("Pending", 1), ("Running", 1), ("Restarting", 1), ("Running", 2)):
             job = (await subject.seen()).job
@@ -223,7 +223,7 @@ def test_a_status_is_there_for_the_next_look_and_may_be_written_again(with_subje
     with_subject(scenario)
 
 
-def test_a_status_decided_on_an_older_spec_is_a_conflict_and_the_next_look_is_newer(with_subject):
+def test_status_for_an_older_spec_is_a_conflict(with_subject):
     async def scenario(subject):
         job = (await subject.seen()).job
         subject.edit()
@@ -237,10 +237,10 @@ def test_a_status_decided_on_an_older_spec_is_a_conflict_and_the_next_look_is_ne
     with_subject(scenario)
 
 
-def test_telling_holds_nothing_up(with_subject):
+def test_many_events_do_not_block(with_subject):
     async def scenario(subject):
         job = (await subject.seen()).job
         for i in range(50):
-            await subject.port.emit(job, Event("Warning", "Hung", f"it stood still, {i}"))
+            await subject.port.emit(job, Event("Warning", "Hung", f"no progress, {i}"))
 
     with_subject(scenario)

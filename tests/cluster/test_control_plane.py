@@ -1,4 +1,4 @@
-"""The control plane of the tests is a real one, and takes our CRD."""
+"""The control plane of the tests works as expected and accepts the CRD."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def job(name="tiny", namespace="default", **spec):
     return {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata, "spec": base | spec}
 
 
-def test_the_crd_is_accepted_and_served_with_its_columns(admin, namespace):
+def test_crd_is_established_and_served_with_its_columns(admin, namespace):
     crd = admin.get("customresourcedefinitions", "hftitanjobs.hftitan.io")
     conditions = {c["type"]: c["status"] for c in crd["status"]["conditions"]}
     assert conditions == {"NamesAccepted": "True", "Established": "True"}
@@ -38,14 +38,14 @@ def test_the_crd_is_accepted_and_served_with_its_columns(admin, namespace):
     assert row["cells"][2] == "org/model"
 
 
-def test_a_created_job_has_the_defaults_of_the_models(admin, namespace):
+def test_created_job_has_the_defaults_of_the_models(admin, namespace):
     created = admin.create(job(namespace=namespace))
     stored = HFTitanJob.model_validate({key: created[key] for key in ("apiVersion", "kind", "metadata", "spec")})
     assert stored.spec == HFTitanJob.model_validate(job()).spec
     assert created["spec"]["runPolicy"]["maxRestarts"] == stored.spec.run_policy.max_restarts
 
 
-def test_a_wrong_job_is_refused_by_field(admin, namespace):
+def test_invalid_job_is_rejected_by_field(admin, namespace):
     with pytest.raises(ApiError, match=r"spec\.training\.steps") as caught:
         admin.create(job(namespace=namespace, training={"steps": "many"}))
     assert caught.value.status == 422
@@ -61,7 +61,7 @@ def test_status_is_a_subresource(admin, namespace):
     assert admin.patch("hftitanjobs", "tiny", body, namespace)["metadata"]["generation"] == 2
 
 
-def test_children_go_with_their_job(admin, namespace):
+def test_owned_objects_are_deleted_with_their_job(admin, namespace):
     owner = admin.create(job(namespace=namespace))
     reference = {"apiVersion": owner["apiVersion"], "kind": "HFTitanJob", "name": "tiny"}
     reference |= {"uid": owner["metadata"]["uid"], "controller": True}
@@ -71,7 +71,7 @@ def test_children_go_with_their_job(admin, namespace):
     admin.wait_gone("configmaps", "child", namespace)
 
 
-def test_users_may_do_what_a_role_says(control_plane, admin, namespace):
+def test_users_have_the_permissions_of_their_role(control_plane, admin, namespace):
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot", "namespace": namespace}}
     admin.create(account)
     robot = f"system:serviceaccount:{namespace}:robot"
@@ -100,7 +100,7 @@ def may_list(client, resource, namespace):
     return True
 
 
-def test_an_outage_loses_nothing(control_plane, admin, namespace):
+def test_objects_survive_an_outage_of_the_api_server(control_plane, admin, namespace):
     admin.create(job(namespace=namespace))
     control_plane.stop_apiserver()
     with pytest.raises(OSError):
@@ -109,7 +109,7 @@ def test_an_outage_loses_nothing(control_plane, admin, namespace):
     assert admin.get("hftitanjobs", "tiny", namespace)["spec"]["training"]["steps"] == 5
 
 
-def test_nothing_survives_a_killed_test_run(control_plane_assets, tmp_path):
+def test_killed_test_run_leaves_no_process(control_plane_assets, tmp_path):
     script = f"""
         import sys, time
         sys.path.insert(0, {str(ROOT / "tests/support/cluster")!r})
@@ -126,4 +126,4 @@ def test_nothing_survives_a_killed_test_run(control_plane_assets, tmp_path):
     assert len(pids) == 2
     owner.kill()
     owner.communicate()
-    wait(lambda: not any(map(alive, pids)), "the programs to end")
+    wait(lambda: not any(map(alive, pids)), "the processes to end")

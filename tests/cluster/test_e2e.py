@@ -1,7 +1,6 @@
-"""The operator as its own process on a real API server, with exactly the rights of `hftitan rbac`.
+"""The operator as a process on a real API server, with exactly the permissions of `hftitan rbac`.
 
-The pods are processes of a stand-in for the trainer, which keeps the wire contract without torch; test_e2e_trainer.py
-has the real one.
+The pods run a fake trainer that follows the wire contract without torch. test_e2e_trainer.py runs the real trainer.
 """
 
 import json
@@ -24,7 +23,7 @@ STEP = 0.05
 
 @pytest.fixture(scope="module")
 def nodes(control_plane, tmp_path_factory):
-    """Two nodes whose pods run the stand-in. What it does wrong is the job's own affair: an environment variable."""
+    """Two nodes whose pods run the fake trainer. A job sets its faults in the environment variable FAKE."""
     process = KubeletProcess(
         control_plane,
         "e2e-a,e2e-b",
@@ -37,7 +36,7 @@ def nodes(control_plane, tmp_path_factory):
 
 
 class Job:
-    """One job of a test, and what a user sees of it."""
+    """One job of a test, as a user sees it."""
 
     def __init__(self, admin, namespace, folder):
         self.admin, self.namespace, self.folder = admin, namespace, folder
@@ -73,7 +72,7 @@ class Job:
         self.admin.patch("hftitanjobs", "x", {"spec": {"runPolicy": run_policy}}, self.namespace)
 
     def phase(self, *phases, timeout=30.0):
-        """The status, once it is in one of these phases."""
+        """Wait for one of these phases; return the status."""
         return self.until(lambda s: s.get("phase") in phases, f"phase {' or '.join(phases)}", timeout)
 
     def until(self, condition, what, timeout=30.0):
@@ -94,11 +93,11 @@ class Job:
         return self.admin.list("pods", self.namespace, labels=selector)
 
     def wait_collected(self):
-        """Nothing that it owned is left."""
+        """Wait until every object that the job owned is deleted."""
         for resource in ("pods", "services", "configmaps"):
             wait(
                 lambda resource=resource: not self.admin.list(resource, self.namespace, labels="hftitan.io/job=x"),
-                f"{resource} to be collected",
+                f"the garbage collection of {resource}",
             )
 
     def events(self):
@@ -110,7 +109,7 @@ class Job:
         return next(c for c in self.status["conditions"] if c["type"] == kind)
 
     def steps(self, attempt):
-        """What an attempt wrote to metrics.jsonl."""
+        """Return the steps that an attempt wrote to metrics.jsonl."""
         lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
         return [line["step"] for line in lines if line["attempt"] == attempt]
 
@@ -121,7 +120,7 @@ def job(admin, namespace, nodes, operator):
     return Job(admin, namespace, nodes.workdir / "claims" / namespace / "claim" / "x")
 
 
-def test_a_life_as_it_should_be(job, admin):
+def test_successful_job_has_progress_conditions_and_events(job, admin):
     job.create(training={"steps": 120})
     running = job.until(lambda s: s.get("progress", {}).get("step", 0) > 0, "progress in the status")
     assert running["phase"] == "Running"
@@ -133,8 +132,8 @@ def test_a_life_as_it_should_be(job, admin):
     assert status["progress"]["step"] == 120
     assert status["checkpoint"]["step"] == 120
     assert status["exportPath"]
-    truths = {c["type"]: c["status"] for c in status["conditions"]}
-    assert truths == {
+    values = {c["type"]: c["status"] for c in status["conditions"]}
+    assert values == {
         "Accepted": "True",
         "PodsCreated": "True",
         "Running": "False",
@@ -152,7 +151,7 @@ def test_a_life_as_it_should_be(job, admin):
         "Training",
         "Succeeded",
     ]
-    assert events.count("CheckpointSaved") <= 2, "one in ten minutes"
+    assert events.count("CheckpointSaved") <= 2, "at most one in ten minutes"
     assert job.get()["metadata"].get("finalizers") is None
     assert set(job.get()["metadata"].get("annotations") or {}) == set()
 
@@ -174,19 +173,19 @@ def test_kubectl_get_shows_the_columns(job, admin):
     assert row["TOK/S"] > 0
 
 
-def test_a_crashed_pod_makes_a_new_attempt_from_the_newest_checkpoint(job):
+def test_crashed_pod_starts_a_new_attempt_from_the_newest_checkpoint(job):
     job.create(fake="crash:1:12")
     status = job.phase("Succeeded")
     assert (status["attempt"], status["restarts"]) == (2, 1)
-    assert [(r["attempt"], r["reason"], r["free"]) for r in status["restartHistory"]] == [
-        (1, "ExitedWithoutReport", False)
+    assert [(r["attempt"], r["reason"], r["counted"]) for r in status["restartHistory"]] == [
+        (1, "ExitedWithoutReport", True)
     ]
     assert {pod["metadata"]["labels"]["hftitan.io/attempt"] for pod in job.pods()} == {"1", "2"}, "logs are kept"
     assert "ExitedWithoutReport" in job.events()
     assert job.steps(2)[0] == 11
 
 
-def test_a_mistake_of_the_user_is_final_at_once(job):
+def test_user_error_fails_the_job_without_restart(job):
     job.create(fake="user:1:3")
     status = job.phase("Failed")
     assert (status["attempt"], status["restarts"]) == (1, 0)
@@ -194,7 +193,7 @@ def test_a_mistake_of_the_user_is_final_at_once(job):
     assert job.condition("Failed")["reason"] == "UserError"
 
 
-def test_a_job_that_cannot_be_fails_with_its_reason_and_without_pods(job):
+def test_impossible_mesh_fails_the_job_without_pods(job):
     job.create(mesh={"tp": 3, "gpusPerNode": 4})
     status = job.phase("Failed")
     assert "spec.mesh" in status["message"]
@@ -202,14 +201,14 @@ def test_a_job_that_cannot_be_fails_with_its_reason_and_without_pods(job):
     assert job.pods() == []
 
 
-def test_a_hang_is_ended_and_the_next_attempt_has_a_clock_of_its_own(job):
+def test_hang_timeout_restarts_the_job(job):
     job.create(fake="hang:1:7", runPolicy={"hangTimeoutSeconds": 3, "startupTimeoutSeconds": 60})
     status = job.phase("Succeeded", timeout=60)
     assert [r["reason"] for r in status["restartHistory"]] == ["Hung"]
     assert status["attempt"] == 2
 
 
-def test_suspend_saves_and_resume_goes_on(job):
+def test_suspend_saves_a_checkpoint_and_resume_continues_from_it(job):
     job.create(training={"steps": 100_000})
     job.until(lambda s: s.get("progress", {}).get("step", 0) >= 1, "a step")
     job.patch(suspend=True)
@@ -219,16 +218,16 @@ def test_suspend_saves_and_resume_goes_on(job):
     assert "activeSince" not in before
     assert job.condition("Suspended")["status"] == "True"
     time.sleep(1.2)
-    assert job.status["activeSeconds"] == before["activeSeconds"], "the clock stands still"
+    assert job.status["activeSeconds"] == before["activeSeconds"], "active time does not grow while suspended"
     job.patch(suspend=False)
-    status = job.until(lambda s: s["phase"] == "Running", "steps again")
+    status = job.until(lambda s: s["phase"] == "Running", "phase Running")
     assert (status["attempt"], status["restarts"], status.get("restartHistory") or []) == (2, 0, [])
     assert job.condition("Suspended")["status"] == "False"
     wait(lambda: job.steps(2), "a step of the new attempt")
     assert job.steps(2)[0] == saved + 1
 
 
-def test_the_deadline_does_not_run_while_suspended(job):
+def test_active_deadline_does_not_count_suspended_time(job):
     job.create(training={"steps": 100_000}, runPolicy={"activeDeadlineSeconds": 4, "suspend": True})
     job.phase("Suspended")
     assert job.pods() == []
@@ -242,35 +241,35 @@ def test_the_deadline_does_not_run_while_suspended(job):
     assert status["activeSeconds"] < 8
 
 
-def test_a_finished_job_goes_when_its_time_is_up_with_all_it_owns(job, admin):
+def test_finished_job_is_deleted_after_its_ttl_with_its_objects(job, admin):
     job.create(training={"steps": 2}, runPolicy={"ttlSecondsAfterFinished": 1})
     admin.wait_gone("hftitanjobs", "x", job.namespace)
     job.wait_collected()
 
 
-def test_a_deleted_job_takes_its_objects_with_it(job, admin):
+def test_objects_of_a_deleted_job_are_garbage_collected(job, admin):
     job.create(training={"steps": 100_000})
     job.phase("Running")
     admin.delete("hftitanjobs", "x", job.namespace)
     job.wait_collected()
 
 
-def goes_on_uncharged(job):
-    """The next attempt trains, and nothing was counted against the job."""
+def restarted_without_count(job):
+    """Wait for the next attempt, check that the restart does not count against maxRestarts, and return its reason."""
     status = job.until(lambda s: s["attempt"] == 2 and s["phase"] == "Running", "the next attempt")
-    assert [r["free"] for r in status["restartHistory"]] == [True]
+    assert [r["counted"] for r in status["restartHistory"]] == [False]
     return status["restartHistory"][0]["reason"]
 
 
-def test_a_deleted_pod_is_nobodys_failure(job, admin):
+def test_deleted_pod_does_not_count_against_max_restarts(job, admin):
     job.create(training={"steps": 100_000})
     job.phase("Running")
     admin.delete("pods", "x-1-1", job.namespace)
-    # The pod says Preempted when it ends; where it is gone before that is seen, it is a deleted one.
-    assert goes_on_uncharged(job) in ("PodDeleted", "Preempted")
+    # The pod reports Preempted when it ends; if it is gone before the operator sees that, the reason is PodDeleted.
+    assert restarted_without_count(job) in ("PodDeleted", "Preempted")
 
 
-def test_an_evicted_pod_is_nobodys_failure(job, admin):
+def test_evicted_pod_does_not_count_against_max_restarts(job, admin):
     job.create(training={"steps": 100_000})
     job.phase("Running")
     eviction = {
@@ -279,19 +278,19 @@ def test_an_evicted_pod_is_nobodys_failure(job, admin):
         "metadata": {"name": "x-1-0", "namespace": job.namespace},
     }
     admin.request("POST", f"/api/v1/namespaces/{job.namespace}/pods/x-1-0/eviction", eviction)
-    assert goes_on_uncharged(job) in ("PodDeleted", "Preempted", "Evicted")
+    assert restarted_without_count(job) in ("PodDeleted", "Preempted", "Evicted")
 
 
-def test_only_what_may_change_is_taken(job):
+def test_changed_mesh_fails_the_job(job):
     job.create(training={"steps": 100_000})
     job.phase("Running")
     job.admin.patch("hftitanjobs", "x", {"spec": {"mesh": {"nodes": 3}}}, job.namespace)
     status = job.phase("Failed")
     assert job.condition("Failed")["reason"] == "MeshChanged"
-    assert "a job's mesh is fixed" in status["message"]
+    assert "a job's mesh is immutable" in status["message"]
 
 
-def test_a_name_in_use_is_told_and_waited_for(job, admin):
+def test_job_waits_for_a_service_name_in_use(job, admin):
     spec = {"clusterIP": "None", "ports": [{"port": 80}]}
     admin.create(
         {
@@ -302,7 +301,7 @@ def test_a_name_in_use_is_told_and_waited_for(job, admin):
         }
     )
     job.create(training={"steps": 2})
-    job.until(lambda s: "a Service named x is there already" in s.get("message", ""), "the message")
+    job.until(lambda s: "a Service named x already exists" in s.get("message", ""), "the message")
     assert job.condition("PodsCreated")["reason"] == "Denied"
     assert job.pods() == []
     admin.delete("services", "x", job.namespace)
@@ -310,7 +309,7 @@ def test_a_name_in_use_is_told_and_waited_for(job, admin):
     assert job.events().count("Denied") == 1
 
 
-def test_a_quota_is_told_and_waited_for(job, admin):
+def test_job_waits_for_quota(job, admin):
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -326,8 +325,8 @@ def test_a_quota_is_told_and_waited_for(job, admin):
     job.phase("Succeeded")
 
 
-def test_a_lost_node_moves_the_job_within_seconds(control_plane, job, admin, tmp_path, nodes):
-    """The kubelet of one node dies; another node has room."""
+def test_job_restarts_on_another_node_after_a_node_is_lost(control_plane, job, admin, tmp_path, nodes):
+    """The kubelet of one node is killed; another node has room."""
     doomed = KubeletProcess(
         control_plane,
         "e2e-doomed",
@@ -361,14 +360,14 @@ def test_a_lost_node_moves_the_job_within_seconds(control_plane, job, admin, tmp
         assert {pod["spec"]["nodeName"] for pod in job.pods(1)} == {"e2e-doomed"}
         doomed.kill()
         job.until(lambda s: s["attempt"] == 2, "a new attempt", 40)
-        assert [(r["reason"], r["free"]) for r in job.status["restartHistory"]] == [("NodeLost", True)]
+        assert [(r["reason"], r["counted"]) for r in job.status["restartHistory"]] == [("NodeLost", False)]
         job.phase("Succeeded", timeout=60)
         assert "e2e-doomed" not in {pod["spec"]["nodeName"] for pod in job.pods(2)}
     finally:
         doomed.close()
 
 
-def test_a_deleted_node_moves_the_job_at_once(control_plane, job, admin, nodes):
+def test_job_restarts_after_its_node_is_deleted(control_plane, job, admin, nodes):
     doomed = KubeletProcess(
         control_plane,
         "e2e-doomed",
@@ -384,12 +383,12 @@ def test_a_deleted_node_moves_the_job_at_once(control_plane, job, admin, nodes):
         admin.delete("nodes", "e2e-doomed")
         job.until(lambda s: s["attempt"] == 2, "a new attempt", 60)
         assert job.status["restartHistory"][0]["reason"] in ("NodeLost", "PodDeleted", "Evicted")
-        assert job.status["restartHistory"][0]["free"]
+        assert job.status["restartHistory"][0]["counted"] is False
     finally:
         doomed.close()
 
 
-def test_nothing_of_a_secret_is_in_what_the_operator_writes(job, admin, operator):
+def test_operator_writes_no_secret_to_objects_or_log(job, admin, operator):
     secret = "hf_verysecretverysecretverysecret"
     admin.create(
         {
@@ -402,13 +401,13 @@ def test_nothing_of_a_secret_is_in_what_the_operator_writes(job, admin, operator
     job.create(training={"steps": 3}, pod={"hfTokenSecret": {"name": "hub"}})
     job.phase("Succeeded")
     environment = json.loads((job.folder / "env-1-0.json").read_text())
-    assert environment["HF_TOKEN"] == secret, "it reached the process"
+    assert environment["HF_TOKEN"] == secret, "the process must get the secret"
     written = [job.get(), *job.pods(), *admin.list("events", job.namespace), *admin.list("configmaps", job.namespace)]
     assert secret not in json.dumps(written)
     assert secret not in operator.log.read_text()
 
 
-def test_the_operators_own_metrics_tell_of_the_jobs(job, operator):
+def test_operator_metrics_count_the_restarts_of_a_job(job, operator):
     job.create(fake="crash:1:2", training={"steps": 4})
     job.phase("Succeeded")
     with urllib.request.urlopen(f"http://127.0.0.1:{operator.port}/metrics") as answer:
@@ -416,17 +415,17 @@ def test_the_operators_own_metrics_tell_of_the_jobs(job, operator):
     assert f'hftitan_job_restarts_total{{job_name="x",job_namespace="{job.namespace}"}} 1.0' in text
     assert 'hftitan_operator_restarts_total{reason="ExitedWithoutReport"}' in text
     assert "hftitan_operator_leader 1.0" in text
-    assert "is forbidden: User" not in operator.log.read_text(), "no right is missing"
+    assert "is forbidden: User" not in operator.log.read_text(), "a permission is missing"
 
 
-def test_the_printed_rights_are_those_of_this_test():
-    """What `hftitan rbac` prints is what `operator` was given here."""
+def test_hftitan_rbac_prints_the_permissions_of_these_tests():
+    """The fixture `operator` has exactly these permissions."""
     done = subprocess.run([Path(sys.executable).with_name("hftitan"), "rbac"], stdout=subprocess.PIPE, check=True)
     assert list(yaml.safe_load_all(done.stdout)) == list(access.cluster_wide(access.Account()))
 
 
-def test_an_operator_that_is_stopped_leaves_the_jobs_alone(job, operator):
-    """SIGTERM to the operator: the pods go on; the next one takes the job over without a word."""
+def test_restarted_operator_keeps_the_pods(job, operator):
+    """After SIGTERM to the operator the pods keep running, and a new operator process manages the same pods."""
     job.create(training={"steps": 100_000})
     job.phase("Running")
     before = {pod["metadata"]["uid"] for pod in job.pods()}

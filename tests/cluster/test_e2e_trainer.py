@@ -1,6 +1,6 @@
-"""`kubectl apply -f examples/claims-cpu.yaml`: the real trainer, in pods that a real scheduler bound.
+"""`kubectl apply -f examples/claims-cpu.yaml` with the real trainer, in pods bound by a real scheduler.
 
-A start of torch takes most of each run, so there are few.
+Starting torch takes most of the time, so there are few runs.
 """
 
 import json
@@ -21,7 +21,7 @@ EXAMPLE = ROOT / "examples" / "claims-cpu.yaml"
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """What the user has on the claim `inputs`."""
+    """The folder behind the claim `inputs`: a tiny model and a text."""
     folder = tmp_path_factory.mktemp("inputs")
     make_model(folder / "model")
     make_text(folder / "text.jsonl")
@@ -38,7 +38,7 @@ def node(control_plane, tmp_path_factory):
 
 
 class Run:
-    """The example in a namespace of its own."""
+    """The example, applied in a new namespace."""
 
     def __init__(self, admin, node, inputs, namespace, **checkpoint):
         self.admin, self.namespace = admin, namespace
@@ -69,17 +69,18 @@ class Run:
         return self.until(lambda s: s.get("phase") in ("Succeeded", "Failed"), "the end")
 
     def losses(self):
-        """Step -> loss; of a step that was done twice, the later one."""
+        """Return step -> loss. If a step ran twice, the later loss counts."""
         lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
         return {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
 
     def agent(self, pod):
+        """Return the process id of a pod's torchrun."""
         return int((self.folder / ".pods" / pod / "pid").read_text())
 
 
 @pytest.fixture(scope="module")
 def run(control_plane, operator, node, inputs):
-    """Function: the example, applied in a namespace of the given name; fields of its spec.checkpoint to change."""
+    """Function: apply the example in a namespace of the given name, with changed fields of spec.checkpoint."""
     made = []
 
     def start(name, **checkpoint):
@@ -94,7 +95,7 @@ def run(control_plane, operator, node, inputs):
 
 @pytest.fixture(scope="module")
 def whole(run):
-    """The unbroken run; and what its status said on the way."""
+    """The uninterrupted run; `seen` has its statuses over time."""
     job = run("whole")
     seen = []
 
@@ -107,7 +108,7 @@ def whole(run):
     return job
 
 
-def test_it_trains_and_says_how_far_it_is(whole):
+def test_job_trains_and_reports_its_progress(whole):
     status = whole.status
     assert status["phase"] == "Succeeded", status["message"]
     assert (status["attempt"], status["restarts"]) == (1, 0)
@@ -118,17 +119,17 @@ def test_it_trains_and_says_how_far_it_is(whole):
     losses = whole.losses()
     assert sorted(losses) == list(range(1, 31))
     assert losses[30] < losses[1]
-    if "loss" in status["progress"]:  # of the step at which the trainer was last asked
+    if "loss" in status["progress"]:  # of the step at which the operator last read /progress
         assert any(status["progress"]["loss"] == pytest.approx(loss) for loss in losses.values())
 
 
-def test_the_exported_model_is_on_the_claim(whole):
+def test_exported_model_is_on_the_claim(whole):
     assert whole.status["exportPath"].endswith("/export")
     names = {path.name for path in (whole.folder / "export").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
 
 
-def test_a_killed_pod_goes_on_from_the_checkpoint_with_the_same_losses(run, whole):
+def test_job_with_a_killed_pod_resumes_with_the_same_losses(run, whole):
     job = run("killed")
     job.until(lambda s: (job.folder / "metrics.jsonl").exists() and max(job.losses(), default=0) >= 13, "step 13")
     os.kill(job.agent("claims-1-1"), signal.SIGKILL)
@@ -136,16 +137,16 @@ def test_a_killed_pod_goes_on_from_the_checkpoint_with_the_same_losses(run, whol
     assert status["phase"] == "Succeeded", status["message"]
     assert status["attempt"] == 2
     [record] = status["restartHistory"]
-    assert (record["reason"], record["free"]) == ("Killed", False)
+    assert (record["reason"], record["counted"]) == ("Killed", True)
     assert job.losses() == pytest.approx(whole.losses(), rel=1e-6)
 
 
-def test_a_suspended_job_saves_and_goes_on_with_the_same_losses(run, whole):
-    job = run("suspended", interval=1000)  # so that only the suspension saves
+def test_suspended_job_resumes_with_the_same_losses(run, whole):
+    job = run("suspended", interval=1000)  # so that only the suspension saves a checkpoint
     job.until(lambda s: (job.folder / "metrics.jsonl").exists() and max(job.losses(), default=0) >= 3, "step 3")
     job.admin.patch("hftitanjobs", "claims", {"spec": {"runPolicy": {"suspend": True}}}, job.namespace)
     pods = "hftitan.io/job=claims"
-    job.until(lambda s: not job.admin.list("pods", job.namespace, labels=pods), "the pods to save and go")
+    job.until(lambda s: not job.admin.list("pods", job.namespace, labels=pods), "the pods to save a checkpoint and end")
     saved = job.status["checkpoint"]["step"]
     assert saved == max(job.losses())
     time.sleep(0.2)

@@ -1,7 +1,7 @@
-"""Gang schedulers on a real API server that knows their kinds; what the schedulers do is done by hand.
+"""Gang schedulers on a real API server with their CRDs, but without the schedulers.
 
-Nobody here has the schedulers themselves: the tests bind a whole group, hold pods by a finalizer and preempt by
-deletion. The operator is a process of its own, with exactly its rights.
+The tests do the schedulers' work: they bind a whole group, hold pods with a finalizer and preempt by deletion. The
+operator runs as a process, with exactly the permissions of `hftitan rbac`.
 """
 
 import pytest
@@ -16,7 +16,7 @@ FINALIZER = "kueue.x-k8s.io/managed"
 
 @pytest.fixture(scope="module")
 def kinds(control_plane):
-    """The kinds of Volcano and Kueue, and of no other scheduler."""
+    """Install the CRDs of Volcano and Kueue, and of no other scheduler."""
     for name in ("volcano", "kueue"):
         control_plane.install_crd(FOLDER / f"{name}.yaml")
     yield
@@ -31,7 +31,7 @@ def team(admin, namespace, kinds, operator):
 
 
 class Team:
-    """The jobs of a namespace, and what is made for them."""
+    """The jobs of a namespace, and their objects."""
 
     def __init__(self, admin, namespace):
         self.admin, self.namespace = admin, namespace
@@ -59,7 +59,7 @@ class Team:
         return self.admin.list("pods", self.namespace, labels=selector)
 
     def gang(self, name, attempt):
-        """The pods of an attempt, once they are there."""
+        """Wait for the pods of an attempt and return them."""
         wait(lambda: len(self.pods(name, attempt)) == 2, f"the pods of attempt {attempt} of {name}")
         return self.pods(name, attempt)
 
@@ -68,14 +68,14 @@ class Team:
         return {item["metadata"]["name"]: item for item in items}
 
     def bind(self, pods, node):
-        """As a scheduler does it."""
+        """Bind pods to a node, as a scheduler does."""
         for pod in pods:
             name = pod["metadata"]["name"]
             binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"name": node}}
             self.admin.request("POST", f"/api/v1/namespaces/{self.namespace}/pods/{name}/binding", binding)
 
 
-def test_volcano_gets_a_group_for_each_attempt(team, kubelet):
+def test_volcano_job_has_a_pod_group_for_each_attempt(team, kubelet):
     kubelet("gang-a", fake={})
     uid = team.create("x", gang="volcano", queue="research", topologyKey="kubernetes.io/hostname")
     pods = team.gang("x", 1)
@@ -93,14 +93,14 @@ def test_volcano_gets_a_group_for_each_attempt(team, kubelet):
     assert {pod["metadata"]["annotations"]["scheduling.k8s.io/group-name"] for pod in again} == {second}
     assert set(team.groups()) == {second}
     team.admin.patch("hftitanjobs", "x", {"spec": {"runPolicy": {"suspend": True}}}, team.namespace)
-    wait(lambda: not team.groups(), "the group of the suspended job to go")
+    wait(lambda: not team.groups(), "the group of the suspended job to be deleted")
 
 
-def test_a_job_without_its_scheduler_is_refused_and_others_go_on(team, kubelet):
+def test_job_fails_if_its_scheduler_is_not_installed(team, kubelet):
     kubelet("gang-b", fake={"endsAfter": 0.2})
     team.create("refused", gang="coscheduling")
     team.create("fine")
-    status = team.until("refused", lambda s: s.get("phase") == "Failed", "the refusal")
+    status = team.until("refused", lambda s: s.get("phase") == "Failed", "the failure")
     message = (
         "spec.scheduling.gang: coscheduling needs podgroups of scheduling.x-k8s.io/v1alpha1, which this cluster does "
         "not have; install the scheduler-plugins chart, or use gang: none"
@@ -113,7 +113,7 @@ def test_a_job_without_its_scheduler_is_refused_and_others_go_on(team, kubelet):
     team.until("fine", lambda s: s.get("phase") == "Succeeded", "the other job")
 
 
-def test_kueue_preempts_by_deletion_and_its_finalizer_holds_nobody_up(team):
+def test_pods_held_by_kueues_finalizer_do_not_delay_the_next_attempt(team):
     queue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {"name": "team-queue"}}
     team.admin.request("POST", KUEUE.format(team.namespace), {**queue, "spec": {"clusterQueue": "all"}})
     uid = team.create("x", gang="kueue", queue="team-queue")
@@ -121,22 +121,22 @@ def test_kueue_preempts_by_deletion_and_its_finalizer_holds_nobody_up(team):
         assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
         assert pod["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "2"
     names = [pod["metadata"]["name"] for pod in pods]
-    told = "involvedObject.name=x,reason=NotQueued"
-    wait(lambda: team.admin.list("events", team.namespace, fields=told), "word that no Kueue manages these pods")
+    fields = "involvedObject.name=x,reason=NotQueued"
+    wait(lambda: team.admin.list("events", team.namespace, fields=fields), "the event that no Kueue manages these pods")
     for name in names:
         team.admin.patch("pods", name, {"metadata": {"finalizers": [FINALIZER]}}, team.namespace)
     for name in names:
         team.admin.delete("pods", name, team.namespace)
     again = team.gang("x", 2)
     assert {p["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] for p in again} == {f"x-{uid[:8]}-2"}
-    assert [p["metadata"]["name"] for p in team.pods("x", 1)] == names, "still there, and nobody waits for them"
+    assert [p["metadata"]["name"] for p in team.pods("x", 1)] == names, "the old pods still exist"
     history = team.until("x", lambda s: s.get("attempt") == 2, "the second attempt")["restartHistory"]
-    assert [(r["attempt"], r["reason"], r["free"]) for r in history] == [(1, "PodDeleted", True)]
+    assert [(r["attempt"], r["reason"], r["counted"]) for r in history] == [(1, "PodDeleted", False)]
     for name in names:
         team.admin.patch("pods", name, {"metadata": {"finalizers": []}}, team.namespace)
 
 
-def test_a_queue_that_is_not_there_is_told_and_nothing_made(team):
+def test_job_with_a_missing_queue_creates_no_objects(team):
     team.create("x", gang="kueue", queue="nowhere")
     status = team.until("x", lambda s: "nowhere" in (s.get("message") or ""), "the message")
     assert status["phase"] == "Pending"

@@ -1,6 +1,6 @@
-"""Every hostile job posted to a real API server, past its schema too: each gets its message, and others are served.
+"""Posts every hostile job to a real API server. Each must get its message, and harmless jobs must still be served.
 
-First with the CRD as it is; then with a schema as an old version might have left it, which lets everything pass.
+First with the CRD as it is, then with a permissive schema, as an old version of the CRD might have.
 """
 
 import copy
@@ -20,16 +20,16 @@ from pod_security import violations
 
 POSTABLE = [h for h in TABLE if h.carrier == "json" and isinstance(h.document.get("metadata"), dict)]
 MOST_PODS = 20
-"""Of a job that is merely large; test_hostile_offline.py has the largest."""
+"""Largest harmless job that is posted here; tests/kube/test_hostile.py has larger ones."""
 SERVED_SECONDS = 5.0
 CHOKES_THE_SERVER = frozenset({"affinity-nested-200", "affinity-nested-inside", "ten-thousand-unknown-fields"})
-"""Without a schema Kubernetes 1.20 computes the managed fields of such an object for ten seconds to minutes."""
+"""Without a schema, Kubernetes 1.20 takes ten seconds to minutes to compute the managed fields of such an object."""
 LARGE = 200_000
-"""Characters; objects beyond are posted once, with the schema as it is."""
+"""Characters. Larger objects are posted only with the schema as it is."""
 
 
 def permissive():
-    """A CRD that takes any spec and any status."""
+    """Return a CRD that accepts any spec and any status."""
     crd = yaml.safe_load(CRD.read_text())
     anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     for version in crd["spec"]["versions"]:
@@ -40,18 +40,20 @@ def permissive():
 
 
 def phase_of(job):
-    """None also where somebody wrote a status of another shape."""
+    """Return the phase; None also if the status is not a mapping."""
     status = job.get("status")
     return status.get("phase") if isinstance(status, dict) else None
 
 
 class World:
+    """The API server, the operator, and the hostile jobs that were posted."""
+
     def __init__(self, plane, operator):
         self.admin, self.operator = plane.admin, operator
         self.jobs = {}
-        """Name -> hostile, of what the server took."""
+        """Name -> hostile job, for jobs that the server accepted."""
         self.refused = {}
-        """Id -> status code."""
+        """Id -> status code, for jobs that the server rejected."""
         self.slowest = 0.0
 
     def post(self, number, hostile):
@@ -71,7 +73,7 @@ class World:
             self.refused[hostile.id] = error.status
             return
         except TimeoutError:
-            raise AssertionError(f"{hostile.id}: the server itself does not answer") from None
+            raise AssertionError(f"{hostile.id}: the API server does not answer") from None
         self.jobs[made["metadata"]["name"]] = hostile
         if hostile.stopped == STATUS:
             try:
@@ -89,20 +91,20 @@ class World:
         self.admin.delete("hftitanjobs", name)
 
     def pods(self, name):
-        found = self.admin.list("pods")  # some names are no label values, so the server cannot select by them
+        found = self.admin.list("pods")  # some names are not valid label values, so the server cannot select by them
         return [pod for pod in found if pod["metadata"].get("labels", {}).get("hftitan.io/job") == name]
 
     def settled(self):
-        """Every job, by name, once each has a phase and none of them is still to change."""
+        """Wait until each job has a phase; return the jobs by name, None for a deleted one."""
 
-        def told():
+        def all_have_a_phase():
             found = {j["metadata"]["name"]: j for j in self.admin.list("hftitanjobs")}
             mine = {name: found.get(name) for name in self.jobs}
             waiting = [n for n, j in mine.items() if j is not None and not phase_of(j)]
             return None if waiting else mine
 
         try:
-            return self.admin.wait(told, "a phase for every job", 30)
+            return self.admin.wait(all_have_a_phase, "a phase for every job", 30)
         except AssertionError as error:
             there = {job["metadata"]["name"]: job for job in self.admin.list("hftitanjobs")}
             left = [hostile.id for name, hostile in self.jobs.items() if name in there and not phase_of(there[name])]
@@ -144,12 +146,12 @@ def post_all(world, kind):
 
 
 def judge(world, found):
-    """Each job has ended with its message, or has pods that are as confined as any."""
+    """Check that each job failed with its message, or that its pods conform to Pod Security `restricted`."""
     wrong, by_job = [], defaultdict(list)
     for pod in world.admin.list("pods"):
         by_job[pod["metadata"]["labels"]["hftitan.io/job"]].append(pod)
     for name, hostile in world.jobs.items():
-        if found[name] is None:  # deleted by its own, lying, TTL
+        if found[name] is None:  # deleted, because its forged status is past the TTL
             assert hostile.stopped == STATUS, hostile.id
             continue
         status, pods = found[name]["status"], by_job[name]
@@ -163,19 +165,19 @@ def judge(world, found):
     assert wrong == []
 
 
-def test_with_the_schema_as_it_is(world):
+def test_hostile_jobs_with_the_current_schema(world):
     found = post_all(world, "now")
-    # This server may know neither CEL nor strict validation: what needs those is the operator's to stop.
+    # This server may support neither CEL nor strict validation; then the operator must stop the jobs that need them.
     passed = [h.id for h in POSTABLE if h.stopped == SERVER and not h.needs and h.id not in world.refused]
     assert passed == []
     judge(world, found)
     print(f"\n{len(POSTABLE)} hostile jobs: {len(world.refused)} refused by the server, {len(world.jobs)} served; "
-          f"a harmless one among them had its pods within {world.slowest:.2f} s")  # fmt: skip
+          f"a harmless job among them had its pods within {world.slowest:.2f} s")  # fmt: skip
 
 
-def test_written_past_an_old_schema(plane, world):
+def test_hostile_jobs_with_a_permissive_schema(plane, world):
     world.clear()
-    # A watch that is open while the schema changes goes on dropping, for a while, what the old one did not know.
+    # A watch that was open before the schema changed still drops unknown fields for a while, so restart the operator.
     world.operator.kill()
     plane.admin.upsert(permissive())
     world.refused, world.slowest = {}, 0.0
@@ -193,6 +195,6 @@ def test_written_past_an_old_schema(plane, world):
     world.operator.start().wait_ready()
     found = post_all(world, "old")
     judge(world, found)
-    print(f"\npast an old schema: {len(world.refused)} refused by the server, {len(world.jobs)} served; "
-          f"a harmless one among them had its pods within {world.slowest:.2f} s")  # fmt: skip
+    print(f"\npermissive schema: {len(world.refused)} refused by the server, {len(world.jobs)} served; "
+          f"a harmless job among them had its pods within {world.slowest:.2f} s")  # fmt: skip
     assert len(world.jobs) >= 200

@@ -1,4 +1,4 @@
-"""The operator's image: built from the Dockerfile, looked into, and run against the real API server."""
+"""The operator's image: built from the Dockerfile, inspected, and run on a real API server."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def buildah(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def container(buildah):
-    """A container of the operator's image, not started."""
+    """A container of the operator's image that is not started."""
     name = buildah.run(["from", buildah.build("operator")]).strip()
     yield name
     buildah.run(["rm", name])
@@ -39,13 +39,13 @@ def container(buildah):
 
 @pytest.fixture(scope="module")
 def files(buildah, container):
-    """The container's file system."""
+    """The mounted file system of the container."""
     yield Path(buildah.run(["mount", container]).strip())
     buildah.run(["umount", container])
 
 
-def test_the_locks_are_those_of_the_project(tmp_path):
-    """Names and versions; a hash of a wheel that was published later may be lacking."""
+def test_locks_are_up_to_date(tmp_path):
+    """Compares names and versions. Hashes are not compared, because wheels may be published later."""
     subprocess.run([ROOT / "hack" / "lock", tmp_path], check=True, timeout=300)
     for lock in sorted(LOCKS.iterdir()):
         assert pins(lock.read_text()) == pins((tmp_path / lock.name).read_text()), "run hack/lock"
@@ -53,8 +53,8 @@ def test_the_locks_are_those_of_the_project(tmp_path):
         assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
 
 
-def test_the_trainers_lock_is_whole_and_is_what_the_tests_run_with(tmp_path):
-    """Its image takes gigabytes: here its install is planned for an empty environment, by hash."""
+def test_trainers_lock_is_complete_and_matches_the_test_environment(tmp_path):
+    """The image would take gigabytes, so this only plans the install into an empty environment, with hashes."""
     lock = LOCKS / "trainer.txt"
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "--quiet", tmp_path / "venv"], check=True)
@@ -67,7 +67,7 @@ def test_the_trainers_lock_is_whole_and_is_what_the_tests_run_with(tmp_path):
     assert {name: version(name) for name, _ in found} == dict(found)
 
 
-def test_it_has_the_packages_of_its_lock_and_no_torch(files):
+def test_image_has_the_packages_of_its_lock_and_no_torch(files):
     packages = next((files / "opt/hftitan/lib").glob("python3.*/site-packages"))
     found = {}
     for folder in packages.glob("*.dist-info"):
@@ -82,17 +82,17 @@ def test_it_has_the_packages_of_its_lock_and_no_torch(files):
     assert size < PYTHON_PACKAGES_MB
 
 
-def test_nothing_of_the_build_is_left_in_it(buildah, container, files):
+def test_image_contains_no_build_files_or_pip_settings(buildah, container, files):
     assert not (files / "run/secrets/pip").exists() or not (files / "run/secrets/pip").read_bytes()
     assert not (files / "build").exists()
-    told = buildah.run(["inspect", container]).lower()
-    assert "index-url" not in told
-    assert "pip_" not in told
+    description = buildah.run(["inspect", container]).lower()
+    assert "index-url" not in description
+    assert "pip_" not in description
     left = [path for path in (files / "root").rglob("*") if path.is_file() and "pip" in path.name]
     assert left == []
 
 
-def test_it_runs_as_nobody_special(buildah, container):
+def test_image_runs_as_an_unprivileged_user(buildah, container):
     done = subprocess.run(
         buildah.command(container, ["sh", "-c", "id -u; hftitan crd; touch /opt/hftitan/x"]),
         capture_output=True,
@@ -100,10 +100,10 @@ def test_it_runs_as_nobody_special(buildah, container):
     )
     assert done.stdout.split("\n")[0] == "1000"
     assert "kind: CustomResourceDefinition" in done.stdout
-    assert done.returncode != 0, "it cannot change its own programs"
+    assert done.returncode != 0, "the user must not be able to change the installed program"
 
 
-def test_it_serves_jobs(buildah, container, control_plane, admin, namespace, kubelet, tmp_path):
+def test_operator_in_the_image_serves_jobs(buildah, container, control_plane, admin, namespace, kubelet, tmp_path):
     account = access.Account(namespace=namespace)
     for manifest in access.namespaced(account, [namespace]):
         admin.apply(manifest)

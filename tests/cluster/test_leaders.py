@@ -1,4 +1,4 @@
-"""Two replicas of the operator: one acts, the other follows at once or as soon as the lease is over, and never both."""
+"""Two replicas of the operator: only the leader acts, and the other takes over when it exits or its lease expires."""
 
 import contextlib
 import json
@@ -11,8 +11,8 @@ from audit import Audit
 from fault_proxy import FaultProxy, reset
 from kubectl import wait
 from kubelets import KubeletProcess
-from lives import CRASH_AND_SUSPENSION, Home, Life, World, runs
 from operator_process import OperatorProcess
+from scenarios import CRASH_AND_SUSPENSION, AuditedCluster, NodeGroup, ScenarioRun, pods_running
 
 LEASE = "hftitan-operator"
 
@@ -25,36 +25,36 @@ class Replica:
 
 @dataclass
 class Pair:
-    """Two replicas that serve a namespace of their own, each through a proxy; a job of one attempt runs there."""
+    """Two replicas that serve one namespace, each through a proxy."""
 
-    world: World
+    cluster: AuditedCluster
     namespace: str
-    home: Home
+    group: NodeGroup
     replicas: list[Replica]
 
     def leads(self, replica: Replica) -> bool:
-        lease = self.world.admin.find("leases", LEASE, self.namespace)
+        lease = self.cluster.admin.find("leases", LEASE, self.namespace)
         holder = (lease or {}).get("spec", {}).get("holderIdentity") or ""
         return holder.split("_")[1:2] == [str(replica.operator.pid)]
 
     def roles(self) -> tuple[Replica, Replica]:
-        """The leader, and the other."""
+        """Return the leader and the standby."""
         one, two = self.replicas
         wait(lambda: self.leads(one) or self.leads(two), "a leader")
         return (one, two) if self.leads(one) else (two, one)
 
-    def begin(self, name: str) -> Life:
-        return Life(self.world, CRASH_AND_SUSPENSION, self.namespace, name, self.home.name).begin()
+    def begin(self, name: str) -> ScenarioRun:
+        return ScenarioRun(self.cluster, CRASH_AND_SUSPENSION, self.namespace, name, self.group.name).create()
 
-    def served(self, life: Life, within: float, since: float) -> float:
-        """Seconds until the job had its pods."""
-        wait(lambda: len(life.pods(1)) == 2, f"the pods of {life.name}", within + 10)
+    def served(self, run: ScenarioRun, within: float, since: float) -> float:
+        """Wait for the job's pods; return the seconds since `since`."""
+        wait(lambda: len(run.pods(1)) == 2, f"the pods of {run.name}", within + 10)
         seconds = time.monotonic() - since
         assert seconds < within
         return seconds
 
     def pods_written(self) -> list[str]:
-        """Names, of those that were made or deleted through either proxy."""
+        """Return the names of all pods that were created or deleted through either proxy."""
         calls = [call for replica in self.replicas for call in replica.proxy.writes if call.resource == "pods"]
         return sorted(call.name or json.loads(call.body)["metadata"]["name"] for call in calls)
 
@@ -64,7 +64,7 @@ def killed(pair):
     leader.operator.kill()
     since = time.monotonic()
     seconds = pair.served(pair.begin("new"), 15, since)
-    return f"SIGKILL to the leader: a new job had its pods after {seconds:.1f} s"
+    return f"SIGKILL to the leader: a new job had pods after {seconds:.1f} s"
 
 
 def terminated(pair):
@@ -73,40 +73,40 @@ def terminated(pair):
     leader.operator.terminate()
     seconds = pair.served(pair.begin("new"), 2, since)
     assert leader.operator.ended(10) == 0
-    return f"SIGTERM to the leader: a new job had its pods after {seconds:.1f} s"
+    return f"SIGTERM to the leader: a new job had pods after {seconds:.1f} s"
 
 
 def cut_off(pair):
-    """It has work to do, which it goes on trying, when it loses the API; it must end before the other acts."""
+    """The leader loses the API while it retries a write. It must exit before the other replica acts."""
     leader, other = pair.roles()
     leader.proxy.script = lambda call: reset() if call.is_write else None
     new = pair.begin("new")
     wait(lambda: leader.proxy.faults, "a write of the leader")
     leader.proxy.cut_off()
     since = time.monotonic()
-    wait(lambda: pair.leads(other), "the other to lead")
+    wait(lambda: pair.leads(other), "the other replica to lead")
     taken_over = time.monotonic()
     assert leader.operator.ended(10) == 1
     seconds = pair.served(new, 15, since)
     late = [fault for fault in leader.proxy.faults if fault.at > taken_over and "/leases/" not in fault.path]
     assert [fault for fault in late if fault.method != "GET"] == []
-    return f"the leader cut off from the API: it ended, and a new job had its pods after {seconds:.1f} s"
+    return f"leader cut off from the API: it exited, and a new job had pods after {seconds:.1f} s"
 
 
 def frozen(pair):
-    """Stopped amid its work, for longer than the lease. What it was about to write it must not write any more."""
+    """The leader is stopped while it works, for longer than the lease. Afterwards it must write nothing."""
     leader, other = pair.roles()
     new = pair.begin("new")
-    wait(lambda: any(call.resource == "services" for call in leader.proxy.writes), "the leader at work")
+    wait(lambda: any(call.resource == "services" for call in leader.proxy.writes), "a write of the leader")
     leader.operator.freeze()
     since = time.monotonic()
-    wait(lambda: pair.leads(other), "the other to lead")
+    wait(lambda: pair.leads(other), "the other replica to lead")
     seconds = pair.served(new, 15, since)
     thawed = time.monotonic()
     leader.operator.thaw()
     assert leader.operator.ended(10) == 1
     assert [str(call) for call in leader.proxy.writes if call.at > thawed] == []
-    return f"SIGSTOP to the leader: the other led, and had finished its work, after {seconds:.1f} s"
+    return f"SIGSTOP to the leader: the other replica finished its work after {seconds:.1f} s"
 
 
 SCENARIOS = (killed, terminated, cut_off, frozen)
@@ -114,18 +114,18 @@ SCENARIOS = (killed, terminated, cut_off, frozen)
 
 @pytest.fixture
 def pairs(control_plane, tmp_path):
-    """One for each scenario."""
+    """One pair for each scenario."""
     names = [scenario.__name__.replace("_", "-") for scenario in SCENARIOS]
     nodes = [f"node-{name}" for name in names]
     kubelet = KubeletProcess(control_plane, ",".join([*nodes, "node-spare"]), tmp_path / "kubelet", fake={})
     with contextlib.ExitStack() as stack:
         stack.callback(kubelet.close)
-        world = World(control_plane, stack.enter_context(Audit(control_plane)))
+        cluster = AuditedCluster(control_plane, stack.enter_context(Audit(control_plane)))
         found = []
         for name, node in zip(names, nodes, strict=True):
-            namespace = world.admin.make_namespace(name)
+            namespace = cluster.admin.make_namespace(name)
             options = ("--namespace", namespace, "--leader-elect", "--lease-namespace", namespace)
-            pair = Pair(world, namespace, Home(world.admin, name, [node]), [])
+            pair = Pair(cluster, namespace, NodeGroup(cluster.admin, name, [node]), [])
             for number in range(2):
                 proxy = stack.enter_context(FaultProxy(control_plane, tmp_path))
                 operator = OperatorProcess(proxy.kubeconfig, tmp_path / f"{name}-{number}.log", *options).start()
@@ -137,15 +137,15 @@ def pairs(control_plane, tmp_path):
                 replica.operator.wait_ready()
         yield found
         for pair in found:
-            world.admin.delete("namespaces", pair.namespace)
+            cluster.admin.delete("namespaces", pair.namespace)
 
 
-def test_one_of_two_replicas_acts(pairs, say):
-    """Side by side, since most of it is waiting for leases to end."""
+def test_only_the_leader_acts(pairs, say):
+    """The scenarios run in parallel, because they mostly wait for leases to expire."""
 
     def play(scenario, pair):
         old = pair.begin("old")
-        wait(lambda: runs(1)(old), "the old job to run")
+        wait(lambda: pods_running(1)(old), "the old job to run")
         line = scenario(pair)
         assert [name for name in pair.pods_written() if name.startswith("old")] == ["old-1-0", "old-1-1"]
         return line
@@ -153,4 +153,4 @@ def test_one_of_two_replicas_acts(pairs, say):
     with ThreadPoolExecutor(len(SCENARIOS)) as pool:
         for line in pool.map(play, SCENARIOS, pairs):
             say(line)
-    assert pairs[0].world.audit.violations == []
+    assert pairs[0].cluster.audit.violations == []

@@ -1,6 +1,6 @@
-"""Every query of the dashboards, asked of a real Prometheus that scrapes the real operator and a real training run.
+"""Every dashboard query, sent to a real Prometheus that scrapes the real operator and a real training run.
 
-The run goes on until all have their data, so nothing here depends on how fast it is.
+The run continues until every query has data, so the tests do not depend on its speed.
 """
 
 import json
@@ -30,13 +30,13 @@ DOCUMENT = ROOT / "docs" / "monitoring.md"
 CHART = ROOT / "charts" / "hftitan"
 ACCOUNT = access.Account()
 WITHOUT_DATA = {
-    "HFTitanJob / Job: MFU A": "processors have no known peak of FLOPs, so a trainer on them leaves the ratio out",
+    "HFTitanJob / Job: MFU A": "the peak FLOPs of a CPU are not known, so the trainer does not export the ratio",
 }
-"""Panels that have nothing to show here, and why."""
+"""Panels without data in this test, with the reason."""
 SECONDS = 120.0
 JOB = "live"
 KEEP = "HFTITAN_DASHBOARD_DATA"
-"""A folder, of `make pictures`: the run is watched for longer, interrupted once, and the answers are kept there."""
+"""Set by `make pictures`: a folder for the answers. The run is then longer and is interrupted once."""
 PICTURE_SECONDS = 120.0
 
 
@@ -52,7 +52,7 @@ def document(namespace, name, **spec):
 
 
 def played(namespace, name, script, **spec):
-    """A job on GPUs whose pods play a script."""
+    """Return a GPU job whose pods follow a script (kubelet_fake.py)."""
     pod = {
         "annotations": {SCRIPT: json.dumps(script)},
         "nodeSelector": {"kubernetes.io/hostname": "played-node"},
@@ -73,7 +73,7 @@ def live(namespace):
 
 @pytest.fixture(scope="module")
 def namespace(control_plane, operator, tmp_path_factory):
-    """One job that trains, one that failed, one that is suspended, one that fits nowhere."""
+    """A namespace with a job that trains, one that failed, one that is suspended, and one that fits on no node."""
     admin = control_plane.admin
     inputs, nodes = tmp_path_factory.mktemp("inputs"), tmp_path_factory.mktemp("nodes")
     make_model(inputs / "model")
@@ -86,9 +86,9 @@ def namespace(control_plane, operator, tmp_path_factory):
     (nodes / "a" / "claims" / name).mkdir(parents=True)
     (nodes / "a" / "claims" / name / "inputs").symlink_to(inputs)
     report = ExitReport(reason="UserError", message="spec.dataset: no such file", retryable=False)
-    mistake = {"endsAfter": 0, "exitCode": 1, "message": report.model_dump_json(by_alias=True)}
+    user_error = {"endsAfter": 0, "exitCode": 1, "message": report.model_dump_json(by_alias=True)}
     admin.create(live(name))
-    admin.create(played(name, "failed", mistake))
+    admin.create(played(name, "failed", user_error))
     admin.create(played(name, "suspended", {}, runPolicy={"suspend": True}))
     admin.create(played(name, "waits", {}) | {"spec": document(name, "", mesh={"gpusPerNode": 64})["spec"]})
     yield name
@@ -105,7 +105,7 @@ def targets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def find_pods(control_plane, namespace, targets):
-    """Function: tell Prometheus of the pods that there are now; whether one of the training run is among them."""
+    """Function: write the current pods to the target files; return whether a pod of the training run is among them."""
 
     def find():
         found = discover(DOCUMENT, lambda place, selector: control_plane.admin.list("pods", place, labels=selector))
@@ -119,7 +119,7 @@ def find_pods(control_plane, namespace, targets):
 
 @pytest.fixture(scope="module")
 def operators_pod(control_plane, operator):
-    """A pod as the chart makes it, at the address of the operator, which is no pod here."""
+    """A pod as in the chart, with the address of the operator, which runs outside of pods here."""
     with helm.Chart.load(CHART) as chart:
         rendered = chart.render({}, name="hftitan", namespace=ACCOUNT.namespace)
     deployment = yaml.safe_load(rendered["hftitan/templates/deployment.yaml"])
@@ -140,7 +140,7 @@ def operators_pod(control_plane, operator):
 
 @pytest.fixture(scope="module")
 def prometheus(operators_pod, targets, find_pods, prometheus_programs, tmp_path_factory):
-    """Prometheus with the scrape jobs of docs/monitoring.md; the test finds the pods for it, as they say."""
+    """Prometheus with the scrape jobs of docs/monitoring.md. The test discovers their pods."""
     wait(find_pods, "the pod of the training run", 30.0)
     often = {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
     config = {"global": often, "scrape_configs": scrape_jobs(DOCUMENT, targets)}
@@ -150,14 +150,14 @@ def prometheus(operators_pod, targets, find_pods, prometheus_programs, tmp_path_
 
 
 def refuse_writes(admin, refused):
-    """Take the operator's right to write a status away, or give it back."""
+    """Remove the operator's permission to write a status, or restore it."""
     [role] = (m for m in access.cluster_wide(access.Account()) if m["kind"] == "ClusterRole")
     rules = [rule for rule in role["rules"] if not (refused and "hftitanjobs/status" in rule["resources"])]
     admin.apply({**role, "rules": rules})
 
 
 def until(done, prometheus, what):
-    """Like `wait`, with what Prometheus says when it does not come."""
+    """Like `wait`, but the error includes the end of Prometheus' log."""
     deadline = time.monotonic() + SECONDS
     while not done():
         assert time.monotonic() < deadline, f"{what()}\n{prometheus.log[-1500:]}"
@@ -165,30 +165,32 @@ def until(done, prometheus, what):
 
 
 def keep_for_pictures(folder, admin, namespace, prometheus, find_pods, began):
-    """The answers, when the run has gone on for a while, through an interruption half-way."""
+    """Record the answers for PICTURE_SECONDS of the run, with a deleted pod half-way."""
 
-    def go_on(end):
+    def keep_scraping(end):
         while time.time() < end:
             find_pods()
             time.sleep(0.5)
 
-    go_on(began + PICTURE_SECONDS / 2)
+    keep_scraping(began + PICTURE_SECONDS / 2)
     [pod] = admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
     admin.delete("pods", pod["metadata"]["name"], namespace)
-    go_on(began + PICTURE_SECONDS)
+    keep_scraping(began + PICTURE_SECONDS)
     variables = {"namespace": namespace, "job": JOB, "__rate_interval": "10s"}
     record(prometheus, Path(folder), variables, began, began + PICTURE_SECONDS)
 
 
 def test_every_query_of_the_dashboards_has_data(control_plane, namespace, prometheus, find_pods, say):
     began, epoch = time.monotonic(), time.time()
-    variables = {"namespace": namespace, "job": JOB, "__rate_interval": "1m"}
+    variables = {"namespace": namespace, "job": JOB, "__rate_interval": "1m", "__interval": "1m"}
     asked = [query.filled(variables) for query in all_queries()]
     assert {query.where for query in asked} >= WITHOUT_DATA.keys()
     pending = [query for query in asked if query.where not in WITHOUT_DATA]
 
-    # What happens before the first scrape is no increase.
-    until(lambda: prometheus.values("hftitan_operator_restarts_total"), prometheus, lambda: "the operator is not seen")
+    # Counters that grow before the first scrape show no increase.
+    until(
+        lambda: prometheus.values("hftitan_operator_restarts_total"), prometheus, lambda: "no metrics of the operator"
+    )
     killed = {"attempt": 1, "endsAfter": 1, "exitCode": 137, "reason": "OOMKilled"}
     control_plane.admin.create(played(namespace, "restarted", [killed]))
     restarts = 'hftitan_operator_restarts_total{reason="OOMKilled"} > 0'
@@ -207,19 +209,19 @@ def test_every_query_of_the_dashboards_has_data(control_plane, namespace, promet
 
     until(all_have_data, prometheus, lambda: "no data: " + "\n".join(f"{q.where}: {q.expr}" for q in pending))
     seconds = time.monotonic() - began
-    said = len(asked) - len(WITHOUT_DATA)
-    say(f"{said} dashboard queries have data of a real Prometheus, {len(WITHOUT_DATA)} cannot, {seconds:.0f} s")
+    answered = len(asked) - len(WITHOUT_DATA)
+    say(f"{answered} dashboard queries have data in Prometheus, {len(WITHOUT_DATA)} cannot have any, {seconds:.0f} s")
     for where in WITHOUT_DATA:
         [query] = (query for query in asked if query.where == where)
-        assert not prometheus.has_data(query), f"{where} has data: take it off the list"
+        assert not prometheus.has_data(query), f"{where} has data: remove it from WITHOUT_DATA"
     if folder := os.environ.get(KEEP):
         keep_for_pictures(folder, control_plane.admin, namespace, prometheus, find_pods, epoch)
 
 
-def test_the_documented_scrape_jobs_choose_the_metrics_of_pods_that_run(
+def test_documented_scrape_jobs_select_the_metrics_ports_of_running_pods(
     namespace, operators_pod, find_pods, prometheus
 ):
-    """Of every job, every port and every phase: of the operator, and of each pod of a job that may answer."""
+    """They select the operator, and only the metrics port of each pod that may answer."""
 
     def of_each_job():
         find_pods()
@@ -249,7 +251,7 @@ def test_the_documented_scrape_jobs_choose_the_metrics_of_pods_that_run(
     until(lambda: prometheus.values(f"hftitan_step{{{chosen}}}"), prometheus, lambda: f"no hftitan_step of {labels}")
 
 
-def test_a_query_without_data_is_noticed(prometheus):
+def test_query_without_data_is_detected(prometheus):
     assert not prometheus.has_data(Query("none", "max(hftitan_no_such_metric)"))
     assert not prometheus.has_data(Query("not a number", "0 * max(hftitan_step) / 0"))
     assert not prometheus.has_data(Query("no choice", "hftitan_no_such_metric", "job_name"))
@@ -257,8 +259,7 @@ def test_a_query_without_data_is_noticed(prometheus):
         prometheus.has_data(Query("no PromQL", "max("))
 
 
-def test_what_prometheus_has_is_what_the_cluster_has(control_plane, namespace, prometheus):
-    """The numbers themselves, against the statuses."""
+def test_metrics_equal_the_job_statuses(control_plane, namespace, prometheus):
 
     def values(metric, job, **labels):
         labels |= {"job_namespace": namespace, "job_name": job}
@@ -276,8 +277,8 @@ def test_what_prometheus_has_is_what_the_cluster_has(control_plane, namespace, p
     assert time.time() - 600 < created <= time.time()
 
 
-def test_a_replica_that_stands_by_tells_of_no_jobs(control_plane, namespace, tmp_path):
-    """Else a sum over the replicas would count each job twice."""
+def test_standby_replica_exports_no_job_metrics(control_plane, namespace, tmp_path):
+    """Otherwise a sum over the replicas would count each job twice."""
     lease = {
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",

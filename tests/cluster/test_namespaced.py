@@ -1,4 +1,4 @@
-"""`hftitan operator --namespace NS` with the rights of `hftitan rbac --namespace NS`: a tenant's own operator."""
+"""`hftitan operator --namespace NS` with the permissions of `hftitan rbac --namespace NS`: one tenant's operator."""
 
 import urllib.error
 import urllib.request
@@ -28,7 +28,7 @@ def document(namespace):
 
 @pytest.fixture
 def tenant(control_plane, tmp_path, namespace):
-    """The operator lives in the namespace that it serves; nothing was granted to it outside."""
+    """An operator in the namespace that it serves, without permissions elsewhere."""
     account = access.Account(namespace=namespace)
     for manifest in access.namespaced(account, [namespace]):
         control_plane.admin.apply(manifest)
@@ -40,7 +40,7 @@ def tenant(control_plane, tmp_path, namespace):
     process.kill()
 
 
-def test_it_serves_its_namespace_and_no_other(control_plane, admin, namespace, tenant, kubelet):
+def test_operator_serves_only_its_namespace(control_plane, admin, namespace, tenant, kubelet):
     other = admin.make_namespace(f"{namespace}-other")
     try:
         kubelet(fake={"endsAfter": 0.2})
@@ -52,19 +52,19 @@ def test_it_serves_its_namespace_and_no_other(control_plane, admin, namespace, t
     finally:
         admin.delete("namespaces", other)
     log = tenant.log.read_text()
-    assert "nodes" in log, "it says that it goes on without sight of the nodes"
+    assert "nodes" in log, "the log says that the operator runs without access to nodes"
     assert "Traceback" not in log
 
 
-def test_its_account_may_do_nothing_elsewhere(control_plane, admin, namespace, tenant):
+def test_account_has_no_permissions_elsewhere(control_plane, admin, namespace, tenant):
     account = Kubectl.of(tenant.kubeconfig)
     for resource, where in (("pods", "default"), ("hftitanjobs", "default"), ("secrets", namespace), ("nodes", None)):
         with pytest.raises(ApiError, match="forbidden"):
             account.list(resource, where)
 
 
-def test_a_lease_that_may_not_be_written_is_said(control_plane, admin, namespace, tmp_path):
-    """The rights are there but for the lease: the operator waits, says why, and does nothing."""
+def test_missing_lease_permission_is_logged(control_plane, admin, namespace, tmp_path):
+    """Without permissions for the Lease, the operator waits, logs the reason, and serves no job."""
     account = access.Account(namespace=namespace)
     for manifest in access.namespaced(account, [namespace]):
         if not manifest["metadata"]["name"].endswith("-lease"):
@@ -82,8 +82,8 @@ def test_a_lease_that_may_not_be_written_is_said(control_plane, admin, namespace
         process.kill()
 
 
-def test_without_the_resource_it_waits_and_says_what_to_do(control_plane_assets, tmp_path):
-    """A cluster without the CRD; once that is installed the operator serves, without a restart."""
+def test_operator_waits_until_the_crd_is_installed(control_plane_assets, tmp_path):
+    """Without the CRD, the operator logs the fix. After the installation it serves jobs without a restart."""
     with ControlPlane(tmp_path / "plane", control_plane_assets, controller_manager=False, scheduler=False) as plane:
         process = OperatorProcess(plane.kubeconfig("admin"), tmp_path / "log").start()
         try:

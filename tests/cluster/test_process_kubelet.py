@@ -1,4 +1,4 @@
-"""Pods bound by the real scheduler run as processes, and their ends are told as a kubelet tells them."""
+"""The process kubelet runs pods bound by the real scheduler and reports their ends as a kubelet does."""
 
 import sys
 from pathlib import Path
@@ -42,7 +42,7 @@ def terminated(found):
     return found["status"]["containerStatuses"][0]["state"]["terminated"]
 
 
-def test_a_bound_pod_runs_and_leaves_its_message(admin, namespace, kubelet):
+def test_bound_pod_runs_and_its_termination_message_is_reported(admin, namespace, kubelet):
     kubelet()
     command = ("sh", "-c", 'printf "on $POD_IP $CUDA_VISIBLE_DEVICES" >$LOG')
     manifest = pod(namespace, *command, gpus=2, env={"LOG": "/dev/termination-log"})
@@ -56,14 +56,14 @@ def test_a_bound_pod_runs_and_leaves_its_message(admin, namespace, kubelet):
     assert end["message"] == f"on {found['status']['podIP']} 0,1"
 
 
-def test_a_failure_keeps_its_code(admin, namespace, kubelet):
+def test_exit_code_of_a_failed_pod_is_reported(admin, namespace, kubelet):
     kubelet()
     admin.create(pod(namespace, "sh", "-c", "exit 7"))
     found = admin.wait_for("pods", "one", lambda p: p["status"]["phase"] == "Failed", namespace)
     assert (terminated(found)["exitCode"], terminated(found)["reason"]) == (7, "Error")
 
 
-def test_more_devices_than_there_are_stay_pending(admin, namespace, kubelet):
+def test_pod_that_needs_too_many_devices_stays_pending(admin, namespace, kubelet):
     kubelet(gpus=2)
     admin.create(pod(namespace, "sleep", "600", gpus=3))
 
@@ -73,7 +73,7 @@ def test_more_devices_than_there_are_stay_pending(admin, namespace, kubelet):
     assert admin.wait_for("pods", "one", unschedulable, namespace)["status"]["phase"] == "Pending"
 
 
-def test_deletion_gives_the_process_its_grace(admin, namespace, kubelet, tmp_path):
+def test_deleted_pod_gets_its_grace_period(admin, namespace, kubelet, tmp_path):
     kubelet()
     env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
     manifest = pod(namespace, PYTHON, "-c", TRAP, env=env, terminationGracePeriodSeconds=20)
@@ -89,8 +89,8 @@ def test_deletion_gives_the_process_its_grace(admin, namespace, kubelet, tmp_pat
     admin.wait_gone("pods", "one", namespace)
 
 
-def test_a_lost_node_is_not_ready_and_its_pods_are_evicted(admin, namespace, kubelet, tmp_path):
-    kubelet("spare")  # while every node is lost, Kubernetes evicts nothing
+def test_lost_node_is_not_ready_and_its_pods_are_evicted(admin, namespace, kubelet, tmp_path):
+    kubelet("spare")  # Kubernetes evicts no pods while all nodes are lost
     lost = kubelet("doomed")
     toleration = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
     chosen = {
@@ -101,13 +101,13 @@ def test_a_lost_node_is_not_ready_and_its_pods_are_evicted(admin, namespace, kub
     admin.create(pod(namespace, PYTHON, "-c", TRAP, env=env, **chosen))
     wait(lambda: written(tmp_path / "mark"), "the process")
     lost.kill()
-    wait(lambda: not running(tmp_path / "mark"), "the process to go with its node", 5)
+    wait(lambda: not running(tmp_path / "mark"), "the process to end with its node", 5)
     admin.wait_for("nodes", "doomed", lambda node: not is_ready(node))
     found = admin.wait_for("pods", "one", lambda p: "deletionTimestamp" in p["metadata"], namespace)
-    assert found["status"]["phase"] == "Running"  # nobody is there to say otherwise
+    assert found["status"]["phase"] == "Running"  # no kubelet is left to report another phase
 
 
-def test_a_node_that_comes_back_has_lost_its_pods(admin, namespace, kubelet, tmp_path):
+def test_restarted_node_reports_its_pods_as_failed(admin, namespace, kubelet, tmp_path):
     first = kubelet()
     env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
     admin.create(pod(namespace, PYTHON, "-c", TRAP, env=env))
@@ -118,7 +118,7 @@ def test_a_node_that_comes_back_has_lost_its_pods(admin, namespace, kubelet, tmp
     assert (terminated(found)["exitCode"], terminated(found)["reason"]) == (137, "ContainerStatusUnknown")
 
 
-def test_a_cut_off_node_keeps_its_processes(admin, namespace, kubelet, tmp_path):
+def test_processes_of_a_partitioned_node_keep_running(admin, namespace, kubelet, tmp_path):
     kubelet("spare")
     cut = kubelet("far")
     env = {"LOG": "/dev/termination-log", "MARK": tmp_path / "mark"}
@@ -132,8 +132,8 @@ def test_a_cut_off_node_keeps_its_processes(admin, namespace, kubelet, tmp_path)
     admin.wait_for("pods", "one", is_ready, namespace)
 
 
-def test_the_pods_of_a_job_train_together(admin, namespace, kubelet):
-    """As the operator renders them, over two nodes, with the fake trainer in torchrun's place."""
+def test_rendered_pods_of_a_job_succeed_on_two_nodes(admin, namespace, kubelet):
+    """With the fake trainer instead of torchrun."""
     nodes = kubelet("node-a,node-b", gpus=2, programs={"torchrun": [PYTHON, str(FAKE_TRAINER)]})
     created = admin.create(
         {
@@ -163,7 +163,7 @@ def test_the_pods_of_a_job_train_together(admin, namespace, kubelet):
     assert (output / "checkpoint" / "step-5").exists()
 
 
-def test_scripted_pods_live_and_end_as_told(admin, namespace, kubelet):
+def test_scripted_pods_end_as_the_script_says(admin, namespace, kubelet):
     script = [
         {"index": 0, "endsAfter": 0.2, "exitCode": 1, "reason": "OOMKilled", "message": "told"},
         {"readyAfter": 0.1, "stopMessage": "stopped"},
@@ -185,5 +185,5 @@ def written(mark: Path) -> bool:
 
 
 def running(mark: Path) -> bool:
-    """Whether the process that wrote its id there lives."""
+    """Whether the process that wrote its id to `mark` is running."""
     return alive(int(mark.read_text()))

@@ -1,4 +1,4 @@
-"""Builders for the core's tests: a job from a few words, a pod as it is seen, an observation."""
+"""Builders for the core's tests: a job, an observed pod, an observation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hftitan_operator.core.decide import decide
 from hftitan_operator.core.state import Decision, Observed, PodView
 
 T0 = 1_800_000_000.0
-"""2027-01-15T08:00:00Z: whole seconds, as every time in a status."""
+"""2027-01-15T08:00:00Z: whole seconds, as all times in a status."""
 
 
 def job(
@@ -21,7 +21,7 @@ def job(
     meta: dict[str, Any] | None = None,
     **spec: Any,
 ) -> HFTitanJob:
-    """A CPU job. Sections of the spec by keyword in camelCase: `runPolicy={...}`, `pod={...}`."""
+    """Return a CPU job. Keywords are sections of the spec in camelCase: `runPolicy={...}`, `pod={...}`."""
     body: dict[str, Any] = {
         "model": {"name": "org/model"},
         "dataset": {"name": "org/data"},
@@ -78,7 +78,7 @@ def with_status(of: HFTitanJob, decision: Decision) -> HFTitanJob:
 
 
 def edited(of: HFTitanJob, **spec: Any) -> HFTitanJob:
-    """The job after a `kubectl edit`: sections merged, generation one higher."""
+    """Return the job after a `kubectl edit`: sections merged, generation increased by one."""
     body = of.spec.to_dict()
     for section, values in spec.items():
         body[section] = {**body.get(section, {}), **values}
@@ -89,20 +89,20 @@ def edited(of: HFTitanJob, **spec: Any) -> HFTitanJob:
 
 
 def settle(of: HFTitanJob, observed: Observed, now: float) -> tuple[HFTitanJob, list[Decision]]:
-    """Decide until nothing is left to write for this observation; the job with its status, and the decisions."""
+    """Decide until the status is stable for this observation; return the job with its status, and the decisions."""
     decisions = []
     for _ in range(6):
         decisions.append(decide(of, observed, now))
         of = with_status(of, decisions[-1])
         if decisions[-1].recheck_after != 0:
             return of, decisions
-    raise AssertionError(f"no end: {[d.status.message for d in decisions]}")
+    raise AssertionError(f"not stable: {[d.status.message for d in decisions]}")
 
 
 def running(
     of: HFTitanJob | None = None, *, now: float = T0, step: int | None = 10, checkpoint: int | None = None
 ) -> HFTitanJob:
-    """A job whose first attempt trains."""
+    """Return a job whose first attempt is training."""
     of = of or job()
     nodes = of.spec.mesh.nodes
     of, _ = settle(of, Observed(), now)

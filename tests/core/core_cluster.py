@@ -1,6 +1,6 @@
-"""A model of a cluster in plain Python: it runs the core's actions, and breaks whatever can break in between.
+"""A model of a cluster in plain Python: it executes the core's actions and injects failures between them.
 
-Time is a number. Every pass checks what must hold at any moment, so that a test only has to drive it.
+Time is a number. Every pass checks the invariants, so that a test only has to drive the model.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LIMIT = 12
 
 
 def live(pod: PodView) -> bool:
-    """It runs, or may come to run: one that is deleted before it has a node gets none any more."""
+    """Return whether the pod runs or may start: a pod that is deleted before it has a node never starts."""
     return pod.phase not in ("Succeeded", "Failed") and not (pod.deleting and pod.node is None)
 
 
-def silent(pod: PodView) -> bool:
+def unresponsive(pod: PodView) -> bool:
     return pod.node_lost or pod.node_gone
 
 
@@ -42,9 +42,9 @@ class Cluster:
     gone: bool = False
     uids: int = 0
     sealed: set[int] = field(default_factory=set)
-    """Attempts whose gang was seen whole, and that this was written down."""
+    """Attempts whose status has the condition PodsCreated: their gangs were complete."""
     deleted: dict[str, float] = field(default_factory=dict)
-    """When each pod was first told to go."""
+    """Time of the first deletion of each pod, by UID."""
     log: list[str] = field(default_factory=list)
 
     # --- the operator -----------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ class Cluster:
         return Observed(tuple(self.pods.values()), self.service, self.config, self.progress)
 
     def pass_(self, crash_after: int | None = None) -> Decision:
-        """observe -> decide -> apply -> write_status; `crash_after` n actions the operator dies."""
+        """observe -> decide -> apply -> write status; the operator crashes after `crash_after` actions."""
         observed = self.observe()
         decision = decide(self.job, observed, self.now)
         self.check(decision, observed)
@@ -70,7 +70,7 @@ class Cluster:
 
     def write(self, decision: Decision) -> None:
         before = self.job.status
-        assert decision.status.attempt >= before.attempt, "attempts go up"
+        assert decision.status.attempt >= before.attempt, "attempts only increase"
         self.job = self.job.model_copy(update={"status": decision.status})
         if st.is_true(decision.status, reasons.PODS_CREATED):
             self.sealed.add(decision.status.attempt)
@@ -105,7 +105,7 @@ class Cluster:
         assert self.config, "pods need their ConfigMap first"
         group = manifest["metadata"].get("annotations", {}).get("scheduling.k8s.io/group-name")
         assert group is None or group in self.groups, "pods need their PodGroup first"
-        assert not self.job.spec.run_policy.suspend, "no pods for a suspended job"
+        assert not self.job.spec.run_policy.suspend, "pods are created for a suspended job"
         assert attempt not in self.sealed, f"pod {name} is created a second time"
         others = {p.name for p in self.pods.values() if live(p) and p.attempt != attempt}
         assert not others, f"{name} is created while {others} may still run"
@@ -115,17 +115,17 @@ class Cluster:
     def delete(self, name: str, grace: int | None = None, **changes: Any) -> None:
         pod = self.pods[name]
         if grace == 0 or not live(pod):
-            assert grace != 0 or silent(pod), "force only where nobody answers"
+            assert grace != 0 or unresponsive(pod), "forced deletion on a responsive node"
             del self.pods[name]
             return
         seconds = sizing.grace_seconds(self.job.spec.checkpoint) if grace is None else grace
-        # As the API server: the first deletion starts the clock, a later one can only shorten the grace.
+        # As in the API server: the grace period starts at the first deletion; a later deletion can only shorten it.
         deadline = self.deleted.setdefault(pod.uid, self.now) + seconds
         if pod.deletion_deadline is not None:
             deadline = min(deadline, pod.deletion_deadline)
         self.pods[name] = replace(pod, deleting=True, deletion_deadline=deadline, **changes)
 
-    # --- what must always hold --------------------------------------------------------------------------------
+    # --- invariants -------------------------------------------------------------------------------------------
 
     def check(self, decision: Decision, observed: Observed) -> None:
         before, after = self.job.status, decision.status
@@ -140,7 +140,7 @@ class Cluster:
         for number, state in ((reasons.SUCCEEDED, "Succeeded"), (reasons.FAILED, "Failed")):
             assert st.is_true(after, number) == (after.phase == state)
         assert st.is_true(after, reasons.SUSPENDED) == (after.phase == "Suspended") or after.phase in TERMINAL
-        # With recheck_after 0 there is more to write down; it takes few passes, and the last one is a fixpoint.
+        # recheck_after 0 means that more must be written. After a few passes the decision is a fixpoint.
         job, current = self.job, decision
         for _ in range(5):
             if current.recheck_after != 0:
@@ -148,21 +148,21 @@ class Cluster:
             job = job.model_copy(update={"status": current.status})
             current = decide(job, observed, self.now)
         else:
-            raise AssertionError(f"still asks to be called again: {current}")
+            raise AssertionError(f"not a fixpoint: {current}")
         job = job.model_copy(update={"status": current.status})
         again = decide(job, observed, self.now)
         assert again.status == current.status
         assert again.events == ()
-        # Deleted with the status that says why, once, as events are told.
+        # PodGroups are deleted once, with the status change, as events are emitted once.
         lasting = tuple(action for action in current.actions if not isinstance(action, DeletePodGroup))
         assert again.actions == lasting
         assert again.recheck_after == current.recheck_after
-        # Time alone changes nothing before recheck_after.
+        # Before recheck_after, the decision does not change with time.
         wait = 86_400.0 if current.recheck_after is None else max(0.0, current.recheck_after - 0.01)
         later = decide(job, observed, self.now + wait)
         assert (later.status, later.actions, later.events) == (current.status, lasting, ())
 
-    # --- the rest of the world --------------------------------------------------------------------------------
+    # --- kubelets and the control plane -----------------------------------------------------------------------
 
     def pick(self, number: int, *, alive: bool = True) -> PodView | None:
         choice = sorted((p for p in self.pods.values() if live(p) or not alive), key=lambda p: p.name)
@@ -171,27 +171,27 @@ class Cluster:
     def change(self, pod: PodView, **changes: Any) -> None:
         self.pods[pod.name] = replace(pod, **changes)
 
-    def end(self, pod: PodView, said: str | None, code: int = 1, **changes: Any) -> None:
-        """The container ends; a pod that was being deleted is gone with it."""
-        if silent(pod) or not live(pod):
+    def end(self, pod: PodView, reported: str | None, code: int = 1, **changes: Any) -> None:
+        """End the container, with an exit report if `reported` is its reason; remove a pod that is being deleted."""
+        if unresponsive(pod) or not live(pod):
             return
         if pod.deleting:
             del self.pods[pod.name]
             return
         report = None
-        if said is not None:
-            retryable = said not in ("UserError", "NonFiniteLoss", "Completed")
+        if reported is not None:
+            retryable = reported not in ("UserError", "NonFiniteLoss", "Completed")
             step = self.progress.step if self.progress else 0
-            report = ExitReport(reason=said, message="said so", retryable=retryable, step=step)  # type: ignore[arg-type]
+            report = ExitReport(reason=reported, message="details", retryable=retryable, step=step)  # type: ignore[arg-type]
         phase = "Succeeded" if code == 0 else "Failed"
         self.change(pod, phase=phase, ready=False, exit_code=code, report=report, **changes)
 
     def kubelet(self) -> None:
-        """Pods that were created start; those that are being deleted end, unless their node is silent."""
+        """Start created pods and end pods that are being deleted, except on an unresponsive node."""
         for pod in list(self.pods.values()):
             if pod.deleting and pod.node is None:
-                del self.pods[pod.name]  # at last: a finalizer had kept it
-            elif silent(pod) or not live(pod):
+                del self.pods[pod.name]  # the finalizer is removed
+            elif unresponsive(pod) or not live(pod):
                 continue
             elif pod.deleting:
                 del self.pods[pod.name]
@@ -199,8 +199,8 @@ class Cluster:
                 self.change(pod, phase="Running", ready=True, started_at=self.now, reason=None, node=f"n{pod.index}")
 
     def train(self, steps: int) -> None:
-        """Node 0 of the newest attempt finishes steps, when the whole gang runs."""
-        gang = [p for p in self.pods.values() if p.phase == "Running" and not silent(p)]
+        """Finish steps on node 0 of the newest attempt if the whole gang runs."""
+        gang = [p for p in self.pods.values() if p.phase == "Running" and not unresponsive(p)]
         if len(gang) < self.job.spec.mesh.nodes:
             return
         attempt = gang[0].attempt
@@ -209,7 +209,7 @@ class Cluster:
         self.progress = Progress(attempt=attempt, phase="training", step=step + steps, steps=10_000, updated=self.now)
 
     def finish(self) -> None:
-        """A friendly world from here on: what runs completes, the operator is called until it wants nothing more."""
+        """Inject no more failures: complete running pods and call the operator until the job has ended."""
         for _ in range(60):
             for _ in range(LIMIT):
                 decision = self.pass_()
@@ -220,7 +220,7 @@ class Cluster:
             if self.job.spec.run_policy.suspend and not any(live(p) for p in self.pods.values()):
                 return
             self.kubelet()
-            gang = [p for p in self.pods.values() if p.phase == "Running" and not p.deleting and not silent(p)]
+            gang = [p for p in self.pods.values() if p.phase == "Running" and not p.deleting and not unresponsive(p)]
             if len(gang) == self.job.spec.mesh.nodes and self.job.status.attempt_start_time:
                 for pod in gang:
                     self.end(pod, "Completed", 0)
@@ -228,4 +228,4 @@ class Cluster:
                 if pod.node_lost and not pod.deleting and live(pod):
                     self.delete(pod.name, 30, disrupted=True)  # the taint manager
             self.now += 35 if decision.recheck_after is None else max(1.0, min(35.0, decision.recheck_after))
-        raise AssertionError("no end:\n" + "\n".join(self.log[-40:]))
+        raise AssertionError("the job does not end:\n" + "\n".join(self.log[-40:]))

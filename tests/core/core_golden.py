@@ -1,4 +1,4 @@
-"""The golden manifests: whole objects, reviewed by eye once. `python tests/core/core_golden.py` writes them anew."""
+"""The golden manifests: whole objects that a person reviewed. `python tests/core/core_golden.py` regenerates them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def one_cpu_node() -> HFTitanJob:
 
 
 def hsdp_on_gpus() -> HFTitanJob:
-    """2 nodes x 8 GPUs, HSDP with TP, everything that may be said about the pods."""
+    """Return a job with 2 nodes x 8 GPUs, HSDP with TP, and every field of spec.pod."""
     return job(
         nodes=2,
         name="llama",

@@ -1,4 +1,4 @@
-"""The rights of the operator: as few as the table says, each granted where it is needed and nowhere else."""
+"""The operator's permissions: only those of the table, each granted only where it is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from hftitan_operator.core.access import TABLE, Account, cluster_wide, namespaced
 
-# Written out a second time: whoever widens the rights has to say so here too.
+# A second copy of the permissions, so that a wider permission needs a change here too.
 VERBS = {
     "hftitan.io/hftitanjobs": {"get", "list", "watch", "delete"},
     "hftitan.io/hftitanjobs/status": {"patch"},
@@ -27,7 +27,7 @@ JOBS = set(VERBS) - GANGS - {"/nodes", "coordination.k8s.io/leases"}
 LEASE = {"coordination.k8s.io/leases"}
 
 MODES = {
-    # objects, {(namespace, name of the role): what it is about}
+    # objects, {(namespace, name of the role): its resources}
     "cluster": (
         cluster_wide(Account()),
         {
@@ -55,7 +55,7 @@ MODES = {
 
 
 def granted(objects):
-    """What each role grants: {(namespace, name): {"group/resource": verbs}}."""
+    """Return what each role grants: {(namespace, name): {"group/resource": verbs}}."""
     return {
         (o["metadata"].get("namespace"), o["metadata"]["name"]): {
             f"{group}/{resource}": set(rule["verbs"])
@@ -69,7 +69,7 @@ def granted(objects):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_role_grants_what_is_needed_there(mode):
+def test_each_role_grants_only_the_verbs_of_its_resources(mode):
     objects, expected = MODES[mode]
     assert granted(objects) == {
         role: {resource: VERBS[resource] for resource in resources} for role, resources in expected.items()
@@ -77,7 +77,7 @@ def test_each_role_grants_what_is_needed_there(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_wildcards_no_secrets_and_nothing_that_changes_a_pod(mode):
+def test_no_wildcards_no_secrets_and_no_changes_of_pods(mode):
     for rules in granted(MODES[mode][0]).values():
         for resource, verbs in rules.items():
             assert "*" not in resource + "".join(verbs)
@@ -89,7 +89,7 @@ def test_no_wildcards_no_secrets_and_nothing_that_changes_a_pod(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_role_is_bound_to_the_operators_account_and_no_other(mode):
+def test_every_role_is_bound_only_to_the_operators_account(mode):
     objects = MODES[mode][0]
     assert objects[0]["kind"] == "ServiceAccount"
     account = objects[0]["metadata"]
@@ -100,7 +100,7 @@ def test_every_role_is_bound_to_the_operators_account_and_no_other(mode):
     assert all(b["subjects"] == [subject] for b in bindings)
 
 
-def test_names_without_a_namespace_are_of_one_operator():
+def test_cluster_scoped_names_differ_between_operators():
     first, second = (cluster_wide(Account(namespace=namespace)) for namespace in ("one", "two"))
     names = [
         {o["metadata"]["name"] for o in objects if "namespace" not in o["metadata"]} for objects in (first, second)
@@ -108,12 +108,12 @@ def test_names_without_a_namespace_are_of_one_operator():
     assert names == [{"one:hftitan-operator"}, {"two:hftitan-operator"}]
 
 
-def test_nobody_asks_for_a_right_without_saying_why():
+def test_each_permission_has_a_purpose_and_one_row():
     assert all(access.why for access in TABLE)
     assert len({(a.group, a.resource) for a in TABLE}) == len(TABLE)
 
 
 @pytest.mark.parametrize("name", ["", "Team", "a.b", "-a", "a\n", "a" * 64])
-def test_what_is_no_namespace(name):
-    with pytest.raises(ValueError, match="is no name of a namespace"):
+def test_an_invalid_namespace_is_an_error(name):
+    with pytest.raises(ValueError, match="is not a valid namespace name"):
         namespaced(Account(), [name])

@@ -1,4 +1,4 @@
-"""decide against a cluster in which anything may break at any moment, operator included."""
+"""decide against a model cluster in which every part, also the operator, may fail at any time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPS = (
     + ["node_lost", "node_back", "node_gone"] * 2
     + ["complete", "drop_service", "drop_config", "bad_image", "stale_progress", "touch"]
 )
-# Left to itself hypothesis draws mostly histories of a few operations, in which little can go wrong.
+# By default hypothesis mostly draws short histories, in which few failures are possible.
 operations = some.lists(some.tuples(some.sampled_from(OPS), some.integers(0, 7)), min_size=12, max_size=40)
 policies = some.fixed_dictionaries(
     {
@@ -124,17 +124,17 @@ def test_any_history_converges_without_two_attempts_at_once(nodes, policy, gang,
     assert not any(live(pod) for pod in world.pods.values())
     if world.job.spec.run_policy.suspend and status.phase not in TERMINAL:
         assert status.phase == "Suspended"
-        assert not world.groups, "nobody waits for the pods of a suspended job"
+        assert not world.groups, "a suspended job has no PodGroup"
         world.job = edited(world.job, runPolicy={"suspend": False})
         world.finish()
     assert world.gone or world.job.status.phase in TERMINAL
     left = {f"x-uid-{world.job.status.attempt}"} if world.job.status.phase == "Succeeded" else set()
-    assert world.gone or world.groups <= left, "nor for those of an attempt that is over"
+    assert world.gone or world.groups <= left, "an ended attempt has no PodGroup"
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(nodes=some.integers(1, 3), crashes=some.lists(some.integers(0, 6), max_size=12))
-def test_an_operator_that_crashes_anywhere_in_a_quiet_cluster_still_runs_one_attempt(nodes, crashes):
+def test_operator_crashes_in_a_cluster_without_failures_cause_no_second_attempt(nodes, crashes):
     world = Cluster(job(nodes=nodes))
     for crash in crashes:
         world.pass_(crash_after=crash)

@@ -1,4 +1,4 @@
-"""The life of a job: what is seen -> phase, message, actions, events, word for word."""
+"""The phases of a job: for each observation the exact phase, message, actions and events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hftitan_operator.core.state import Apply, Decision, DeleteJob, DeletePod, O
 
 
 def acts(decision: Decision) -> list[str]:
-    """The actions in short: `+Pod x-1-0`, `-x-1-0`, `-x-1-0 grace 0`."""
+    """Return the actions in short form: `+Pod x-1-0`, `-x-1-0`, `-x-1-0 grace 0`."""
     found = []
     for action in decision.actions:
         match action:
@@ -28,19 +28,19 @@ def acts(decision: Decision) -> list[str]:
     return found
 
 
-def told(decisions: list[Decision]) -> list[tuple[str, str, str]]:
+def events(decisions: list[Decision]) -> list[tuple[str, str, str]]:
     return [(event.type, event.reason, event.message) for d in decisions for event in d.events]
 
 
-def truths(of) -> dict[str, tuple[str, str]]:
+def conditions(of) -> dict[str, tuple[str, str]]:
     return {c.type: (c.status, c.reason) for c in of.status.conditions}
 
 
 def failed_by(of, reason: str) -> bool:
-    return of.status.phase == "Failed" and truths(of)["Failed"] == ("True", reason)
+    return of.status.phase == "Failed" and conditions(of)["Failed"] == ("True", reason)
 
 
-# --- the good life ------------------------------------------------------------------------------------------------
+# --- without failures ---------------------------------------------------------------------------------------------
 
 
 def test_a_new_job_is_accepted_and_its_gang_created_in_one_pass():
@@ -49,11 +49,11 @@ def test_a_new_job_is_accepted_and_its_gang_created_in_one_pass():
     status = new.status
     assert (status.phase, status.attempt, status.message) == ("Pending", 1, "attempt 1: created 2 pods")
     assert (status.mesh, status.world_size, status.start_time) == ("2x1: dp2", 2, "2027-01-15T08:00:00Z")
-    assert told([new]) == [
+    assert events([new]) == [
         ("Normal", "Accepted", "mesh 2x1: dp2, world size 2"),
         ("Normal", "AttemptCreated", "attempt 1: created 2 pods"),
     ]
-    assert truths(with_status(job(), new)) == {
+    assert conditions(with_status(job(), new)) == {
         "Accepted": ("True", "Valid"),
         "PodsCreated": ("False", "Creating"),
         "Running": ("False", "NotStarted"),
@@ -63,7 +63,7 @@ def test_a_new_job_is_accepted_and_its_gang_created_in_one_pass():
     }
 
 
-def test_a_large_gang_is_created_in_slices_and_judged_when_all_of_it_is_there(monkeypatch):
+def test_a_large_gang_is_created_in_batches_and_complete_after_the_last(monkeypatch):
     monkeypatch.setattr(gang, "PODS_AT_ONCE", 2)
     of = job(nodes=5)
     first = decide(of, Observed(), T0)
@@ -74,7 +74,7 @@ def test_a_large_gang_is_created_in_slices_and_judged_when_all_of_it_is_there(mo
     last = decide(of, seen(*(pod(i, phase="Pending") for i in range(4))), T0)
     assert (acts(last), last.recheck_after) == (["+Pod x-1-4"], None)
     of, _ = settle(of, seen(*(pod(i) for i in range(5))), T0)
-    assert truths(of)["PodsCreated"] == ("True", "Created")
+    assert conditions(of)["PodsCreated"] == ("True", "Created")
 
 
 WAITS = [
@@ -95,13 +95,13 @@ WAITS = [
 
 
 @pytest.mark.parametrize(("pods", "message"), WAITS)
-def test_a_pending_job_says_what_it_waits_for(pods, message):
+def test_the_message_of_a_pending_job_names_what_it_waits_for(pods, message):
     created, _ = settle(job(), Observed(), T0)
     of, decisions = settle(created, seen(*pods), T0 + 1)
     assert (of.status.phase, of.status.message) == ("Pending", message)
-    assert truths(of)["PodsCreated"] == ("True", "Created")
+    assert conditions(of)["PodsCreated"] == ("True", "Created")
     assert [acts(d) for d in decisions] == [[]]
-    assert told(decisions) == []
+    assert events(decisions) == []
 
 
 def test_starting_then_running_then_succeeded():
@@ -110,11 +110,11 @@ def test_starting_then_running_then_succeeded():
     of, decisions = settle(of, seen(*gang), T0 + 9)
     assert (of.status.phase, of.status.message) == ("Starting", "attempt 1: starting the trainer")
     assert of.status.attempt_start_time == rfc3339(T0 + 7)
-    assert told(decisions) == [("Normal", "PodsRunning", "attempt 1: all 2 pods run")]
-    assert decisions[-1].recheck_after == 1798  # startupTimeoutSeconds from the last start on
+    assert events(decisions) == [("Normal", "PodsRunning", "attempt 1: all 2 pods run")]
+    assert decisions[-1].recheck_after == 1798  # startupTimeoutSeconds after the last pod started
 
     of, decisions = settle(of, seen(*gang, progress=progress(0, phase="loading", updated=T0 + 10)), T0 + 10)
-    assert (of.status.phase, told(decisions)) == ("Starting", [])
+    assert (of.status.phase, events(decisions)) == ("Starting", [])
 
     shown = progress(
         3, updated=T0 + 20, loss=2.5, tokens_per_second=100, step_seconds=2.0, eta_seconds=194, checkpoint_step=2,
@@ -122,7 +122,7 @@ def test_starting_then_running_then_succeeded():
     )  # fmt: skip
     of, decisions = settle(of, seen(*gang, progress=shown), T0 + 21)
     assert (of.status.phase, of.status.message) == ("Running", "attempt 1: training")
-    assert told(decisions) == [
+    assert events(decisions) == [
         ("Normal", "CheckpointSaved", "attempt 1: saved step 2"),
         ("Normal", "Training", "attempt 1: training from the beginning"),
     ]
@@ -145,64 +145,64 @@ def test_starting_then_running_then_succeeded():
     of, decisions = settle(of, seen(*done, progress=shown), T0 + 60)
     message = "finished 100 steps; the model is in /out/export"
     assert (of.status.phase, of.status.message) == ("Succeeded", message)
-    assert told(decisions) == [("Normal", "Succeeded", message)]
+    assert events(decisions) == [("Normal", "Succeeded", message)]
     assert (of.status.completion_time, of.status.active_since) == (rfc3339(T0 + 60), None)
     assert of.status.active_seconds == 60
     assert of.status.progress
     assert (of.status.progress.step, of.status.progress.eta) == (100, None)
     assert of.status.pods
     assert of.status.pods.succeeded == 2
-    assert truths(of)["Running"] == ("False", "Completed")
+    assert conditions(of)["Running"] == ("False", "Completed")
 
 
-def test_one_finished_worker_does_not_finish_the_job():
+def test_one_finished_pod_does_not_finish_the_job():
     of = running()
     of, decisions = settle(of, seen(pod(0), pod(1, phase="Succeeded"), progress=progress(100, phase="done")), T0 + 1)
     assert of.status.phase == "Running"
-    assert told(decisions) == []
+    assert events(decisions) == []
 
 
-def test_a_resumed_job_has_no_goodput_of_its_own():
+def test_a_job_that_resumes_an_earlier_job_has_no_goodput():
     of = running(step=None)
     old = progress(550, resumed_from=500, step_seconds=1.0, updated=T0 + 60)
     of, decisions = settle(of, seen(pod(0), pod(1), progress=old), T0 + 60)
     assert of.status.goodput is None
-    assert told(decisions) == [("Normal", "Training", "attempt 1: training from step 500")]
+    assert events(decisions) == [("Normal", "Training", "attempt 1: training from step 500")]
 
 
 SAVES = [
-    # (seconds after the start, step saved) one after the other; T0 is a full ten minutes of the clock. The steps told.
+    # [(seconds after T0, saved step)], steps with an event. T0 is the start of a ten-minute slot.
     ([(10, 1)], [1]),
     ([(10, 1), (11, 1)], [1]),
     ([(10, 1), (300, 2), (599, 3)], [1]),
     ([(10, 1), (599, 2), (601, 3), (900, 4), (1300, 5)], [1, 3, 5]),
-    ([(10, 4), (1300, 4), (1301, 3)], [4]),  # the same one with another time, and an older one: nothing new
+    ([(10, 4), (1300, 4), (1301, 3)], [4]),  # the same step at another time, then an older step
     ([(10, 1), (86_410, 2)], [1, 2]),
 ]
 
 
 @pytest.mark.parametrize(("saves", "expected"), SAVES)
-def test_checkpoints_are_told_now_and_then(saves, expected):
+def test_checkpoint_events_are_limited_to_one_per_ten_minutes(saves, expected):
     of, found = running(step=None), []
     for after, saved in saves:
         shown = progress(50, updated=T0 + after, checkpoint_step=saved, checkpoint_time=T0 + after)
         of, decisions = settle(of, seen(pod(0), pod(1), progress=shown), T0 + after)
-        found += [message for _, reason, message in told(decisions) if reason == "CheckpointSaved"]
+        found += [message for _, reason, message in events(decisions) if reason == "CheckpointSaved"]
     assert found == [f"attempt 1: saved step {step}" for step in expected]
 
 
-def test_a_checkpoint_that_was_resumed_from_was_not_saved_by_this_attempt():
+def test_the_checkpoint_that_the_attempt_resumed_from_has_no_event():
     of, gang = running(step=None), (pod(0), pod(1))
     for phase, resumed, step in (("loading", None, 0), ("training", 500, 500), ("training", 500, 510)):
         old = progress(step, phase=phase, resumed_from=resumed, updated=T0, checkpoint_step=500, checkpoint_time=T0)
         of, decisions = settle(of, seen(*gang, progress=old), T0 + 1)
-        assert "CheckpointSaved" not in [reason for _, reason, _ in told(decisions)]
+        assert "CheckpointSaved" not in [reason for _, reason, _ in events(decisions)]
     own = progress(520, resumed_from=500, updated=T0 + 700, checkpoint_step=520, checkpoint_time=T0 + 700)
     of, decisions = settle(of, seen(*gang, progress=own), T0 + 701)
-    assert told(decisions) == [("Normal", "CheckpointSaved", "attempt 1: saved step 520")]
+    assert events(decisions) == [("Normal", "CheckpointSaved", "attempt 1: saved step 520")]
 
 
-def test_what_was_deleted_beside_the_pods_is_made_again():
+def test_a_deleted_service_and_configmap_are_created_again():
     of = running()
     gone = decide(of, seen(pod(0), pod(1), service=False, config=False), T0 + 1)
     assert acts(gone) == ["+Service x", "+ConfigMap x-config"]
@@ -212,14 +212,14 @@ def test_what_was_deleted_beside_the_pods_is_made_again():
 # --- restarts -----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_pod_restarts_the_gang_once_every_old_pod_is_over():
+def test_a_killed_pod_restarts_the_gang_when_every_old_pod_has_ended():
     of = running(checkpoint=40)
     dead = pod(0, phase="Failed", exit_code=137)
     first = decide(of, seen(dead, pod(1)), T0 + 100)
     message = "attempt 2: restarting from step 40 after pod x-1-0 was killed (exit 137); restart 1 of 3"
     assert (first.status.phase, first.status.message) == ("Restarting", message)
-    assert told([first]) == [("Warning", "Killed", message)]
-    assert acts(first) == []  # the verdict is written before anything is deleted for it
+    assert events([first]) == [("Warning", "Killed", message)]
+    assert acts(first) == []  # the status is written before pods are deleted
     assert first.recheck_after == 0
     of = with_status(of, first)
 
@@ -234,75 +234,75 @@ def test_a_killed_pod_restarts_the_gang_once_every_old_pod_is_over():
     message = "attempt 2: created 2 pods, restarting from step 40 after pod x-1-0 was killed (exit 137)"
     assert (of.status.phase, of.status.attempt, of.status.restarts, of.status.message) == ("Pending", 2, 1, message)
     assert acts(decisions[0]) == ["+Pod x-2-0", "+Pod x-2-1"]
-    assert told(decisions) == [("Normal", "AttemptCreated", message)]
+    assert events(decisions) == [("Normal", "AttemptCreated", message)]
     assert of.status.attempt_start_time is None
     (record,) = of.status.restart_history
-    assert (record.attempt, record.reason, record.step, record.free) == (1, "Killed", 10, False)
+    assert (record.attempt, record.reason, record.step, record.counted) == (1, "Killed", 10, True)
 
 
 CAUSES = [
-    # pods of attempt 1, reason, after ..., free
-    ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", exit_code=139)], "Killed", False),
-    ([pod(0), pod(1, phase="Failed", disrupted=True, reason="Evicted")], "Evicted", True),
-    ([pod(0), pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 900)], "NodeLost", True),
-    ([pod(0), pod(1, node_lost=True, node_gone=True)], "NodeLost", True),
-    ([pod(0), pod(1, phase="Pending", node_gone=True)], "NodeLost", True),
-    ([pod(0), pod(1, phase="Succeeded", report="Preempted")], "Preempted", True),
-    ([pod(0)], "PodDeleted", True),
-    ([], "PodDeleted", True),
-    ([pod(0), pod(1, deleting=True, deletion_deadline=T0 - 40)], "PodDeleted", True),
-    ([pod(0), pod(1, phase="Failed", reason="OOMKilled", exit_code=137)], "OOMKilled", False),
-    ([pod(0), pod(1, phase="Failed", report="OutOfMemory")], "OutOfMemory", False),
+    # pods of attempt 1, reason, counted
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", exit_code=139)], "Killed", True),
+    ([pod(0), pod(1, phase="Failed", disrupted=True, reason="Evicted")], "Evicted", False),
+    ([pod(0), pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 900)], "NodeLost", False),
+    ([pod(0), pod(1, node_lost=True, node_gone=True)], "NodeLost", False),
+    ([pod(0), pod(1, phase="Pending", node_gone=True)], "NodeLost", False),
+    ([pod(0), pod(1, phase="Succeeded", report="Preempted")], "Preempted", False),
+    ([pod(0)], "PodDeleted", False),
+    ([], "PodDeleted", False),
+    ([pod(0), pod(1, deleting=True, deletion_deadline=T0 - 40)], "PodDeleted", False),
+    ([pod(0), pod(1, phase="Failed", reason="OOMKilled", exit_code=137)], "OOMKilled", True),
+    ([pod(0), pod(1, phase="Failed", report="OutOfMemory")], "OutOfMemory", True),
 ]
 
 
-@pytest.mark.parametrize(("pods", "reason", "free"), CAUSES)
-def test_causes_of_a_restart(pods, reason, free):
+@pytest.mark.parametrize(("pods", "reason", "counted"), CAUSES)
+def test_causes_of_a_restart(pods, reason, counted):
     first = decide(running(), seen(*pods), T0 + 1)
-    assert first.status.phase in ("Restarting", "Pending")  # Pending at once when nothing is left to wait for
+    assert first.status.phase in ("Restarting", "Pending")  # Pending at once if no old pod runs
     (record,) = first.status.restart_history
-    assert (record.reason, record.free) == (reason, free)
-    assert (first.events[0].type, first.events[0].reason) == ("Normal" if free else "Warning", reason)
-    ending = "does not count against maxRestarts" if free else "restart 1 of 3"
+    assert (record.reason, record.counted) == (reason, counted)
+    assert (first.events[0].type, first.events[0].reason) == ("Warning" if counted else "Normal", reason)
+    ending = "restart 1 of 3" if counted else "does not count against maxRestarts"
     assert first.events[0].message.endswith(ending)
 
 
 WAITED_FOR = [
-    [pod(0), pod(1, deleting=True, deletion_deadline=T0 + 300)],  # drained by somebody: its ranks are saving
-    [pod(0), pod(1, node_lost=True, ready=False)],  # a blip of the kubelet
+    [pod(0), pod(1, deleting=True, deletion_deadline=T0 + 300)],  # drained: its ranks are saving
+    [pod(0), pod(1, node_lost=True, ready=False)],  # the kubelet may recover
     [pod(0), pod(1, phase="Unknown")],
     [pod(0, ready=False), pod(1, ready=False)],
 ]
 
 
 @pytest.mark.parametrize("pods", WAITED_FOR)
-def test_what_may_still_turn_out_well_is_waited_for(pods):
+def test_the_operator_waits_while_the_attempt_may_still_continue(pods):
     of, decisions = settle(running(), seen(*pods, progress=progress(11, updated=T0 + 1)), T0 + 2)
     assert of.status.phase == "Running"
-    assert told(decisions) == []
+    assert events(decisions) == []
     assert acts(decisions[-1]) == []
 
 
-def test_a_pod_that_is_being_deleted_is_named():
+def test_the_message_names_a_pod_that_is_being_deleted():
     of, _ = settle(running(), seen(pod(0), pod(1, deleting=True, deletion_deadline=T0 + 300)), T0 + 2)
     assert of.status.message == "attempt 1: pod x-1-1 is being deleted; waiting until it is gone"
 
 
-def test_an_interrupted_creation_is_completed_and_no_deletion():
+def test_an_interrupted_creation_is_completed_and_not_taken_for_a_deletion():
     of, _ = settle(job(), Observed(), T0)
     half = decide(of, seen(pod(0, phase="Pending")), T0 + 1)
     assert acts(half) == ["+Pod x-1-1"]
     assert half.status.restarts == 0
 
 
-def test_an_attempt_whose_status_was_lost_is_taken_over():
+def test_a_lost_status_is_rebuilt_from_the_pods_of_the_newest_attempt():
     of, decisions = settle(job(), seen(pod(0, 4), pod(1, 4)), T0)
     assert (of.status.attempt, of.status.phase) == (4, "Starting")
     assert all(not d.actions for d in decisions)
 
 
-def test_an_attempt_created_by_a_pass_that_crashed_is_taken_over():
-    """Attempt 1 is over, attempt 2 exists, and the status knows neither."""
+def test_an_attempt_created_by_a_pass_that_crashed_is_adopted():
+    """Attempt 1 has ended and attempt 2 exists, but the status shows neither."""
     old = pod(0, phase="Failed", exit_code=137)
     of, decisions = settle(running(), seen(old, pod(0, 2, phase="Pending"), pod(1, 2)), T0 + 1)
     assert (of.status.attempt, of.status.restarts, [r.reason for r in of.status.restart_history]) == (2, 1, ["Killed"])
@@ -310,7 +310,7 @@ def test_an_attempt_created_by_a_pass_that_crashed_is_taken_over():
     assert of.status.message == "attempt 2: waiting for 1 of 2 pods to start"
 
 
-def test_an_attempt_that_died_before_it_was_written_down_is_counted():
+def test_an_attempt_that_failed_before_the_status_was_written_is_recorded():
     old, stillborn = pod(0, phase="Failed", exit_code=137), pod(0, 2, phase="Failed", exit_code=1)
     of, decisions = settle(running(), seen(old, stillborn), T0 + 1)
     assert of.status.attempt == 3
@@ -319,7 +319,7 @@ def test_an_attempt_that_died_before_it_was_written_down_is_counted():
     assert acts(decisions[-1]) == ["+Pod x-3-0", "+Pod x-3-1", "-x-1-0"]
 
 
-def test_nothing_is_created_beside_pods_that_are_being_deleted():
+def test_no_pods_are_created_while_other_pods_are_being_deleted():
     old, leaving = pod(0, phase="Failed", exit_code=137), pod(0, 2, deleting=True, deletion_deadline=T0 + 300)
     of, decisions = settle(running(), seen(old, leaving), T0 + 1)
     assert (of.status.phase, of.status.attempt, acts(decisions[-1])) == ("Restarting", 1, [])
@@ -327,7 +327,7 @@ def test_nothing_is_created_beside_pods_that_are_being_deleted():
     assert (of.status.attempt, acts(decisions[-1])) == (2, ["+Pod x-2-0", "+Pod x-2-1"])
 
 
-def test_pods_of_an_older_attempt_are_ended_and_nothing_created_beside_them():
+def test_pods_of_an_older_attempt_are_deleted_before_pods_are_created():
     of, _ = settle(job(), Observed(), T0)
     of = of.model_copy(update={"status": st.updated(of.status, attempt=2)})
     stray = decide(of, seen(pod(1, 1), pod(0, 2)), T0 + 1)
@@ -335,28 +335,28 @@ def test_pods_of_an_older_attempt_are_ended_and_nothing_created_beside_them():
 
 
 DEADLINE = T0 + 400
-"""Of a pod whose own grace period is long."""
+"""The deletion deadline of a pod with a long grace period."""
 LOSSES = [
-    # a pod of a broken gang, seconds since T0, what is done to it, seconds until time alone changes that
+    # a pod of a failed gang, seconds since T0, actions, recheck_after
     (pod(1), 10, ["-x-1-1 grace 15"], None),
     (pod(1, deleting=True, deletion_deadline=DEADLINE), 10, [], None),
-    (pod(1, deleting=True, deletion_deadline=DEADLINE), 4000, [], None),  # alive: it is waited for, however long
+    (pod(1, deleting=True, deletion_deadline=DEADLINE), 4000, [], None),  # responsive: no time limit
     (pod(1, node_lost=True), 10, ["-x-1-1 grace 15"], None),
-    # Nobody is there to use a long grace: it is shortened, and what is left of the short one is waited for.
+    # The node is unresponsive: a long grace period is shortened, and the operator waits for its end.
     (pod(1, node_lost=True, deleting=True, deletion_deadline=DEADLINE), 10, ["-x-1-1 grace 15"], 375),
     (pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 25), 10, [], 15),
     (pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 25), 24, [], 1),
     (pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 25), 25, ["-x-1-1 grace 0"], None),
     (pod(1, node_lost=True, deleting=True), 10, ["-x-1-1 grace 0"], None),
-    # On a node that was deleted nothing runs.
+    # Nothing runs on a deleted node.
     (pod(1, node_gone=True), 10, ["-x-1-1 grace 0"], None),
     (pod(1, node_lost=True, node_gone=True, deleting=True, deletion_deadline=DEADLINE), 10, ["-x-1-1 grace 0"], None),
-    (pod(1, phase="Failed", node_gone=True), 10, None, None),  # finished: evidence, and nothing to wait for
+    (pod(1, phase="Failed", node_gone=True), 10, None, None),  # finished: kept for its log
 ]
 
 
 @pytest.mark.parametrize(("broken", "after", "expected", "recheck"), LOSSES)
-def test_pods_of_a_broken_gang_are_ended_as_fast_as_their_node_allows(broken, after, expected, recheck):
+def test_pods_of_a_failed_gang_are_deleted_as_the_state_of_their_node_allows(broken, after, expected, recheck):
     dead = pod(0, phase="Failed", exit_code=1)
     of = with_status(running(), decide(running(), seen(dead, pod(1)), T0 + 5))
     decision = decide(of, seen(dead, broken), T0 + after)
@@ -366,25 +366,25 @@ def test_pods_of_a_broken_gang_are_ended_as_fast_as_their_node_allows(broken, af
     assert (decision.status.phase, acts(decision), decision.recheck_after) == ("Restarting", expected, recheck)
 
 
-def test_a_deleted_node_costs_one_pass_to_notice_and_none_to_wait_for():
+def test_a_deleted_node_restarts_the_gang_without_waiting():
     of, gone = running(), pod(1, node_lost=True, node_gone=True)
     of, decisions = settle(of, seen(pod(0), gone), T0 + 1)
     message = (
         "attempt 2: restarting from the beginning after node n1 of pod x-1-1 was deleted, and with it rank 1 "
         "(dp_shard 1); does not count against maxRestarts"
     )
-    assert told(decisions) == [("Normal", "NodeLost", message)]
+    assert events(decisions) == [("Normal", "NodeLost", message)]
     assert [acts(d) for d in decisions] == [[], ["-x-1-0 grace 15", "-x-1-1 grace 0"]]
 
 
-def test_pods_on_lost_nodes_do_not_outlive_the_job():
+def test_pods_on_lost_nodes_are_deleted_after_the_job_ends():
     of, _ = settle(running(), seen(pod(0), pod(1, phase="Failed", report="UserError")), T0 + 1)
     left = pod(0, node_lost=True, deleting=True, deletion_deadline=DEADLINE)
     assert acts(decide(of, seen(left), T0 + 2)) == ["-x-1-0 grace 15"]
     assert acts(decide(of, seen(replace(left, node_gone=True)), T0 + 2)) == ["-x-1-0 grace 0"]
 
 
-def test_evidence_of_the_last_attempt_is_kept_and_older_evidence_removed():
+def test_pods_of_the_previous_attempt_are_kept_and_older_ones_deleted():
     of = running()
     for attempt in (1, 2):
         gang = [pod(i, attempt, phase="Failed", exit_code=137) for i in range(2)]
@@ -394,10 +394,10 @@ def test_evidence_of_the_last_attempt_is_kept_and_older_evidence_removed():
     assert acts(last) == ["-x-1-0", "-x-1-1"]
 
 
-# --- first causes that show up late -------------------------------------------------------------------------------
+# --- first causes that are observed late --------------------------------------------------------------------------
 
 
-def test_a_user_error_seen_late_still_fails_the_job_at_once():
+def test_a_user_error_observed_late_fails_the_job():
     of, _ = settle(running(), seen(pod(0, phase="Failed", report="NetworkError"), pod(1)), T0 + 1)
     assert of.status.phase == "Restarting"
     late = pod(1, phase="Failed", report={"reason": "UserError", "message": "bad field", "retryable": False, "rank": 1})
@@ -406,44 +406,44 @@ def test_a_user_error_seen_late_still_fails_the_job_at_once():
     assert of.status.message == "pod x-1-1 ended with UserError on rank 1 (dp_shard 1): bad field"
     assert [(r.attempt, r.reason) for r in of.status.restart_history] == [(1, "UserError")]
     assert of.status.restarts == 0
-    assert told(decisions)[0][:2] == ("Warning", "UserError")
+    assert events(decisions)[0][:2] == ("Warning", "UserError")
 
 
-def test_a_node_found_lost_later_makes_the_restart_free():
+def test_a_lost_node_observed_late_makes_the_restart_uncounted():
     of, _ = settle(running(), seen(pod(0, phase="Failed", report="NetworkError"), pod(1)), T0 + 1)
     lost = pod(1, node_lost=True, deleting=True, deletion_deadline=T0 + 30)
     of, decisions = settle(of, seen(pod(0, phase="Failed", report="NetworkError"), lost), T0 + 2)
-    assert [(r.reason, r.free) for r in of.status.restart_history] == [("NodeLost", True)]
+    assert [(r.reason, r.counted) for r in of.status.restart_history] == [("NodeLost", False)]
     assert of.status.message == (
         "attempt 2: restarting from the beginning after node n1 of pod x-1-1 was lost, and with it rank 1 "
         "(dp_shard 1); does not count against maxRestarts"
     )
-    assert told(decisions) == []
+    assert events(decisions) == []
 
 
-def test_our_own_deletions_are_no_preemption():
-    """A charged restart stays charged when the pods that we stop for it say Preempted."""
+def test_pods_stopped_for_a_restart_do_not_change_its_cause():
+    """A counted restart stays counted when the stopped pods report Preempted."""
     of, _ = settle(running(), seen(pod(0, phase="Failed", exit_code=137), pod(1)), T0 + 1)
     of, _ = settle(of, seen(pod(0, phase="Failed", exit_code=137), pod(1, phase="Failed", report="Preempted")), T0 + 2)
-    assert [(r.reason, r.free) for r in of.status.restart_history] == [("Killed", False)]
+    assert [(r.reason, r.counted) for r in of.status.restart_history] == [("Killed", True)]
 
 
 # --- ends ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_users_mistake_fails_at_once_restarts_unspent():
+def test_a_user_error_fails_the_job_without_a_restart():
     wrong = pod(1, phase="Failed", report={"reason": "UserError", "message": "no split 'trian'", "retryable": False})
     first = decide(running(), seen(pod(0), wrong), T0 + 5)
     message = "pod x-1-1 ended with UserError on rank 0 (dp_shard 0): no split 'trian'"
     assert (first.status.phase, first.status.message, first.status.restarts) == ("Failed", message, 0)
-    assert told([first]) == [("Warning", "UserError", message)]
+    assert events([first]) == [("Warning", "UserError", message)]
     assert (acts(first), first.recheck_after) == ([], 0)
     of = with_status(running(), first)
     assert acts(decide(of, seen(pod(0), wrong), T0 + 5)) == ["-x-1-0 grace 15"]
 
 
 def crash_loop(of, *, step, times):
-    """The job after `times` attempts that are killed at a step (a number, or a function of the attempt)."""
+    """Return the job after `times` attempts that are killed at `step` (a number, or a function of the attempt)."""
     now = T0
     for _ in range(times):
         attempt = of.status.attempt
@@ -457,7 +457,7 @@ def crash_loop(of, *, step, times):
     return of
 
 
-def test_restarts_end_with_the_budget():
+def test_the_job_fails_after_max_restarts():
     of = crash_loop(running(step=None), step=lambda attempt: attempt * 10, times=4)
     assert failed_by(of, "RestartsExhausted")
     assert of.status.message == (
@@ -466,7 +466,7 @@ def test_restarts_end_with_the_budget():
     assert (of.status.attempt, of.status.restarts) == (4, 3)
 
 
-def test_no_restart_at_all():
+def test_max_restarts_0_allows_restarts_that_do_not_count():
     none = running(job(runPolicy={"maxRestarts": 0}))
     of, _ = settle(none, seen(pod(0, phase="Failed", exit_code=137), pod(1)), T0 + 1)
     assert of.status.message == "pod x-1-0 was killed (exit 137); spec.runPolicy.maxRestarts is 0"
@@ -474,7 +474,7 @@ def test_no_restart_at_all():
     assert of.status.phase == "Restarting"
 
 
-def test_old_restarts_leave_the_window():
+def test_restarts_older_than_the_window_do_not_count():
     small = running(job(runPolicy={"maxRestarts": 1, "restartWindowSeconds": 900}), step=None)
     of = crash_loop(small, step=lambda attempt: attempt * 10, times=6)
     assert (of.status.phase, of.status.attempt) == ("Pending", 7)
@@ -491,7 +491,7 @@ def test_three_attempts_without_a_new_step_end_the_job():
     assert "(the newest is 40)" in (of.status.message or "")
 
 
-def test_attempts_that_get_nowhere_are_spaced_out():
+def test_the_operator_pauses_between_attempts_without_progress():
     of = running(job(runPolicy={"maxRestarts": 10}), step=None)
     for attempt in (1, 2):
         gang = [pod(i, attempt, phase="Failed", disrupted=True) for i in range(2)]
@@ -502,17 +502,17 @@ def test_attempts_that_get_nowhere_are_spaced_out():
     assert (of.status.phase, of.status.attempt) == ("Pending", 3)
 
 
-def test_an_attempt_is_credited_with_its_own_steps_alone():
+def test_the_record_of_an_attempt_has_only_its_own_steps():
     of, _ = settle(running(step=40), seen(pod(0, phase="Failed", exit_code=137)), T0 + 1)
     gang = [pod(i, 2, started_at=T0 + 50) for i in range(2)]
     of, _ = settle(of, seen(*gang), T0 + 50)
     of, _ = settle(of, seen(pod(0, 2, phase="Failed", exit_code=137), gang[1]), T0 + 60)
     assert [(r.attempt, r.step) for r in of.status.restart_history] == [(1, 40), (2, 0)]
     assert of.status.progress
-    assert of.status.progress.step == 40  # what people see does not fall back
+    assert of.status.progress.step == 40  # the step in the status does not decrease
 
 
-def test_the_deadline_counts_active_time_only():
+def test_suspended_time_does_not_count_against_the_deadline():
     of = running(job(runPolicy={"activeDeadlineSeconds": 100}))
     gang = seen(pod(0), pod(1))
     assert decide(of, gang, T0 + 60).recheck_after == 40
@@ -535,7 +535,7 @@ def timed(**policy):
 
 
 STALLS = [
-    # seconds since the pods run, progress, restart reason
+    # seconds since the pods started, progress, reason of the restart or None
     (49, None, None),
     (50, None, "StartupTimeout"),
     (99, progress(0, phase="loading", updated=T0 + 50), None),
@@ -547,17 +547,17 @@ STALLS = [
     (150, progress(1, phase="checkpointing", updated=T0 + 51), None),
     (150, progress(99, phase="exporting", updated=T0 + 50), "Hung"),
     (150, progress(100, phase="done", updated=T0 + 50), "Hung"),
-    # What another attempt left behind neither keeps this one alive nor kills it.
+    # Progress of another attempt has no effect.
     (49, progress(7, attempt=9, updated=T0 - 9999), None),
     (50, progress(7, attempt=9, updated=T0 + 49), "StartupTimeout"),
-    # The workers were restarted in place: they start anew.
+    # An in-place restart of the workers starts the startup timeout again.
     (149, progress(0, phase="starting", updated=T0 + 100, worker_restarts=1), None),
     (150, progress(0, phase="starting", updated=T0 + 100, worker_restarts=1), "StartupTimeout"),
 ]
 
 
 @pytest.mark.parametrize(("after", "shown", "reason"), STALLS)
-def test_a_start_or_a_step_that_stands_still(after, shown, reason):
+def test_a_start_or_a_step_that_exceeds_its_timeout_restarts_the_gang(after, shown, reason):
     decision = decide(timed(), seen(pod(0), pod(1), progress=shown), T0 + after)
     assert [r.reason for r in decision.status.restart_history] == ([reason] if reason else [])
     assert (decision.status.phase == "Restarting") == bool(reason)
@@ -566,9 +566,9 @@ def test_a_start_or_a_step_that_stands_still(after, shown, reason):
         assert decision.recheck_after > 0
 
 
-def test_a_hang_says_where_and_who_is_silent():
+def test_the_message_of_a_hang_names_the_step_and_the_unresponsive_pod():
     decision = decide(timed(), seen(pod(0), pod(1, ready=False), progress=progress(5, updated=T0)), T0 + 100)
-    assert told([decision])[-1] == (
+    assert events([decision])[-1] == (
         "Warning",
         "Hung",
         "attempt 2: restarting from the beginning after no progress for 1m40s (training after step 5; unresponsive: "
@@ -576,7 +576,7 @@ def test_a_hang_says_where_and_who_is_silent():
     )
 
 
-def test_silence_after_steps_were_seen_is_a_hang_too():
+def test_no_progress_report_after_observed_steps_is_a_hang():
     of, _ = settle(timed(), seen(pod(0), pod(1), progress=progress(5, updated=T0 + 10)), T0 + 10)
     assert decide(of, seen(pod(0), pod(1)), T0 + 109).status.phase == "Running"
     late = decide(of, seen(pod(0), pod(1)), T0 + 110)
@@ -584,7 +584,7 @@ def test_silence_after_steps_were_seen_is_a_hang_too():
     assert late.status.restart_history[0].step == 5
 
 
-def test_the_hang_timer_starts_anew_with_each_attempt():
+def test_the_timers_start_again_with_each_attempt():
     of, _ = settle(timed(), seen(pod(0), pod(1), progress=progress(5, updated=T0)), T0 + 100)
     of, _ = settle(of, seen(), T0 + 130)
     again = T0 + 1000
@@ -593,7 +593,7 @@ def test_the_hang_timer_starts_anew_with_each_attempt():
     assert (of.status.phase, of.status.attempt, decisions[-1].recheck_after) == ("Starting", 2, 50)
 
 
-def test_an_image_that_cannot_be_pulled_is_given_the_startup_time():
+def test_an_image_that_cannot_be_pulled_fails_the_job_after_the_startup_timeout():
     of, _ = settle(job(runPolicy={"startupTimeoutSeconds": 50}), Observed(), T0)
     stuck = pod(1, phase="Pending", reason="ImagePullBackOff", message="not found", created_at=T0)
     of, decisions = settle(of, seen(pod(0), stuck), T0 + 10)
@@ -603,7 +603,7 @@ def test_an_image_that_cannot_be_pulled_is_given_the_startup_time():
     assert of.status.message == "pod x-1-1 could not start for 50s: ImagePullBackOff (not found)"
 
 
-def test_waiting_for_room_has_no_timeout():
+def test_unschedulable_pods_wait_without_a_timeout():
     of, _ = settle(job(), Observed(), T0)
     queued = [pod(i, phase="Pending", reason="Unschedulable", created_at=T0) for i in range(2)]
     of, decisions = settle(of, seen(*queued), T0 + 10**6)
@@ -613,31 +613,31 @@ def test_waiting_for_room_has_no_timeout():
 # --- suspension ---------------------------------------------------------------------------------------------------
 
 
-def test_suspended_with_the_pods_own_grace_and_resumed_free_of_charge():
+def test_suspend_uses_the_pods_own_grace_period_and_resume_is_not_a_restart():
     of = edited(running(checkpoint=10), runPolicy={"suspend": True})
     gang = (pod(0), pod(1))
     first = decide(of, seen(*gang), T0 + 30)
     assert acts(first) == ["-x-1-0", "-x-1-1"]
-    assert (first.status.phase, first.status.message) == ("Suspended", "suspended; waiting for 2 pods to save and end")
+    assert (first.status.phase, first.status.message) == ("Suspended", "suspended; waiting for 2 pods to save and exit")
     assert (first.status.active_seconds, first.status.active_since) == (30, None)
-    assert told([first]) == [("Normal", "Suspended", "suspended by spec.runPolicy.suspend")]
+    assert events([first]) == [("Normal", "Suspended", "suspended by spec.runPolicy.suspend")]
     of = with_status(of, first)
     saved = {"reason": "Preempted", "retryable": True, "step": 17, "checkpoint_step": 17}
     of, decisions = settle(of, seen(pod(0, phase="Failed", report=saved)), T0 + 60)
     assert of.status.message == "suspended; will resume from step 17"
-    assert told(decisions) == []
-    assert truths(of)["Suspended"] == ("True", "ByUser")
+    assert events(decisions) == []
+    assert conditions(of)["Suspended"] == ("True", "ByUser")
 
     of = edited(of, runPolicy={"suspend": False})
     of, decisions = settle(of, seen(pod(0, phase="Failed", report=saved)), T0 + 90)
     assert (of.status.phase, of.status.attempt, of.status.restarts) == ("Pending", 2, 0)
     assert of.status.restart_history == []
     assert of.status.message == "attempt 2: created 2 pods, restarting from step 17"
-    assert [e[1:] for e in told(decisions)] == [
+    assert [e[1:] for e in events(decisions)] == [
         ("Resumed", "resuming from step 17"),
         ("AttemptCreated", "attempt 2: created 2 pods, restarting from step 17"),
     ]
-    assert truths(of)["Suspended"] == ("False", "Resumed")
+    assert conditions(of)["Suspended"] == ("False", "Resumed")
 
 
 def test_resuming_waits_for_the_old_pods():
@@ -648,7 +648,7 @@ def test_resuming_waits_for_the_old_pods():
     assert [acts(d) for d in decisions] == [[]]
 
 
-def test_a_job_born_suspended_makes_nothing_until_it_is_resumed():
+def test_a_job_created_suspended_has_no_pods_until_it_is_resumed():
     of = job(runPolicy={"suspend": True})
     of, decisions = settle(of, Observed(), T0)
     assert (of.status.phase, of.status.start_time, acts(decisions[-1])) == ("Suspended", None, [])
@@ -657,43 +657,45 @@ def test_a_job_born_suspended_makes_nothing_until_it_is_resumed():
     assert of.status.message == "attempt 1: created 2 pods"
 
 
-# --- not accepted -------------------------------------------------------------------------------------------------
+# --- rejected jobs ------------------------------------------------------------------------------------------------
 
 
-def test_an_impossible_job_fails_without_pods_and_says_everything():
+def test_an_invalid_job_fails_without_pods_and_lists_all_errors():
     of, decisions = settle(job(mesh={"dpShard": 5}, pod={"labels": {"hftitan.io/x": "y"}}), Observed(), T0)
     assert failed_by(of, "InvalidSpec")
-    assert truths(of)["Accepted"] == ("False", "InvalidSpec")
+    assert conditions(of)["Accepted"] == ("False", "InvalidSpec")
     assert of.status.message == (
         "spec.mesh.dpShard: dpReplicate 1 x dpShard 5 x cp 1 x tp 1 x pp 1 = 5, but the mesh has 2 ranks (2 nodes x "
         '1 process); use 2 or -1; spec.pod.labels["hftitan.io/x"]: is set by the operator; remove it'
     )
     assert all(not d.actions for d in decisions)
-    assert [e[1] for e in told(decisions)] == ["InvalidSpec"]
+    assert [e[1] for e in events(decisions)] == ["InvalidSpec"]
 
 
-def test_the_mesh_of_a_running_job_is_fixed():
+def test_the_mesh_of_a_running_job_is_immutable():
     of = edited(running(), mesh={"nodes": 3})
     of, _ = settle(of, seen(pod(0), pod(1)), T0 + 1)
     assert failed_by(of, "MeshChanged")
     assert (of.status.message or "").startswith(
-        "spec.mesh: changed from 2x1: dp2 to 3x1: dp3 after pods were made for it; a job's mesh is fixed"
+        "spec.mesh: changed from 2x1: dp2 to 3x1: dp3 after pods were created; a job's mesh is immutable"
     )
 
 
-def test_a_job_that_may_not_have_pods_any_more_gets_none_and_says_why():
-    """It was accepted by an operator that was less strict, or its status is a lie."""
+def test_an_accepted_job_with_an_invalid_pod_spec_fails_instead_of_creating_pods():
+    """An older operator with fewer rules accepted it, or somebody edited its status."""
     fine, _ = settle(job(), Observed(), T0)
     of = job(pod={"annotations": {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}})
     of = of.model_copy(update={"status": fine.status})
-    assert decide(of, seen(pod(0), pod(1)), T0).status.phase == "Starting"  # what runs is let alone
+    assert decide(of, seen(pod(0), pod(1)), T0).status.phase == "Starting"  # running pods are not affected
     of, decisions = settle(of, Observed(), T0)
     assert failed_by(of, "InvalidSpec")
-    assert 'spec.pod.annotations["seccomp.security.alpha.kubernetes.io/pod"]: belongs to' in (of.status.message or "")
+    assert 'spec.pod.annotations["seccomp.security.alpha.kubernetes.io/pod"]: is reserved for Kubernetes' in (
+        of.status.message or ""
+    )
     assert [acts(d) for d in decisions] == [[]] * len(decisions)
 
 
-def test_what_was_accepted_is_not_judged_again_until_it_changes(monkeypatch):
+def test_an_accepted_spec_is_checked_again_only_when_it_changes(monkeypatch):
     from hftitan_operator.core import admission, podcheck
 
     of = running()
@@ -721,7 +723,7 @@ def test_pods_are_cleaned_by_policy(policy, expected):
     assert acts(decide(of, seen(pod(0), pod(1, phase="Failed", report="UserError")), T0 + 1)) == expected
 
 
-def test_the_end_is_final_whatever_is_seen_or_edited():
+def test_the_phase_of_a_finished_job_never_changes():
     of = ended()
     before = of.status
     for observed in (seen(), seen(pod(0), pod(1)), seen(pod(0, phase="Succeeded"), pod(1, phase="Succeeded"))):
@@ -748,7 +750,7 @@ def test_a_job_that_is_being_deleted_is_left_to_the_garbage_collector():
 # --- conditions ---------------------------------------------------------------------------------------------------
 
 
-def test_transition_times_move_with_the_status_alone():
+def test_transition_times_change_only_with_the_status_of_the_condition():
     of = running()
     accepted = st.condition(of.status, "Accepted")
     assert accepted
@@ -761,7 +763,7 @@ def test_transition_times_move_with_the_status_alone():
     condition = st.condition(of.status, "Running")
     assert condition
     assert (condition.status, condition.last_transition_time) == ("False", rfc3339(T0 + 60))
-    # Another reason is no transition: the second attempt ends before it ever ran.
+    # A new reason is not a transition: the second attempt ends before it runs.
     of, _ = settle(of, seen(pod(0, phase="Failed", exit_code=1)), T0 + 70)
     of, _ = settle(of, seen(pod(0, 2, phase="Failed", exit_code=137), pod(1, 2, phase="Pending")), T0 + 80)
     condition = st.condition(of.status, "Running")
@@ -769,8 +771,7 @@ def test_transition_times_move_with_the_status_alone():
     assert (condition.reason, condition.last_transition_time) == ("Killed", rfc3339(T0 + 60))
 
 
-def test_a_status_survives_the_api_server():
-    """Long messages and long lives fit the schema: what is written can be read."""
+def test_a_status_with_a_long_message_fits_the_schema():
     long = pod(0, phase="Pending", reason="Unschedulable", message="no room " * 5000)
     of, _ = settle(job(), Observed(), T0)
     of, _ = settle(of, seen(long, pod(1)), T0)

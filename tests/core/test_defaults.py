@@ -1,4 +1,4 @@
-"""What a cluster sets for jobs that leave it out, and what it never touches."""
+"""The cluster's defaults for fields that a job omits, and what the defaults never change."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def objects(of, defaults=DEFAULTS):
     return render(with_defaults(of, defaults), plan(of.spec), 1)
 
 
-def test_the_tables_here_have_every_field():
+def test_both_tables_have_every_default():
     fields = {field.alias for field in PodDefaults.model_fields.values()}
     assert ALL.keys() == OTHERS.keys() == fields
 
 
-def test_what_a_job_leaves_out_is_filled_in():
+def test_omitted_fields_get_the_defaults():
     pod = objects(job()).pods[0]["spec"]
     (container,) = pod["containers"]
     assert (container["image"], container["imagePullPolicy"]) == ("registry.example/trainer:2", "Always")
@@ -63,19 +63,19 @@ def test_what_a_job_leaves_out_is_filled_in():
 
 
 @pytest.mark.parametrize("field", OTHERS)
-def test_what_a_job_says_is_its_own_as_a_whole(field):
+def test_a_jobs_value_replaces_the_default_entirely(field):
     mine = job(pod={field: OTHERS[field]})
     filled = with_defaults(mine, DEFAULTS).spec.pod.to_dict()
     assert {key: filled[key] for key in ALL} == {**ALL, field: OTHERS[field]}
 
 
-@pytest.mark.parametrize("said", [{"imagePullSecrets": []}, {"nodeSelector": {}}, {"tolerations": []}])
-def test_an_empty_list_or_map_says_nothing(said):
-    """The API server keeps them apart from absent ones, and kubectl does not show which it was."""
-    assert with_defaults(job(pod=said), DEFAULTS).spec == with_defaults(job(), DEFAULTS).spec
+@pytest.mark.parametrize("pod_spec", [{"imagePullSecrets": []}, {"nodeSelector": {}}, {"tolerations": []}])
+def test_an_empty_list_or_map_counts_as_unset(pod_spec):
+    """The API server distinguishes empty and absent values, but kubectl does not show the difference."""
+    assert with_defaults(job(pod=pod_spec), DEFAULTS).spec == with_defaults(job(), DEFAULTS).spec
 
 
-def test_nothing_else_of_a_job_changes():
+def test_defaults_change_no_other_field_and_not_the_trainers_document():
     before, after = job(), with_defaults(job(), DEFAULTS)
     others = PodSpec.model_fields.keys() - PodDefaults.model_fields.keys()
     assert {name: getattr(after.spec.pod, name) for name in others} == {
@@ -83,11 +83,11 @@ def test_nothing_else_of_a_job_changes():
     }
     assert after.model_copy(update={"spec": before.spec}) == before
     assert with_defaults(before, NO_DEFAULTS) is before
-    # Every attempt reads this document, whatever the defaults were when its pods were made.
+    # Every attempt reads this document, whatever the defaults were when its pods were created.
     assert objects(before).config == objects(before, NO_DEFAULTS).config
 
 
-def test_others_are_for_the_next_attempt_and_nothing_else():
+def test_changed_defaults_apply_only_to_the_next_attempt():
     of = running(job())
     alive = seen(pod(0), pod(1), progress=progress(10))
     before, after = (decide(with_defaults(of, defaults), alive, T0) for defaults in (NO_DEFAULTS, DEFAULTS))
@@ -100,26 +100,26 @@ def test_others_are_for_the_next_attempt_and_nothing_else():
     assert {p["spec"]["containers"][0]["image"] for p in made} == {"registry.example/trainer:2"}
 
 
-def test_without_any_default_it_is_the_operators_own_image_and_scratch_space():
+def test_without_defaults_pods_use_the_trainer_image_and_a_scratch_cache():
     pod = objects(job(), NO_DEFAULTS).pods[0]["spec"]
     assert pod["containers"][0]["image"] == TRAINER_IMAGE
     assert {"name": "cache", "emptyDir": {}} in pod["volumes"]
 
 
-def test_a_token_that_a_job_has_in_its_own_way_stays_the_only_one():
+def test_a_token_in_the_jobs_env_replaces_the_default_token():
     source = {"secretKeyRef": {"name": "mine", "key": "x"}}
     pod = objects(job(pod={"env": [{"name": "HF_TOKEN", "valueFrom": source}]})).pods[0]
     tokens = [v for v in pod["spec"]["containers"][0]["env"] if v["name"] == "HF_TOKEN"]
     assert tokens == [{"name": "HF_TOKEN", "valueFrom": source}]
 
 
-def test_a_file_of_them_is_read():
+def test_load_a_file_of_defaults():
     assert load_defaults(yaml.safe_dump(ALL)) == (DEFAULTS, ())
     assert load_defaults("{}") == (NO_DEFAULTS, ())
     assert load_defaults("image:\ntolerations: null\n") == (NO_DEFAULTS, ())
 
 
-def test_the_file_that_the_documents_show_is_one():
+def test_the_example_in_the_documentation_is_valid():
     text = (ROOT / "docs" / "operating.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     defaults, problems = load_defaults(block)
@@ -131,21 +131,21 @@ def test_the_file_that_the_documents_show_is_one():
     ("text", "problem"),
     [
         ("image: [", "line 1: "),
-        ("- image: x", "line 1: must hold fields of spec.pod, for example `image: registry/trainer:1`"),
+        ("- image: x", "line 1: must contain fields of spec.pod, for example `image: registry/trainer:1`"),
         ("", "the file is empty"),
         ("image: 3", 'image: must be text, not the number 3; put it in quotes: "3"'),
-        ("pod: {image: x}", "pod: unknown field; the fields here are image, imagePullPolicy, "),
+        ("pod: {image: x}", "pod: unknown field; valid fields are image, imagePullPolicy, "),
         ("nodeSelctor: {a: b}", "nodeSelctor: unknown field; did you mean nodeSelector?"),
-        ("env: [{name: A, value: b}]", "env: unknown field; the fields here are image, "),
-        ("nodeSelector: {a: b c}", "nodeSelector.a: 'b c' is no label value; "),
+        ("env: [{name: A, value: b}]", "env: unknown field; valid fields are image, "),
+        ("nodeSelector: {a: b c}", "nodeSelector.a: 'b c' is not a label value; "),
         (
             "tolerations: [{operator: Exists, value: x}]",
             "tolerations[0].value: operator Exists takes no value; remove it, or use operator: Equal",
         ),
-        ("cacheVolume: A Claim", "cacheVolume: 'A Claim' is not allowed here; write lower-case letters, "),
+        ("cacheVolume: A Claim", "cacheVolume: 'A Claim' is not allowed; use lower-case letters, "),
     ],
 )
-def test_a_mistake_in_the_file_names_its_field(text, problem):
+def test_an_error_in_the_file_names_its_field(text, problem):
     defaults, problems = load_defaults(text)
     assert defaults is None
     (found,) = problems

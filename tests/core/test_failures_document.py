@@ -1,4 +1,4 @@
-"""docs/failures.md has every reason, charges it as the core does, and shows the core's own messages."""
+"""docs/failures.md lists every reason, whether it counts against maxRestarts, and the core's exact message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLD = {
     "UserError": "spec.dataset.path: /data/a is not there",
     "NonFiniteLoss": "the loss is nan at step 41",
 }
-"""What a trainer says of its end."""
+"""Messages of exit reports, by reason."""
 
 
 def report(reason: str):
@@ -52,7 +52,7 @@ LATE = {
 
 
 def cause(reason: str) -> classify.Cause:
-    """As the core finds it for the second of two pods."""
+    """Return the cause that the core finds for the second of two pods."""
     of = job()
     plan = mesh.plan(of.spec)
     if reason in ENDED:
@@ -70,14 +70,14 @@ def cause(reason: str) -> classify.Cause:
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The table of a section, without its head."""
+    """Return the rows of a section's table, without the header."""
     section = DOCUMENT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
 def words(text: str) -> set[str]:
-    """What stands as code and is one word in CamelCase."""
+    """Return the words in CamelCase that are formatted as code."""
     return set(re.findall(r"`([A-Z][A-Za-z]+)`", text))
 
 
@@ -91,21 +91,21 @@ def test_every_end_of_an_attempt_is_in_the_table():
 
 
 @pytest.mark.parametrize("reason", ATTEMPTS)
-def test_it_is_charged_and_told_as_the_table_says(reason):
+def test_the_table_shows_the_cores_message_and_whether_the_restart_counts(reason):
     found = cause(reason)
-    _, _, charged, seen = ATTEMPTS[reason]
-    assert (found.reason, f"`{found.message}`") == (reason, seen)
-    assert charged == ("ends the job" if found.fatal else "no" if found.free else "yes")
+    _, _, counted, message = ATTEMPTS[reason]
+    assert (found.reason, f"`{found.message}`") == (reason, message)
+    assert counted == ("ends the job" if found.fatal else "yes" if found.counted else "no")
 
 
-def test_every_reason_is_somewhere_and_no_other():
+def test_the_document_has_every_reason_and_no_unknown_one():
     assert words(DOCUMENT) >= REASONS
     phases = {"Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed"}
     invented = words(DOCUMENT) - REASONS - set(get_args(ExitReason)) - phases - set(reasons.CONDITION_TYPES)
     assert invented == set()
 
 
-def test_every_condition_is_there_with_its_first_reasons():
+def test_the_table_of_conditions_is_complete_and_has_their_first_reasons():
     table = {row[0].strip("`"): words(row[1]) for row in rows("Conditions and events")}
     assert tuple(table) == reasons.CONDITION_TYPES
     for condition in running(None).status.conditions:

@@ -1,4 +1,4 @@
-"""A job's life with a gang scheduler: what is asked of it and when, what it does to pods, and a cluster without it."""
+"""Jobs with a gang scheduler: their PodGroups, gated and preempted pods, and a cluster without the scheduler."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ def kinds(actions):
 
 
 def groups(actions):
-    """Names of PodGroups: those created, those deleted."""
+    """Return the names of the created and of the deleted PodGroups."""
     made = [
         a.manifest["metadata"]["name"] for a in actions if isinstance(a, Apply) and a.manifest["kind"] == "PodGroup"
     ]
     return made, [a.name for a in actions if isinstance(a, DeletePodGroup)]
 
 
-# --- what is asked, and when ------------------------------------------------------------------------------------
+# --- creation ---------------------------------------------------------------------------------------------------
 
 
-def test_a_pod_group_comes_before_everything_and_in_a_batch_of_its_own():
+def test_the_pod_group_is_created_first_in_its_own_batch():
     actions = decide(queued("volcano"), Observed(), T0).actions
     assert kinds(actions) == ["PodGroup", "Service", "ConfigMap", "Pod", "Pod"]
     assert [kinds(batch) for batch in batches(actions)] == [["PodGroup"], ["Service", "ConfigMap"], ["Pod", "Pod"]]
 
 
-def test_kueues_queue_must_be_there_before_anything_is_made():
+def test_the_kueue_queue_is_checked_before_anything_is_created():
     actions = decide(queued("kueue"), Observed(), T0).actions
     assert actions[0] == Require("kueue.x-k8s.io/v1beta2", "localqueues", "team-queue")
     assert [kinds(batch) for batch in batches(actions)] == [["Require"], ["Service", "ConfigMap"], ["Pod", "Pod"]]
 
 
-def test_it_is_asked_again_with_each_slice_of_pods_and_not_once_they_are_there(monkeypatch):
+def test_the_pod_group_is_applied_with_each_batch_of_pods_and_not_afterwards(monkeypatch):
     monkeypatch.setattr(creation, "PODS_AT_ONCE", 2)
     of = queued("volcano", nodes=3)
     first = decide(of, Observed(), T0)
@@ -78,14 +78,14 @@ def test_it_is_asked_again_with_each_slice_of_pods_and_not_once_they_are_there(m
 # --- the end of an attempt --------------------------------------------------------------------------------------
 
 
-def test_a_new_attempt_is_a_new_group_and_the_old_one_goes_with_the_verdict():
+def test_a_new_attempt_has_a_new_group_and_the_old_group_is_deleted_at_the_failure():
     of = running(queued("volcano"))
     crashed = seen(pod(0, phase="Failed", exit_code=137), pod(1))
-    verdict = decide(of, crashed, T0 + 1)
-    assert verdict.status.phase == "Restarting"
-    assert verdict.actions == (DeletePodGroup(VOLCANO, "x-uid-1"),)
+    failure = decide(of, crashed, T0 + 1)
+    assert failure.status.phase == "Restarting"
+    assert failure.actions == (DeletePodGroup(VOLCANO, "x-uid-1"),)
     of, (*_, drained) = settle(of, crashed, T0 + 1)
-    assert groups(drained.actions) == ([], []), "once, with the verdict"
+    assert groups(drained.actions) == ([], []), "deleted only once"
     over = seen(pod(0, phase="Failed", exit_code=137), pod(1, phase="Failed", exit_code=143))
     of, decisions = settle(of, over, T0 + 2)
     actions = [action for decision in decisions for action in decision.actions]
@@ -95,10 +95,10 @@ def test_a_new_attempt_is_a_new_group_and_the_old_one_goes_with_the_verdict():
     assert [p["metadata"]["annotations"] for p in pods] == [{"scheduling.k8s.io/group-name": "x-uid-2"}] * 2
 
 
-def test_a_suspended_job_waits_in_no_queue_and_goes_on_in_a_new_group():
+def test_a_suspended_job_has_no_group_and_resumes_with_a_new_one():
     of = edited(running(queued("volcano")), runPolicy={"suspend": True})
     of, decisions = settle(of, seen(pod(0), pod(1)), T0 + 1)
-    gone = ["x-uid-1", "x-uid-2"]  # the second in case that a pass had begun it when it was cut short
+    gone = ["x-uid-1", "x-uid-2"]  # an interrupted pass may have created the second
     assert [groups(decision.actions)[1] for decision in decisions if groups(decision.actions)[1]] == [gone]
     assert groups(decide(of, seen(), T0 + 9).actions) == ([], [])
     of, decisions = settle(edited(of, runPolicy={"suspend": False}), seen(), T0 + 10)
@@ -111,8 +111,8 @@ def test_a_job_created_suspended_has_no_group():
     assert decide(of, Observed(), T0 + DAY).actions == ()
 
 
-def test_what_a_pass_that_was_cut_short_asked_for_is_taken_back_too():
-    """It made group and pods of attempt 2, and its status was lost; then the job is suspended, or the pods deleted."""
+def test_the_group_of_an_interrupted_pass_is_deleted():
+    """The pass created group and pods of attempt 2 without a status; then the job is suspended, or the pods deleted."""
     of = running(queued("volcano"))
     begun = [replace(pod(i, 2, "Pending"), node=None) for i in range(2)]
     suspended = decide(edited(of, runPolicy={"suspend": True}), seen(*begun), T0 + 1)
@@ -123,7 +123,7 @@ def test_what_a_pass_that_was_cut_short_asked_for_is_taken_back_too():
     assert groups([a for d in decisions for a in d.actions]) == (["x-uid-3"], ["x-uid-1", "x-uid-2"])
 
 
-def test_the_group_of_a_failed_job_goes_and_that_of_a_finished_one_stays_with_it():
+def test_the_group_of_a_failed_job_is_deleted_and_that_of_a_succeeded_job_kept():
     of = running(queued("volcano", runPolicy={"activeDeadlineSeconds": 60}))
     late = decide(of, seen(pod(0), pod(1), progress=progress(11)), T0 + 61)
     assert (late.status.phase, groups(late.actions)[1]) == ("Failed", ["x-uid-1", "x-uid-2"])
@@ -136,7 +136,7 @@ def test_the_group_of_a_failed_job_goes_and_that_of_a_finished_one_stays_with_it
 # --- a cluster without the scheduler ----------------------------------------------------------------------------
 
 ABSENT = {
-    # what it needs, and what to do about it
+    # needed resource, fix
     "kueue": ("localqueues of kueue.x-k8s.io/v1beta2", "install Kueue 0.15 or newer"),
     "volcano": ("podgroups of scheduling.volcano.sh/v1beta1", "install Volcano"),
     "coscheduling": ("podgroups of scheduling.x-k8s.io/v1alpha1", "install the scheduler-plugins chart"),
@@ -149,23 +149,23 @@ ABSENT = {
 
 
 @pytest.mark.parametrize("gang", ABSENT)
-def test_a_new_job_is_refused_with_the_field_and_the_fix(gang):
+def test_a_new_job_is_rejected_with_the_field_and_the_fix(gang):
     needed, remedy = ABSENT[gang]
     message = (
         f"spec.scheduling.gang: {gang} needs {needed}, which this cluster does not have; {remedy}, or use gang: none"
     )
     of = queued(gang)
-    refused = unserved(of, decide(of, Observed(), T0), "said the server", T0)
-    assert (refused.status.phase, refused.status.message, refused.actions) == ("Failed", message, ())
-    accepted = st.condition(refused.status, reasons.ACCEPTED)
+    rejected = unserved(of, decide(of, Observed(), T0), "from the server", T0)
+    assert (rejected.status.phase, rejected.status.message, rejected.actions) == ("Failed", message, ())
+    accepted = st.condition(rejected.status, reasons.ACCEPTED)
     assert (accepted.status, accepted.reason, accepted.message) == ("False", "NoGangScheduler", message)
-    assert refused.status.attempt == 0
-    assert [event.reason for event in refused.events] == ["NoGangScheduler"]
-    final = decide(with_status(of, refused), Observed(), T0 + DAY)
-    assert (final.status, final.actions) == (refused.status, ())
+    assert rejected.status.attempt == 0
+    assert [event.reason for event in rejected.events] == ["NoGangScheduler"]
+    final = decide(with_status(of, rejected), Observed(), T0 + DAY)
+    assert (final.status, final.actions) == (rejected.status, ())
 
 
-def test_a_job_that_ran_waits_for_its_scheduler_to_come_back():
+def test_a_job_that_had_pods_waits_for_its_scheduler():
     of = edited(running(queued("volcano")), runPolicy={"suspend": True})
     of, _ = settle(of, seen(), T0 + 1)
     of = edited(of, runPolicy={"suspend": False})
@@ -177,20 +177,20 @@ def test_a_job_that_ran_waits_for_its_scheduler_to_come_back():
 # --- Kueue ------------------------------------------------------------------------------------------------------
 
 
-def test_gated_pods_may_wait_for_days():
+def test_gated_pods_wait_without_a_timeout():
     of, _ = settle(queued(), Observed(), T0)
     for days in (0, 1, 30):
         of, decisions = settle(of, seen(gated(0, created_at=T0), gated(1, created_at=T0)), T0 + days * DAY)
-        assert decisions[-1].recheck_after is None, "no timer runs"
+        assert decisions[-1].recheck_after is None, "no timer"
         assert (of.status.phase, of.status.attempt, of.status.restarts) == ("Pending", 1, 0)
     assert of.status.message == ("attempt 1: waiting for Kueue to admit the workload x-uid-1 from queue team-queue")
 
 
-def test_pods_that_kueue_leaves_alone_are_told_of_once():
+def test_pods_that_kueue_does_not_manage_have_one_event():
     of, _ = settle(queued(), Observed(), T0)
     message = (
-        "the pods do not wait in queue team-queue: Kueue manages no pods of namespace team; see its pod integration "
-        "and managedJobsNamespaceSelector"
+        "the pods do not wait in queue team-queue: Kueue does not manage pods in namespace team; check Kueue's pod "
+        "integration and managedJobsNamespaceSelector"
     )
     for expected in ([message], []):
         of, decisions = settle(of, seen(pod(0, unqueued=True), pod(1, unqueued=True)), T0)
@@ -204,12 +204,12 @@ EVICTED = {"disrupted": True, "reason": "WorkloadEvicted", "message": "Preempted
 @pytest.mark.parametrize(
     ("pods", "why"),
     [
-        # Told before they are deleted, they save and end, and Kueue's finalizer keeps them for a while ...
+        # The pods have Kueue's condition, save and exit, and Kueue's finalizer keeps them for a while.
         (
             [pod(i, phase="Failed", deleting=True, report="Preempted", **EVICTED) for i in range(2)],
             "pod x-1-0 was evicted (Preempted to accommodate a workload (UID: w))",
         ),
-        # ... or one of them dies of its peers' going first.
+        # One pod exits first, and its peer fails with a network error.
         (
             [
                 pod(0, phase="Failed", report={"reason": "NetworkError", "retryable": True}),
@@ -217,41 +217,41 @@ EVICTED = {"disrupted": True, "reason": "WorkloadEvicted", "message": "Preempted
             ],
             "pod x-1-1 was evicted (Preempted to accommodate a workload (UID: w))",
         ),
-        # An older Kueue, which says nothing, and its pods are gone.
+        # An older Kueue sets no condition.
         ([pod(0, phase="Failed", deleting=True, report="Preempted")], "pod x-1-0 received SIGTERM"),
         ([], "pod x-1-0 was deleted"),
     ],
 )
-def test_a_preempted_gang_starts_anew_and_pays_nothing(pods, why):
+def test_the_restart_of_a_preempted_gang_does_not_count(pods, why):
     of = running(queued(runPolicy={"maxRestarts": 0}))
     of, decisions = settle(of, seen(*pods), T0 + 60)
     assert (of.status.attempt, of.status.restarts) == (2, 1)
-    assert of.status.restart_history[-1].free
+    assert of.status.restart_history[-1].counted is False
     assert any(why in event.message for decision in decisions for event in decision.events)
     made = [a.manifest for d in decisions for a in d.actions if isinstance(a, Apply)]
     assert {m["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] for m in made} == {"x-uid-2"}
 
 
-def test_a_gated_pod_that_is_deleted_holds_nobody_up_however_long_its_object_stays():
-    """The API server binds no pod that is being deleted, so that it never runs; Kueue's finalizer may keep it."""
+def test_a_deleted_gated_pod_does_not_block_the_next_attempt():
+    """The API server does not bind a pod that is being deleted, so it never runs; Kueue's finalizer may keep it."""
     of, _ = settle(queued(), Observed(), T0)
     of, _ = settle(of, seen(gated(0), gated(1)), T0 + 1)
     going = [gated(i, deleting=True, deletion_deadline=T0 + 2) for i in range(2)]
     of, _ = settle(of, seen(*going), T0 + 2)
-    assert (of.status.attempt, of.status.restart_history[-1].free) == (2, True)
+    assert (of.status.attempt, of.status.restart_history[-1].counted) == (2, False)
     new = [gated(i, 2) for i in range(2)]
     of, decisions = settle(of, seen(*going, *new), T0 + DAY)
     assert (of.status.attempt, of.status.phase, decisions[-1].actions) == (2, "Pending", ())
 
 
-def test_a_bound_pod_that_is_deleted_is_still_waited_for():
+def test_the_operator_waits_for_a_bound_pod_that_is_being_deleted():
     of = running(queued())
     leaving = [replace(pod(i), deleting=True, deletion_deadline=T0 + 300) for i in range(2)]
     of, decisions = settle(of, seen(*leaving), T0 + 1)
     assert (of.status.attempt, decisions[-1].actions) == (1, ())
 
 
-def test_a_job_suspended_in_the_queue_leaves_it_and_comes_back_as_a_new_group():
+def test_a_job_suspended_in_the_queue_leaves_it_and_resumes_as_a_new_group():
     of, _ = settle(queued(), Observed(), T0)
     of, _ = settle(of, seen(gated(0), gated(1)), T0 + 1)
     of = edited(of, runPolicy={"suspend": True})

@@ -1,4 +1,4 @@
-"""The evaluator of `restricted` sees every way out of it: each one alone, in a pod that is otherwise ours."""
+"""The test evaluator of Pod Security `restricted` detects each violation, alone in an otherwise rendered pod."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hftitan_operator.core.render import render
 PATH = "spec.containers[trainer]"
 APPARMOR, SECCOMP = "container.apparmor.security.beta.kubernetes.io", "seccomp.security.alpha.kubernetes.io"
 
-# What is merged into the pod's spec, and the violations.
+# Changes of the pod's spec, expected violations.
 SPEC = [
     ({"hostNetwork": True}, ["spec.hostNetwork"]),
     ({"hostPID": True}, ["spec.hostPID"]),
@@ -99,7 +99,7 @@ ANNOTATIONS = [
 
 
 def merged(into, changes):
-    """Mappings merged, everything else replaced."""
+    """Merge mappings; replace everything else."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict) and key != "capabilities":
             merged(into[key], value)
@@ -108,31 +108,31 @@ def merged(into, changes):
     return into
 
 
-def ours():
+def rendered_pod():
     of = job(nodes=1)
     return copy.deepcopy(render(of, plan(of.spec), 1).pods[0])
 
 
-def test_ours_is_restricted():
-    assert list(violations(ours())) == []
+def test_a_rendered_pod_is_restricted():
+    assert list(violations(rendered_pod())) == []
 
 
 @pytest.mark.parametrize(("changes", "expected"), SPEC)
-def test_ways_out_through_the_pod(changes, expected):
-    pod = ours()
+def test_violations_of_the_pod(changes, expected):
+    pod = rendered_pod()
     merged(pod["spec"], changes)
     assert list(violations(pod)) == expected
 
 
 @pytest.mark.parametrize(("changes", "expected"), CONTAINER)
-def test_ways_out_through_the_container(changes, expected):
-    pod = ours()
+def test_violations_of_the_container(changes, expected):
+    pod = rendered_pod()
     merged(pod["spec"]["containers"][0], changes)
     assert list(violations(pod)) == [f"{PATH}.{field}" for field in expected]
 
 
 @pytest.mark.parametrize(("annotations", "expected"), ANNOTATIONS)
-def test_ways_out_through_annotations(annotations, expected):
-    pod = ours()
+def test_violations_of_annotations(annotations, expected):
+    pod = rendered_pod()
     pod["metadata"]["annotations"] = annotations
     assert list(violations(pod)) == expected

@@ -1,4 +1,4 @@
-"""Whole objects against golden files, and what must hold for every object of every job."""
+"""Whole objects compared with golden files, and properties of every rendered object."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def arguments_of(pod):
 
 
 @pytest.mark.parametrize("case", core_golden.CASES)
-def test_whole_objects_are_the_golden_ones(case):
+def test_rendered_objects_equal_the_golden_files(case):
     golden = (core_golden.FOLDER / f"{case}.yaml").read_text()
     now = core_golden.rendered(case)
     assert list(yaml.safe_load_all(now)) == list(yaml.safe_load_all(golden)), "python tests/core/core_golden.py"
@@ -38,14 +38,14 @@ def test_whole_objects_are_the_golden_ones(case):
 
 
 @pytest.mark.parametrize("case", core_golden.CASES)
-def test_golden_jobs_are_admitted_and_their_pods_are_restricted(case):
+def test_golden_jobs_are_valid_and_their_pods_are_restricted(case):
     of = core_golden.CASES[case][0]()
     assert admission.problems(of) == []
     for pod in rendered(of).pods:
         assert list(violations(pod)) == []
 
 
-def test_rendering_is_deterministic_and_changes_no_input():
+def test_rendering_is_deterministic_and_does_not_change_its_input():
     of = core_golden.hsdp_on_gpus()
     before = of.model_dump_json()
     first, second = rendered(of), rendered(of)
@@ -56,8 +56,7 @@ def test_rendering_is_deterministic_and_changes_no_input():
     assert of.model_dump_json() == before
 
 
-def test_pods_of_a_gang_differ_in_name_and_index_only():
-    """They share the rest, also in memory."""
+def test_pods_of_a_gang_differ_only_in_name_and_index():
     one, two = rendered(core_golden.hsdp_on_gpus()).pods
     text = json.dumps(two).replace("-1-1", "-1-0")
     found = json.loads(text)
@@ -68,7 +67,7 @@ def test_pods_of_a_gang_differ_in_name_and_index_only():
     assert found == one
 
 
-def test_one_document_for_every_attempt_and_pod():
+def test_all_attempts_and_pods_have_the_same_config_and_service():
     of = job(nodes=3)
     assert rendered(of, 1).config == rendered(of, 2).config
     assert rendered(of, 1).service == rendered(of, 2).service
@@ -80,7 +79,7 @@ def test_one_document_for_every_attempt_and_pod():
     assert spec.training.pipeline_schedule is None
 
 
-def test_defaults_that_depend_on_the_device_are_resolved_and_the_users_are_kept():
+def test_device_dependent_defaults_are_resolved_and_user_values_kept():
     gpu = job(nodes=1, mesh={"device": "gpu", "gpusPerNode": 2, "pp": 2}, training={"localBatchSize": 2})
     spec = TrainerSpec.model_validate_json(rendered(gpu).config["data"]["trainer.json"]).training
     assert (spec.mixed_precision, spec.activation_checkpoint, spec.pipeline_schedule) == (
@@ -88,12 +87,14 @@ def test_defaults_that_depend_on_the_device_are_resolved_and_the_users_are_kept(
         "selective",
         "1F1B",
     )
-    said = job(nodes=1, mesh={"device": "gpu"}, training={"mixedPrecision": "float32", "activationCheckpoint": "full"})
-    spec = TrainerSpec.model_validate_json(rendered(said).config["data"]["trainer.json"]).training
+    explicit = job(
+        nodes=1, mesh={"device": "gpu"}, training={"mixedPrecision": "float32", "activationCheckpoint": "full"}
+    )
+    spec = TrainerSpec.model_validate_json(rendered(explicit).config["data"]["trainer.json"]).training
     assert (spec.mixed_precision, spec.activation_checkpoint) == ("float32", "full")
 
 
-def test_rendezvous_is_new_for_each_attempt_and_hosted_by_pod_0_alone():
+def test_each_attempt_has_a_new_rendezvous_on_pod_0():
     first, second = (rendered(job(nodes=2), attempt).pods for attempt in (1, 2))
     envs = [env_of(pod) for pod in (*first, *second)]
     assert [e["PET_RDZV_ID"] for e in envs] == ["uid-1", "uid-1", "uid-2", "uid-2"]
@@ -102,24 +103,24 @@ def test_rendezvous_is_new_for_each_attempt_and_hosted_by_pod_0_alone():
     assert [conf.split(",")[0] for conf in confs] == ["is_host=true", "is_host=false"] * 2
 
 
-def test_torchrun_gives_ranks_in_the_order_of_the_indices():
-    """It sorts the nodes by their addresses as text (torch/distributed/elastic/rendezvous/dynamic_rendezvous.py)."""
+def test_torchrun_assigns_ranks_in_the_order_of_the_indices():
+    """torchrun sorts nodes by their addresses as text (torch/distributed/elastic/rendezvous/dynamic_rendezvous.py)."""
     pods = rendered(job(nodes=12)).pods
     addresses = [env_of(pod)["PET_LOCAL_ADDR"] for pod in pods]
     assert addresses == sorted(addresses)
     assert addresses[2] == "x-1-02.x.team.svc"
     assert [pod["metadata"]["name"] for pod in pods] == [pod["spec"]["hostname"] for pod in pods]
-    # Each takes the rank of its place: node 0 has the endpoint's store, and its name is resolved already.
+    # Node 0 gets rank 0 and hosts the store of the endpoint.
     assert env_of(pods[5])["PET_RDZV_ENDPOINT"] == f"{addresses[0]}:29400"
 
 
-def test_torchrun_lets_the_last_save_finish_before_it_kills():
+def test_torchrun_waits_for_the_last_save_before_it_kills_workers():
     pod = rendered(job()).pods[0]
     grace = pod["spec"]["terminationGracePeriodSeconds"]
     assert 0 < grace - int(arguments_of(pod)["--shutdown-timeout"]) <= 30
 
 
-def test_secrets_are_references_only():
+def test_secrets_are_only_referenced():
     of = job(
         pod={
             "hfTokenSecret": {"name": "vault-7", "key": "token"},
@@ -130,7 +131,7 @@ def test_secrets_are_references_only():
     env = env_of(objects[-1])
     assert env["HF_TOKEN"] == {"secretKeyRef": {"name": "vault-7", "key": "token"}}
     assert env["KEY"] == {"secretKeyRef": {"name": "s", "key": "k"}}
-    # Named once in each of the two pods, and nowhere else: neither in the trainer's document nor on a command line.
+    # The Secret's name is once in each of the two pods, and not in the trainer's document or on a command line.
     assert json.dumps(objects).count("vault-7") == 2
     assert "vault-7" not in json.dumps(objects[:2])
     assert "vault-7" not in json.dumps(objects[-1]["spec"]["containers"][0]["args"])
@@ -144,14 +145,14 @@ def test_no_pod_is_best_effort_and_shm_is_part_of_the_request():
     assert rendered(job(nodes=1)).pods[0]["spec"]["containers"][0]["resources"]["requests"]["memory"] == "2304Mi"
 
 
-def test_nothing_has_finalizers_and_everything_has_its_owner():
+def test_objects_have_no_finalizers_and_the_job_as_owner():
     for thing in rendered(job()).objects:
         assert "finalizers" not in thing["metadata"]
         (owner,) = thing["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["uid"], owner["controller"]) == ("HFTitanJob", "uid", True)
 
 
-def test_a_users_toleration_replaces_ours_for_the_same_taint():
+def test_a_users_toleration_replaces_the_operators_for_the_same_taint():
     mine = {
         "key": "node.kubernetes.io/not-ready",
         "operator": "Exists",
@@ -162,19 +163,19 @@ def test_a_users_toleration_replaces_ours_for_the_same_taint():
     assert [t for t in tolerations if t["key"] == mine["key"]] == [mine]
 
 
-def test_the_pod_cannot_be_killed_by_a_probe():
+def test_the_pod_has_only_a_readiness_probe():
     container = rendered(job()).pods[0]["spec"]["containers"][0]
     assert "readinessProbe" in container
     assert not {"livenessProbe", "startupProbe"} & set(container)
 
 
 KUBERNETES = (
-    "belongs to Kubernetes, which would act on it; remove it (allowed are app.kubernetes.io/part-of, "
+    "is reserved for Kubernetes; remove it (allowed are app.kubernetes.io/part-of, "
     "app.kubernetes.io/version, cluster-autoscaler.kubernetes.io/safe-to-evict, "
     "kubectl.kubernetes.io/default-container)"
 )
 SCHEDULERS = "is read by gang schedulers; remove it, and use spec.scheduling"
-RUNTIMES = "is read by container runtimes, which would obey it; remove it"
+RUNTIMES = "changes how container runtimes run the pod; remove it"
 COLLISIONS = [
     (
         {"env": [{"name": "HFTITAN_CONFIG", "value": "/x"}]},
@@ -190,7 +191,7 @@ COLLISIONS = [
     ),
     (
         {"hfTokenSecret": {"name": "a"}, "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "b"}}}]},
-        "spec.pod.env[0].name: HF_TOKEN comes from spec.pod.hfTokenSecret already; keep one of them",
+        "spec.pod.env[0].name: HF_TOKEN is already set by spec.pod.hfTokenSecret; keep one of them",
     ),
     (
         {"env": [{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "b"}}}]},
@@ -202,11 +203,11 @@ COLLISIONS = [
     ),
     (
         {"volumes": [{"name": "shm", "emptyDir": {}}]},
-        "spec.pod.volumes[0].name: 'shm' is a volume of the operator's; choose another name",
+        "spec.pod.volumes[0].name: 'shm' is a volume of the operator; choose another name",
     ),
     (
         {"volumes": [{"name": "a", "emptyDir": {}}, {"name": "a", "emptyDir": {}}]},
-        "spec.pod.volumes[1].name: 'a' is given twice; keep one of them",
+        "spec.pod.volumes[1].name: 'a' is defined twice; keep one of them",
     ),
     (
         {"volumes": [{"name": "a"}]},
@@ -218,7 +219,7 @@ COLLISIONS = [
     ),
     (
         {"volumeMounts": [{"name": "a", "mountPath": "/a"}]},
-        "spec.pod.volumeMounts[0].name: no volume 'a' in spec.pod.volumes; add it there",
+        "spec.pod.volumeMounts[0].name: spec.pod.volumes has no volume 'a'; add it there",
     ),
     (
         {"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": "/dev/"}]},
@@ -234,7 +235,7 @@ COLLISIONS = [
     ),
     (
         {"volumes": [{"name": "a", "emptyDir": {}}], "volumeMounts": [{"name": "a", "mountPath": "/a/../dev/shm"}]},
-        "spec.pod.volumeMounts[0].mountPath: /a/../dev/shm has ':' or '..' in it; give a plain absolute path",
+        "spec.pod.volumeMounts[0].mountPath: /a/../dev/shm contains ':' or '..'; use a plain absolute path",
     ),
     (
         {
@@ -287,7 +288,7 @@ COLLISIONS = [
 
 
 @pytest.mark.parametrize(("pod", "message"), COLLISIONS)
-def test_what_collides_with_ours_is_refused_by_admission_and_by_render(pod, message):
+def test_admission_and_render_reject_values_that_conflict_with_the_operator(pod, message):
     of = job(pod=pod)
     assert message in [str(problem) for problem in admission.problems(of)]
     with pytest.raises(SpecError) as error:
@@ -308,39 +309,39 @@ def test_what_collides_with_ours_is_refused_by_admission_and_by_render(pod, mess
         ("annotations", "prometheus.io/scrape"),
     ],
 )
-def test_labels_and_annotations_of_others_are_the_users(field, key):
+def test_other_labels_and_annotations_are_allowed(field, key):
     of = job(pod={field: {key: "x"}})
     assert admission.problems(of) == []
     assert rendered(of).pods[0]["metadata"][field][key] == "x"
 
 
-def test_a_variable_of_ours_that_is_no_default_cannot_be_set():
-    """Two of one name: the last would win."""
+def test_a_job_can_override_only_the_variables_that_are_defaults():
+    """With two variables of one name, the container gets the last one."""
     defaults = {"HF_HOME", "HOME", "OMP_NUM_THREADS", "PYTHONUNBUFFERED"}
     for name in env_of(rendered(job()).pods[0]):
-        refused = bool(admission.problems(job(pod={"env": [{"name": name, "value": "x"}]})))
-        assert refused == (name not in defaults), name
+        rejected = bool(admission.problems(job(pod={"env": [{"name": name, "value": "x"}]})))
+        assert rejected == (name not in defaults), name
 
 
-def test_a_priority_class_of_the_clusters_own_is_refused():
+def test_a_system_priority_class_is_rejected():
     of = job(scheduling={"priorityClass": "system-node-critical"})
     message = (
-        "spec.scheduling.priorityClass: system-node-critical would let the job push out what the cluster runs on; "
-        "use a PriorityClass for jobs"
+        "spec.scheduling.priorityClass: system-node-critical would let the job preempt system pods; "
+        "use another PriorityClass"
     )
     assert [str(p) for p in admission.problems(of)] == [message]
-    with pytest.raises(SpecError, match="push out what the cluster runs on"):
+    with pytest.raises(SpecError, match="would let the job preempt system pods"):
         rendered(of)
 
 
-def test_a_port_that_is_torchruns_is_refused():
+def test_the_rendezvous_port_is_rejected_for_metrics():
     of = job(monitoring={"port": 29400})
     assert [str(p) for p in admission.problems(of)] == [
         "spec.monitoring.port: 29400 is torchrun's rendezvous port; use another, for example 9400"
     ]
 
 
-def test_every_problem_is_told_at_once():
+def test_all_problems_are_reported_at_once():
     of = job(name="Bad", meta={"name": "Bad_Name"}, mesh={"dpShard": 5}, pod={"labels": {"hftitan.io/x": "y"}})
     assert [problem.path for problem in admission.problems(of)] == [
         "metadata.name",

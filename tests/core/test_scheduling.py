@@ -1,4 +1,4 @@
-"""What each gang scheduler is told, held against what its project publishes."""
+"""Objects, labels and annotations for each gang scheduler, validated against its published CRDs and constants."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def affinity(pod, attempt=1):
 
 @pytest.mark.parametrize("gang", GANGS)
 @pytest.mark.parametrize("more", [{}, {"priorityClass": "training", "topologyKey": "example.com/rack"}])
-def test_a_job_of_each_gang_is_admitted_and_its_objects_are_what_the_projects_publish(gang, more):
+def test_a_job_of_each_gang_is_valid_and_its_objects_fit_the_published_schemas(gang, more):
     of = gang_job(gang, **more)
     assert admission.problems(of) == []
     objects = rendered(of)
@@ -48,11 +48,11 @@ def test_a_job_of_each_gang_is_admitted_and_its_objects_are_what_the_projects_pu
         gang_schemas.validate(manifest)
     assert (objects.pod_group is None) == (gang == "kueue")
     if objects.pod_group is not None:
-        assert objects.objects[0] == objects.pod_group, "before the pods that name it"
+        assert objects.objects[0] == objects.pod_group, "the group comes before its pods"
         assert objects.pod_group["metadata"]["ownerReferences"] == objects.service["metadata"]["ownerReferences"]
 
 
-def test_the_schemas_are_closed():
+def test_the_schemas_reject_unknown_fields_and_wrong_types():
     group = rendered(gang_job("volcano")).pod_group
     with pytest.raises(jsonschema.ValidationError, match="minMembers"):
         gang_schemas.validate({**group, "spec": {"minMembers": 3}})
@@ -63,8 +63,8 @@ def test_the_schemas_are_closed():
         gang_schemas.validate({**group, "spec": {**group["spec"], "minMember": 3}})
 
 
-# gang: the spec of its PodGroup with everything set; what its pods carry: labels, annotations, fields of their spec.
-SAID = {
+# gang: (spec of the PodGroup with every field set, (labels, annotations, spec fields of the pods)).
+EXPECTED = {
     "volcano": (
         {"minMember": 3, "queue": "research", "priorityClassName": "training"},
         # apis v1.15.0 pkg/apis/scheduling/v1beta1/labels.go KubeGroupNameAnnotationKey; volcano v1.15.1
@@ -117,33 +117,33 @@ SAID = {
 
 
 def test_every_gang_has_a_row():
-    assert set(SAID) == set(GANGS)
+    assert set(EXPECTED) == set(GANGS)
 
 
-@pytest.mark.parametrize("gang", SAID)
-def test_what_is_said_to_each(gang):
-    spec, (labels, annotations, fields) = SAID[gang]
+@pytest.mark.parametrize("gang", EXPECTED)
+def test_pod_group_and_pods_for_each_gang(gang):
+    spec, (labels, annotations, fields) = EXPECTED[gang]
     of = gang_job(gang, priorityClass="training", topologyKey="rack")
-    said, plain = rendered(of), rendered(job(nodes=3, meta={"uid": UID}))
-    assert (said.pod_group and said.pod_group["spec"]) == spec
+    gang_objects, plain = rendered(of), rendered(job(nodes=3, meta={"uid": UID}))
+    assert (gang_objects.pod_group and gang_objects.pod_group["spec"]) == spec
     if spec is not None:
-        assert said.pod_group["metadata"]["name"] == GROUP
-        assert said.pod_group["apiVersion"] == scheduling.SCHEDULERS[gang].api_version
-    for pod, without in zip(said.pods, plain.pods, strict=True):
+        assert gang_objects.pod_group["metadata"]["name"] == GROUP
+        assert gang_objects.pod_group["apiVersion"] == scheduling.SCHEDULERS[gang].api_version
+    for pod, without in zip(gang_objects.pods, plain.pods, strict=True):
         assert pod["metadata"]["labels"] == without["metadata"]["labels"] | labels
         assert pod["metadata"].get("annotations", {}) == annotations
         expected = {**without["spec"], **fields, "priorityClassName": "training"}
         assert {key: value for key, value in pod["spec"].items() if key != "affinity"} == expected
-        assert affinity(pod) == (gang not in ("kueue", "kubernetes")), "these two take the key themselves"
+        assert affinity(pod) == (gang not in ("kueue", "kubernetes")), "these two schedulers handle the key themselves"
 
 
 @pytest.mark.parametrize("gang", ["none", *GANGS])
-def test_a_scheduler_by_another_name(gang):
+def test_scheduler_name_overrides_the_default_of_the_gang(gang):
     of = gang_job(gang, schedulerName="default-scheduler")
     assert {pod["spec"]["schedulerName"] for pod in rendered(of).pods} == {"default-scheduler"}
 
 
-def test_without_a_gang_the_pods_still_share_a_value_of_the_topology_key():
+def test_the_topology_key_also_works_without_a_gang():
     other = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
     theirs = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [other]}, "nodeAffinity": {}}
     of = job(scheduling={"topologyKey": "rack"}, pod={"affinity": theirs})
@@ -159,7 +159,7 @@ def test_without_a_gang_the_pods_still_share_a_value_of_the_topology_key():
 
 
 @pytest.mark.parametrize("gang", GANGS)
-def test_each_attempt_is_a_group_of_its_own(gang):
+def test_each_attempt_has_its_own_group(gang):
     of = gang_job(gang)
     first, second = json.dumps(rendered(of, 1).objects), json.dumps(rendered(of, 2).objects)
     assert "x-0123abcd-1" in first
@@ -167,7 +167,7 @@ def test_each_attempt_is_a_group_of_its_own(gang):
     assert "x-0123abcd-1" not in second
 
 
-def test_the_name_of_a_group_is_a_label_and_of_one_job():
+def test_a_group_name_fits_a_label_and_belongs_to_one_job():
     longest = job(name="a" * 50, meta={"uid": UID})
     name = scheduling.group_name(longest, 999_999)
     assert len(name) <= naming.LABEL_LIMIT
@@ -177,17 +177,19 @@ def test_the_name_of_a_group_is_a_label_and_of_one_job():
         assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", scheduling.group_name(of, 1))
     assert "--" not in scheduling.group_name(cut, 1)
     again = job(meta={"uid": "f" + UID[1:]})
-    assert scheduling.group_name(again, 1) != scheduling.group_name(job(meta={"uid": UID}), 1), "a job made anew"
+    assert scheduling.group_name(again, 1) != scheduling.group_name(job(meta={"uid": UID}), 1), (
+        "a job that was deleted and created again"
+    )
 
 
-def test_the_operator_has_the_rights_that_each_gang_takes():
+def test_the_operator_has_the_permissions_that_each_gang_needs():
     granted = {(a.group, a.resource): set(a.verbs) for a in access.TABLE}
     for gang, scheduler in scheduling.SCHEDULERS.items():
         needed = {"get"} if gang == "kueue" else {"create", "delete"}
         assert granted[scheduler.group, scheduler.resource] == needed
 
 
-def test_each_is_asked_for_in_the_version_that_its_project_serves():
+def test_the_api_version_of_each_scheduler_is_served_by_its_crd():
     served = {
         f"{crd['spec']['group']}/{version['name']}": crd["spec"]["names"]["plural"]
         for crd in gang_schemas.CRDS.values()

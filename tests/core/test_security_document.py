@@ -1,4 +1,4 @@
-"""docs/security.md shows the rights that the operator has."""
+"""docs/security.md lists exactly the operator's permissions."""
 
 from paths import ROOT
 
@@ -13,6 +13,6 @@ def row(access):
     return f"| {resource} | {', '.join(access.verbs)} | {WHERE[access.scope]} | {access.why} |"
 
 
-def test_the_rights_are_those_of_the_table():
+def test_the_document_lists_the_permissions_of_the_table():
     table = DOCUMENT.split("\n## The operator\n")[1].strip().split("\n\n")[0].splitlines()
     assert table[2:] == [row(access) for access in TABLE]

@@ -12,7 +12,7 @@ from hftitan_api.mesh import SpecError, plan
 from hftitan_operator.core import clock, naming, quantity, sizing
 
 
-def test_every_name_of_the_longest_job_is_a_label():
+def test_all_names_of_a_job_with_the_longest_name_fit_a_label():
     name = "a" * JOB_NAME_LIMIT
     labels = naming.pod_labels(name, 999_999, 99_999)
     for text in (naming.pod_name(name, 999_999, 99_999, 100_000), naming.config_name(name), *labels.values()):
@@ -25,7 +25,7 @@ def test_names_of_two_attempts_differ():
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 10, 11, 100, 5000])
-def test_names_of_pods_sort_as_their_indices_do(nodes):
+def test_pod_names_sort_in_the_order_of_their_indices(nodes):
     names = [naming.pod_name("x", 1, index, nodes) for index in range(nodes)]
     assert names == sorted(set(names))
     assert all(naming.is_pod_of(name, "x") for name in names)
@@ -40,7 +40,7 @@ def test_quantities(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "Gi", "4Qi", "x", "1Ki2"])
-def test_what_is_no_quantity(text):
+def test_an_invalid_quantity_is_a_value_error(text):
     with pytest.raises(ValueError):
         quantity.parse(text)
 
@@ -50,7 +50,7 @@ def test_a_size_is_never_rounded_down(size):
     assert 0 <= quantity.parse(quantity.mebibytes(size)) - size < quantity.MIB
 
 
-def test_times_come_back_as_they_were():
+def test_times_round_trip_in_whole_seconds():
     assert clock.rfc3339(T0) == "2027-01-15T08:00:00Z"
     assert clock.unix(clock.rfc3339(T0 + 0.9)) == T0
     assert clock.maybe_unix(None) is None
@@ -83,7 +83,7 @@ def test_durations(seconds, text):
         ({"device": "gpu", "gpusPerNode": 8, "tp": 4, "dpReplicate": 2}, "3Gi"),  # 8 x (2 + tp, rep, shard) x 64 MiB
     ],
 )
-def test_shared_memory_follows_the_mesh(mesh, size):
+def test_shared_memory_depends_on_the_mesh(mesh, size):
     assert quantity.mebibytes(sizing.shm_bytes(plan(job(mesh=mesh).spec).degrees)) == size
 
 
@@ -95,7 +95,7 @@ def test_shared_memory_follows_the_mesh(mesh, size):
         ({"volume": "claim", "asyncMode": "async"}, 690),
     ],
 )
-def test_the_grace_period_covers_the_last_save(checkpoint, seconds):
+def test_the_grace_period_includes_the_last_save(checkpoint, seconds):
     assert sizing.grace_seconds(job(checkpoint=checkpoint).spec.checkpoint) == seconds
 
 
@@ -104,11 +104,11 @@ def resources(**pod):
     return sizing.resources(of.spec.pod, plan(of.spec).degrees, 2**30)
 
 
-def test_requests_of_a_pod_that_says_nothing():
+def test_default_requests():
     assert resources() == {"requests": {"cpu": "2", "memory": "5Gi"}}
 
 
-def test_what_the_user_says_wins_and_a_limit_is_a_request():
+def test_user_values_take_precedence_and_a_limit_is_also_the_request():
     assert resources(resources={"requests": {"cpu": "3"}, "limits": {"memory": "8Gi", "cpu": "4"}}) == {
         "requests": {"cpu": "3", "memory": "8Gi"},
         "limits": {"cpu": "4", "memory": "8Gi"},
@@ -124,28 +124,28 @@ def test_what_the_user_says_wins_and_a_limit_is_a_request():
         ),
         (
             {"limits": {"nvidia.com/gpu": "4"}},
-            "spec.pod.resources.limits: nvidia.com/gpu comes from spec.mesh.gpusPerNode (2); remove it here",
+            "spec.pod.resources.limits: nvidia.com/gpu is set by spec.mesh.gpusPerNode (2); remove it here",
         ),
         (
             {"limits": {"memory": "1Gi"}},
-            "spec.pod.resources.limits.memory: 1Gi does not hold the 1Gi of /dev/shm, which is part of it; raise it or "
+            "spec.pod.resources.limits.memory: 1Gi must be more than /dev/shm, which is part of it (1Gi); raise it or "
             "set a smaller spec.pod.shmSize",
         ),
     ],
 )
-def test_resources_that_cannot_hold_are_refused(given_resources, message):
+def test_impossible_resources_are_rejected(given_resources, message):
     with pytest.raises(SpecError) as error:
         resources(resources=given_resources)
     assert str(error.value) == message
 
 
-def test_threads_are_the_requested_cores_shared_out():
+def test_threads_are_the_requested_cores_per_rank():
     mesh = plan(job(nodes=1, mesh={"gpusPerNode": 4}).spec).degrees
     assert sizing.threads_per_rank({"cpu": "9"}, mesh) == 2
     assert sizing.threads_per_rank({"cpu": "500m"}, mesh) == 1
 
 
-def test_a_job_that_ends_before_anybody_asked_how_far_it_is_shows_its_steps():
+def test_a_job_that_ends_before_the_first_poll_shows_its_steps():
     of, _ = settle(job(), seen(), T0)
     of, _ = settle(of, seen(pod(0), pod(1)), T0)
     assert of.status.progress is None

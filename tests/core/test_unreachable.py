@@ -1,4 +1,4 @@
-"""A trainer that we cannot reach is not a trainer that hangs."""
+"""A trainer that the operator cannot reach does not count as hung."""
 
 import pytest
 from core_builders import T0, job, pod, progress, running, seen, settle
@@ -16,7 +16,7 @@ def gang(**changes):
     return [pod(0, **changes), pod(1)]
 
 
-def test_a_job_whose_steps_cannot_be_seen_is_left_alone_and_says_so():
+def test_a_job_with_an_unreachable_trainer_continues_with_a_message():
     of, _ = settle(job(), seen(), T0)
     of, _ = settle(of, seen(*gang()), T0)
     of, decisions = settle(of, blind(*gang()), T0 + 10 * HOUR)
@@ -26,7 +26,7 @@ def test_a_job_whose_steps_cannot_be_seen_is_left_alone_and_says_so():
     assert decisions[-1].actions == ()
 
 
-def test_the_same_job_without_a_sign_of_life_is_started_anew():
+def test_the_same_job_restarts_if_its_pod_is_not_ready():
     of, _ = settle(job(), seen(), T0)
     of, _ = settle(of, seen(*gang()), T0)
     of, _ = settle(of, seen(*gang(ready=False)), T0 + 10 * HOUR)
@@ -34,14 +34,14 @@ def test_the_same_job_without_a_sign_of_life_is_started_anew():
 
 
 @pytest.mark.parametrize(("hidden", "phase"), [(True, "Running"), (False, "Restarting")])
-def test_steps_that_were_seen_before_are_no_hang_when_they_are_hidden_now(hidden, phase):
+def test_a_trainer_that_becomes_unreachable_after_its_first_steps_is_not_hung(hidden, phase):
     of = running(step=10)
     look = blind if hidden else seen
     of, _ = settle(of, look(*gang(), progress=None), T0 + 10 * HOUR)
     assert of.status.phase == phase
 
 
-def test_what_can_be_seen_is_judged_again_at_once():
+def test_the_hang_timer_resumes_when_the_trainer_is_reachable_again():
     of = running(step=10)
     of, _ = settle(of, blind(*gang()), T0 + HOUR)
     of, _ = settle(of, seen(*gang(), progress=progress(11, updated=T0 + HOUR)), T0 + HOUR + 1)
@@ -50,7 +50,7 @@ def test_what_can_be_seen_is_judged_again_at_once():
     assert of.status.restart_history[-1].reason == "Hung"
 
 
-def test_pods_that_end_are_judged_whatever_can_be_seen():
+def test_a_failed_pod_ends_the_attempt_also_while_unreachable():
     of = running(step=10)
     ended = [pod(0, phase="Failed", report="InternalError"), pod(1)]
     of, _ = settle(of, blind(*ended), T0 + 5)

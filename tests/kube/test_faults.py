@@ -1,4 +1,4 @@
-"""What an API server, or the network before it, may answer at a bad moment, and what must not be concluded from it."""
+"""Errors of the API server and the network, and how the adapter interprets them."""
 
 import asyncio
 
@@ -29,7 +29,7 @@ def pod(uid="uid-pod"):
 
 
 class Server:
-    """Gives the answers of a list, one after the other; an exception is raised."""
+    """Returns the given answers in order; raises an answer that is an exception."""
 
     def __init__(self, *answers):
         self.answers, self.calls = list(answers), []
@@ -42,8 +42,8 @@ class Server:
         return answer
 
 
-def carried_out(server, action):
-    """The pods known after it, by uid."""
+def pods_after(server, action):
+    """Execute the action; return the UIDs of the known pods."""
 
     async def run():
         cluster = KubeCluster(server)
@@ -54,35 +54,34 @@ def carried_out(server, action):
     return asyncio.run(run())
 
 
-def test_a_conflict_does_not_mean_that_the_pod_is_gone():
+def test_after_a_conflict_a_pod_with_the_same_uid_still_exists():
     server = Server(ApiError(409, "Conflict", "the object has been modified"), pod())
     with pytest.raises(Conflict):
-        carried_out(server, DeletePod("x-1-0", "uid-pod"))
+        pods_after(server, DeletePod("x-1-0", "uid-pod"))
     assert server.calls == ["DELETE", "GET"]
 
 
 @pytest.mark.parametrize("found", [pod("another"), ApiError(404, "NotFound", "")])
-def test_a_conflict_over_the_uid_does(found):
+def test_after_a_conflict_a_pod_with_another_uid_or_none_means_it_is_gone(found):
     assert (
-        carried_out(Server(ApiError(409, "Conflict", "Precondition failed"), found), DeletePod("x-1-0", "uid-pod"))
-        == []
+        pods_after(Server(ApiError(409, "Conflict", "Precondition failed"), found), DeletePod("x-1-0", "uid-pod")) == []
     )
 
 
 @pytest.mark.parametrize("status", [401, 408, 409, 410, 425, 429, 500, 503])
-def test_what_may_pass_later_is_not_held_against_the_object(status):
+def test_a_temporary_error_does_not_deny_the_object(status):
     with pytest.raises(ApiError):
-        carried_out(Server(ApiError(status, "", "not now")), Apply(pod()))
+        pods_after(Server(ApiError(status, "", "not now")), Apply(pod()))
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
-def test_a_refusal_is(status):
+def test_a_rejection_denies_the_object(status):
     with pytest.raises(Denied):
-        carried_out(Server(ApiError(status, "", "never")), Apply(pod()))
+        pods_after(Server(ApiError(status, "", "never")), Apply(pod()))
 
 
 class Nowhere:
-    """A store that keeps nothing, however many objects it says it has."""
+    """A store without objects that reports any size."""
 
     size = 0
 
@@ -93,7 +92,7 @@ class Nowhere:
         pass
 
 
-def test_a_list_that_took_long_does_not_put_the_next_one_off(monkeypatch):
+def test_a_slow_list_does_not_delay_the_next_one(monkeypatch):
     monkeypatch.setattr(reflector, "RELIST_SECONDS", 0.01)
     lists = []
 
@@ -114,7 +113,7 @@ def test_a_list_that_took_long_does_not_put_the_next_one_off(monkeypatch):
 
 
 @pytest.mark.parametrize("burst", [0, 1000])
-def test_what_a_burst_brings_is_not_listed_as_well(monkeypatch, burst):
+def test_a_burst_of_objects_delays_the_next_list(monkeypatch, burst):
     monkeypatch.setattr(reflector, "RELIST_SECONDS", 0.01)
     store, lists = Nowhere(), []
 
@@ -135,7 +134,7 @@ def test_what_a_burst_brings_is_not_listed_as_well(monkeypatch, burst):
     assert len(lists) == 1 if burst else len(lists) > 3
 
 
-def test_a_silent_server_is_not_waited_for_as_long_as_a_talking_one(monkeypatch):
+def test_a_server_without_data_times_out_before_the_request_timeout(monkeypatch):
     monkeypatch.setattr(kube_api, "REQUEST_SECONDS", 0.1)
 
     async def run():

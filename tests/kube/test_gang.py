@@ -1,4 +1,4 @@
-"""What may be concluded from an API server's answers about a gang scheduler's objects, and what must not."""
+"""How the adapter interprets the API server's answers about objects of gang schedulers."""
 
 import asyncio
 
@@ -31,7 +31,7 @@ GONE = ApiError(404, "NotFound", "the server could not find the requested resour
 
 
 class Server:
-    """Gives the answers of a list, one after the other; an exception is raised."""
+    """Returns the given answers in order; raises an answer that is an exception."""
 
     def __init__(self, *answers):
         self.answers, self.calls = list(answers), []
@@ -44,8 +44,8 @@ class Server:
         return answer
 
 
-def done(action, *answers):
-    """The requests that it took."""
+def requests(action, *answers):
+    """Execute the action against these answers; return its requests."""
     server = Server(*answers)
     asyncio.run(KubeCluster(server).apply(JOB, action))
     return server.calls
@@ -55,19 +55,19 @@ def resources(*names):
     return {"kind": "APIResourceList", "resources": [{"name": name} for name in names]}
 
 
-def test_a_group_is_created_where_its_kind_is():
-    assert done(CREATE, {}) == [("POST", f"{GROUPS}/namespaces/team/podgroups")]
+def test_create_a_group():
+    assert requests(CREATE, {}) == [("POST", f"{GROUPS}/namespaces/team/podgroups")]
 
 
-def test_one_that_is_there_already_is_the_jobs_own():
-    assert done(CREATE, ApiError(409, "AlreadyExists", "")) == [("POST", f"{GROUPS}/namespaces/team/podgroups")]
+def test_an_existing_group_belongs_to_the_job():
+    assert requests(CREATE, ApiError(409, "AlreadyExists", "")) == [("POST", f"{GROUPS}/namespaces/team/podgroups")]
 
 
 @pytest.mark.parametrize("action", [CREATE, REQUIRE])
 @pytest.mark.parametrize("known", [GONE, resources("queues", "podgroups/status")], ids=["no group", "no kind"])
-def test_what_discovery_does_not_know_is_not_installed(action, known):
-    with pytest.raises(Unserved, match="there is no"):
-        done(action, GONE, known)
+def test_a_kind_that_discovery_does_not_list_is_not_installed(action, known):
+    with pytest.raises(Unserved, match="this cluster does not serve"):
+        requests(action, GONE, known)
 
 
 @pytest.mark.parametrize("action", [CREATE, REQUIRE])
@@ -83,37 +83,37 @@ def test_what_discovery_does_not_know_is_not_installed(action, known):
         (GONE, TimeoutError("no answer")),
     ],
 )
-def test_a_server_that_does_not_answer_says_nothing(action, answers):
+def test_a_temporary_error_does_not_mean_that_the_kind_is_missing(action, answers):
     with pytest.raises(OSError):
-        done(action, *answers)
+        requests(action, *answers)
 
 
-def test_a_namespace_or_a_queue_that_is_missing_is_no_missing_kind():
+def test_a_missing_namespace_or_queue_is_not_a_missing_kind():
     with pytest.raises(Denied, match='namespaces "team" not found') as error:
-        done(CREATE, ApiError(404, "NotFound", 'namespaces "team" not found'), resources("podgroups"))
+        requests(CREATE, ApiError(404, "NotFound", 'namespaces "team" not found'), resources("podgroups"))
     assert not isinstance(error.value, Unserved)
     missing = ApiError(404, "NotFound", 'localqueues.kueue.x-k8s.io "q" not found')
     with pytest.raises(Denied, match=r'namespace team: localqueues.kueue.x-k8s.io "q" not found') as error:
-        done(REQUIRE, missing, resources("localqueues"))
+        requests(REQUIRE, missing, resources("localqueues"))
     assert not isinstance(error.value, Unserved)
 
 
 @pytest.mark.parametrize("status", [400, 403, 422])
-def test_a_group_that_is_refused_is_told(status):
+def test_a_rejected_group_is_denied_with_the_servers_message(status):
     with pytest.raises(Denied, match=r"PodGroup x-0123abcd-1: queue research is closed") as error:
-        done(CREATE, ApiError(status, "", "queue research is closed"))
+        requests(CREATE, ApiError(status, "", "queue research is closed"))
     assert not isinstance(error.value, Unserved)
 
 
-def test_the_queue_that_is_there():
-    assert done(REQUIRE, {}) == [("GET", "/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues/q")]
+def test_an_existing_queue_needs_one_request():
+    assert requests(REQUIRE, {}) == [("GET", "/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues/q")]
 
 
 @pytest.mark.parametrize("answer", [{}, GONE, ApiError(403, "Forbidden", "")])
-def test_no_attempt_waits_for_the_deletion_of_a_group(answer):
-    assert done(DELETE, answer) == [("DELETE", f"{GROUPS}/namespaces/team/podgroups/x-0123abcd-1")]
+def test_a_failed_deletion_of_a_group_does_not_block_the_next_attempt(answer):
+    assert requests(DELETE, answer) == [("DELETE", f"{GROUPS}/namespaces/team/podgroups/x-0123abcd-1")]
 
 
-def test_a_deletion_that_may_pass_later_is_tried_again():
+def test_a_deletion_with_a_temporary_error_is_retried():
     with pytest.raises(ApiError):
-        done(DELETE, ApiError(503, "ServiceUnavailable", ""))
+        requests(DELETE, ApiError(503, "ServiceUnavailable", ""))

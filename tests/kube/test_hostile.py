@@ -1,5 +1,5 @@
-"""Every hostile job along the path that a job takes, without a cluster: the API server's schema, the operator's reader,
-the core's decision, the rendered pods. Nothing raises, nothing takes long, and whoever wrote it is told why."""
+"""Every hostile job, without a cluster: the API server's schema, the operator's parser, the core's decision, the
+rendered pods. Nothing raises or takes long, and a rejected job has a message."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ from hftitan_operator.kube.views import job_view
 
 NOW = 1_800_000_000.0
 LIMIT_SECONDS = 1.0
-"""Far above what any of these jobs needs (the slowest: 0.05 s): it catches work that grows without bound, and no slow
-machine."""
+"""Far above the slowest of these jobs (0.05 s): it catches unbounded work, but not a slow machine."""
 TEXTS = [h.id for h in TABLE if h.carrier == "yaml"]
 OBJECTS = [h.id for h in TABLE if h.carrier != "yaml"]
 STORABLE = [i for i in OBJECTS if isinstance(dict(BY_ID[i].document["metadata"] or {}).get("name"), str)]
-"""Whatever its schema was, a server has no object without a name."""
+"""An API server never stores an object without a name."""
 POSTED = [h.id for h in TABLE if h.carrier == "json"]
 
 
 def stored(document):
-    """As an API server would hold it, had it let the document pass."""
+    """Return the document as an API server without a schema would store it."""
     document = copy.deepcopy(document)
     document["metadata"] |= {"namespace": "team", "uid": "uid", "generation": 1}
     return document
 
 
 def passes(document):
-    """The job after some passes over an empty cluster, and all their actions, up to the first pods."""
+    """Run passes on an empty cluster until the first pods; return the job and all actions."""
     view = job_view(document)
     job, actions = view.job, []
     for _ in range(5):
@@ -60,7 +59,7 @@ def pods(actions):
 
 
 def quickest(work, tries=3):
-    """Seconds of this process's time; the least of several, since the machine has other things to do."""
+    """Return the result and the CPU seconds; the minimum of several tries, because the machine is shared."""
     spent = []
     for _ in range(tries):
         began = time.process_time()
@@ -71,7 +70,7 @@ def quickest(work, tries=3):
     return result, min(spent)
 
 
-def test_the_table_is_of_jobs_that_can_be_posted_and_says_what_is_expected():
+def test_the_table_is_complete_and_its_documents_are_json():
     assert len(BY_ID) == len(TABLE) > 300
     for each in TABLE:
         assert each.stopped in (SERVER, OPERATOR, NOBODY, STATUS)
@@ -82,34 +81,34 @@ def test_the_table_is_of_jobs_that_can_be_posted_and_says_what_is_expected():
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_a_hostile_file_is_refused_in_words(case):
+def test_a_hostile_file_is_rejected_with_a_message(case):
     loaded, seconds = quickest(lambda: load(BY_ID[case].document))
     assert not loaded.ok
     assert BY_ID[case].says in " ".join(map(str, loaded.problems))
-    # The reader in Python takes 0.1 ms for each value; it gives up at 20,000 of them.
+    # The parser in Python takes 0.1 ms for each value and stops at 20,000 values.
     assert seconds < (LIMIT_SECONDS if len(BY_ID[case].document) < 2000 else 3)
 
 
 @pytest.mark.parametrize("case", POSTED)
-def test_the_server_stops_what_its_schema_can_say(case):
+def test_the_server_rejects_what_its_schema_can_express(case):
     each = BY_ID[case]
     document = api_server.without_nulls(each.document)
-    told = api_server.metadata_errors(document)
+    errors = api_server.metadata_errors(document)
     needs = set()
-    if not told:
+    if not errors:
         spec = document.get("spec")
-        told = api_server.schema_errors(spec)
-        if told and not api_server.schema_errors(spec, strict=False):
+        errors = api_server.schema_errors(spec)
+        if errors and not api_server.schema_errors(spec, strict=False):
             needs = {"strict"}
-        if not told:
-            told = api_server.rule_errors(spec)
-            needs = {"cel"} if told else set()
-    assert bool(told) == (each.stopped == SERVER), told
+        if not errors:
+            errors = api_server.rule_errors(spec)
+            needs = {"cel"} if errors else set()
+    assert bool(errors) == (each.stopped == SERVER), errors
     assert needs == set(each.needs)
 
 
 @pytest.mark.parametrize("case", STORABLE)
-def test_the_operator_stops_the_rest_and_what_is_older_than_the_schema(case):
+def test_the_operator_rejects_the_rest_and_jobs_of_an_older_schema(case):
     each = BY_ID[case]
     (job, actions), seconds = quickest(lambda: passes(stored(each.document)))
     assert seconds < LIMIT_SECONDS
@@ -134,13 +133,13 @@ def test_the_operator_stops_the_rest_and_what_is_older_than_the_schema(case):
             "hftitan.io/attempt": str(job.status.attempt),
             "hftitan.io/node-index": str(int(pod["metadata"]["name"].rpartition("-")[2])),
         }
-    # What is written is read again, by JSON that has neither NaN nor infinity.
+    # The status round-trips through JSON without NaN and infinity.
     text = json.dumps([job.status.to_dict(), [a.manifest for a in actions if isinstance(a, Apply)]], allow_nan=False)
     assert type(job.status).model_validate(json.loads(text)[0]) == job.status
 
 
 @pytest.mark.parametrize("case", OBJECTS)
-def test_a_user_is_told_the_same_before_posting(case):
+def test_validate_reports_the_same_errors(case):
     """`hftitan validate` makes the same checks."""
     each = BY_ID[case]
 
@@ -155,7 +154,7 @@ def test_a_user_is_told_the_same_before_posting(case):
     assert (problems == []) == (each.stopped == NOBODY) or each.stopped == STATUS
 
 
-def test_the_largest_gang_is_created_in_passes_that_hold_nobody_up():
+def test_the_largest_gang_is_created_in_short_passes():
     job, gang, slowest = job_view(stored(BY_ID["mesh-5000-x-64"].document)).job, [], 0.0
     while True:
         observed = Observed(tuple(gang), service=bool(gang), config=bool(gang))
@@ -170,7 +169,7 @@ def test_the_largest_gang_is_created_in_passes_that_hold_nobody_up():
     assert slowest < LIMIT_SECONDS
 
 
-# --- what a container may answer: what is refused is in tests/api/test_wire.py, here is what is odd but can be read --
+# --- odd but valid values from a container; invalid ones are in tests/api/test_wire.py ------------------------------
 
 LIMITS = {"step": 2**31 - 1, "steps": 0, "loss": -1e308, "tokens_per_second": -1.0, "grad_norm": 1e308, "mfu": 7.0}
 ODD = [
@@ -182,16 +181,17 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("lie", ODD, ids=range(len(ODD)))
-@pytest.mark.parametrize("told", [None, "UserError", "Preempted"])
-def test_whatever_else_a_container_says_is_written_down_and_no_more(lie, told):
+@pytest.mark.parametrize("values", ODD, ids=range(len(ODD)))
+@pytest.mark.parametrize("reason", [None, "UserError", "Preempted"])
+def test_odd_progress_and_reports_give_a_valid_status(values, reason):
     job = job_view(stored(BY_ID["name-50"].document)).job
     job = job.model_copy(update={"status": decide(job, Observed(), NOW).status})
-    said = {"attempt": 1, "phase": "training", "step": 3, "steps": 10, "updated": NOW, **lie}
-    report = told and ExitReport(reason=told, retryable=told != "UserError", message="\u202e\x1b" * 100, rank=2**31 - 1)
-    pod = PodView("a", "u", 1, 0, phase="Failed" if told else "Running", started_at=NOW, report=report, exit_code=1)
+    shown = {"attempt": 1, "phase": "training", "step": 3, "steps": 10, "updated": NOW, **values}
+    message = "\u202e\x1b" * 100
+    report = reason and ExitReport(reason=reason, retryable=reason != "UserError", message=message, rank=2**31 - 1)
+    pod = PodView("a", "u", 1, 0, phase="Failed" if reason else "Running", started_at=NOW, report=report, exit_code=1)
     for after in (0, 1, 10_000):
-        progress = Progress.model_validate_json(json.dumps(said))
+        progress = Progress.model_validate_json(json.dumps(shown))
         decision = decide(job, Observed((pod,), True, True, progress), NOW + after)
         json.dumps(decision.status.to_dict(), allow_nan=False)
         job = job.model_copy(update={"status": decision.status})
@@ -199,7 +199,7 @@ def test_whatever_else_a_container_says_is_written_down_and_no_more(lie, told):
         assert all(len(event.message) <= st.EVENT_LIMIT for event in decision.events)
 
 
-def test_the_script_prints_what_can_be_posted(capsys):
+def test_the_script_prints_the_documents_that_can_be_posted(capsys):
     runpy.run_path(hostile.__file__, run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["id"] for line in lines] == POSTED

@@ -1,4 +1,4 @@
-"""JSON to and from the API server: a fast library, which takes less than Python's; nothing is lost by that."""
+"""JSON to and from the API server: orjson, with Python's library for values that orjson does not support."""
 
 import json
 import sys
@@ -9,12 +9,12 @@ from hftitan_operator.kube.api import _read, _text
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True, "ü"]}, {"big": 2**70}, {"half": "\ud800"}, {"": {}}])
-def test_what_json_can_say_is_written_and_read(value):
+def test_json_values_round_trip(value):
     assert json.loads(_text(value)) == value
-    assert _read(json.dumps(value).encode()) == value  # 2**70 as a float, as the API server reads it too
+    assert _read(json.dumps(value).encode()) == value  # 2**70 becomes a float, as in the API server
 
 
-def test_objects_nested_deeper_than_the_fast_reader_goes():
+def test_objects_nested_deeper_than_orjson_supports():
     depth, limit = 5000, sys.getrecursionlimit()
     sys.setrecursionlimit(25_000)
     try:
@@ -27,6 +27,6 @@ def test_objects_nested_deeper_than_the_fast_reader_goes():
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"<html>", b"\xff"])
-def test_what_is_no_json_is_a_value_error(text):
+def test_invalid_json_is_a_value_error(text):
     with pytest.raises(ValueError):
         _read(text)

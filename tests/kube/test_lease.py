@@ -1,4 +1,4 @@
-"""One leader at a time, by each replica's own clock."""
+"""One leader at a time, measured with each replica's own clock."""
 
 import asyncio
 import copy
@@ -14,7 +14,7 @@ PATH = "/apis/coordination.k8s.io/v1/namespaces/ns/leases"
 
 
 class Api:
-    """A Lease with optimistic locking, and faults on demand."""
+    """A server with one Lease, optimistic locking and failures on demand."""
 
     def __init__(self):
         self.lease, self.version, self.down, self.writes = None, 0, False, 0
@@ -26,7 +26,7 @@ class Api:
             if self.lease is None:
                 raise ApiError(404, "NotFound", "no such lease")
             return copy.deepcopy(self.lease)
-        assert always, "the lease is written before it is held"
+        assert always, "lease writes must skip the check of the lease"
         if method == "POST" and self.lease is not None:
             raise ApiError(409, "AlreadyExists", "there")
         if method == "PUT" and body["metadata"].get("resourceVersion") != str(self.version):
@@ -44,7 +44,7 @@ class Api:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that moves when the code sleeps, and by hand."""
+    """A clock that advances when the code sleeps or the test changes it."""
     now = SimpleNamespace(at=1000.0, hooks=[])
 
     async def sleep(seconds):
@@ -66,7 +66,7 @@ def replica(api, name):
     return Lease(api, "ns", "op", name)
 
 
-def test_the_first_one_takes_it(api, clock):
+def test_the_first_replica_acquires_the_lease(api, clock):
     a = replica(api, "a")
     assert not a.held()
     asyncio.run(a.acquire())
@@ -75,18 +75,18 @@ def test_the_first_one_takes_it(api, clock):
     assert api.lease["spec"]["leaseTransitions"] == 1
 
 
-def test_another_waits_its_whole_duration_by_its_own_clock(api, clock):
+def test_another_replica_waits_the_whole_duration_on_its_own_clock(api, clock):
     a, b = replica(api, "a"), replica(api, "b")
     asyncio.run(a.acquire())
     began = clock.at
     asyncio.run(b.acquire())
     assert clock.at - began >= module.DURATION_SECONDS
     assert clock.at - began <= module.DURATION_SECONDS + 2 * module.RETRY_SECONDS
-    assert not a.held(), "never both"
+    assert not a.held(), "two leaders"
     assert api.holder == "b"
 
 
-def test_a_leader_that_renews_keeps_it(api, clock):
+def test_a_leader_that_renews_keeps_the_lease(api, clock):
     a, b = replica(api, "a"), replica(api, "b")
     asyncio.run(a.acquire())
     for _ in range(50):
@@ -97,7 +97,7 @@ def test_a_leader_that_renews_keeps_it(api, clock):
     assert a.held()
 
 
-def test_a_given_back_lease_is_taken_at_the_next_look(api, clock):
+def test_a_released_lease_is_acquired_at_the_next_try(api, clock):
     a, b = replica(api, "a"), replica(api, "b")
     asyncio.run(a.acquire())
     assert not asyncio.run(b._try())
@@ -109,17 +109,17 @@ def test_a_given_back_lease_is_taken_at_the_next_look(api, clock):
     assert b.held()
 
 
-def test_only_ones_own_lease_is_given_back(api, clock):
+def test_a_replica_does_not_release_the_lease_of_another(api, clock):
     a, b = replica(api, "a"), replica(api, "b")
     asyncio.run(a.acquire())
     clock.at += module.DURATION_SECONDS
     asyncio.run(b.acquire())
-    a._held_until = clock.at + 5  # as if it had not noticed
+    a._held_until = clock.at + 5  # it has not noticed the loss
     asyncio.run(a.release())
     assert api.holder == "b"
 
 
-def test_a_leader_without_the_api_is_over_before_another_can_begin(api, clock):
+def test_a_leader_without_api_access_stops_before_another_can_start(api, clock):
     a, b = replica(api, "a"), replica(api, "b")
     asyncio.run(a.acquire())
     taken = clock.at
@@ -132,7 +132,7 @@ def test_a_leader_without_the_api_is_over_before_another_can_begin(api, clock):
     assert not asyncio.run(b._try()) or clock.at >= taken + module.DURATION_SECONDS
 
 
-def test_a_blip_is_survived(api, clock):
+def test_a_leader_keeps_the_lease_over_a_short_outage(api, clock):
     a = replica(api, "a")
     asyncio.run(a.acquire())
     api.down = True
@@ -151,14 +151,14 @@ def test_a_blip_is_survived(api, clock):
     assert a.held()
 
 
-def test_a_replica_that_slept_does_not_trust_its_lease(api, clock):
+def test_a_replica_that_was_paused_does_not_hold_the_lease(api, clock):
     a = replica(api, "a")
     asyncio.run(a.acquire())
     clock.at += module.DURATION_SECONDS
     assert not a.held()
 
 
-def test_two_that_race_for_a_new_lease(api, clock):
+def test_only_one_of_two_replicas_acquires_a_new_lease(api, clock):
     a, b = replica(api, "a"), replica(api, "b")
 
     async def race():
@@ -168,7 +168,7 @@ def test_two_that_race_for_a_new_lease(api, clock):
     assert a.held() != b.held()
 
 
-def test_a_lease_that_somebody_emptied_by_hand(api, clock):
+def test_a_lease_with_an_empty_spec_can_be_acquired(api, clock):
     asyncio.run(replica(api, "a").acquire())
     api.lease["spec"] = {}
     b = replica(api, "b")
@@ -176,7 +176,7 @@ def test_a_lease_that_somebody_emptied_by_hand(api, clock):
     assert b.held()
 
 
-def test_counts_of_hand_overs(api, clock):
+def test_lease_transitions_are_counted(api, clock):
     a, b = replica(api, "a"), replica(api, "b")
     asyncio.run(a.acquire())
     asyncio.run(a._try())

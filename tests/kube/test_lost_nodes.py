@@ -1,4 +1,4 @@
-"""When the pods of a node count as lost with it: never for want of news, and at once when the node is deleted."""
+"""When pods count as lost: at once if their node is deleted, never because the node is not listed yet."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ JOB = ("team", "x")
 
 
 class Server:
-    """Lists what the test put into it, and never has news."""
+    """Lists the objects of the test; its watches have no events."""
 
     def __init__(self):
         self.version, self.nodes, self.pods = 10, {}, {}
@@ -48,7 +48,10 @@ def server():
 
 
 def follow(server, *changes):
-    """(lost, gone) of the pod, first and after each change and a new list of the nodes; and who was woken last."""
+    """Return (lost, gone) of the pod before and after each change, and the jobs woken by the last change.
+
+    The nodes are listed again after each change.
+    """
 
     async def run():
         woken = set()
@@ -67,7 +70,7 @@ def follow(server, *changes):
     return asyncio.run(run())
 
 
-def test_a_node_that_is_not_ready_may_come_back(server):
+def test_a_pod_on_a_node_that_recovers_is_not_lost(server):
     server.node("a", ready="Unknown")
     server.pod("a")
     states, woken = follow(server, lambda: server.node("a"))
@@ -75,7 +78,7 @@ def test_a_node_that_is_not_ready_may_come_back(server):
     assert woken == {JOB}
 
 
-def test_a_deleted_node_is_gone_however_young_the_pod(server):
+def test_a_pod_on_a_deleted_node_is_gone_at_once(server):
     server.node("a")
     server.pod("a")
     states, woken = follow(server, lambda: server.nodes.pop("a"))
@@ -83,14 +86,14 @@ def test_a_deleted_node_is_gone_however_young_the_pod(server):
     assert woken == {JOB}
 
 
-def test_an_operator_that_starts_later_knows_it_as_well(server):
+def test_an_operator_that_starts_after_the_deletion_detects_it(server):
     server.pod("a")
     states, woken = follow(server)
     assert states == [(True, True)]
     assert woken == {JOB}
 
 
-def test_a_node_that_was_not_seen_yet_is_not_gone(server):
+def test_a_node_that_is_not_listed_yet_is_not_gone(server):
     """The list of nodes is older than the pod's binding."""
 
     async def run():

@@ -1,4 +1,4 @@
-"""Who is asked for its progress, and what is worth a status write."""
+"""Which pods are polled for progress, and which changes wake a job."""
 
 import asyncio
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def progress(step=1, **values):
 
 
 class Cluster:
-    """As much of KubeCluster as the poller looks at: one job with two pods."""
+    """The parts of KubeCluster that the poller uses: one job with two pods."""
 
     def __init__(self, phase="Running", **pod):
         spec = {"model": {"name": "o/m"}, "dataset": {"name": "o/d"}, "training": {"steps": 9}}
@@ -49,7 +49,8 @@ class Cluster:
 
 @pytest.fixture
 def poll(monkeypatch):
-    """Function: rounds against these answers, two seconds apart; who was asked, and how many wakings after each."""
+    """A function that polls once per answer, two seconds apart, and returns the polled addresses and, after each poll,
+    the number of wakes so far."""
 
     def run(cluster, answers):
         asked, woken, rounds, clock = [], [], [], [100.0]
@@ -74,7 +75,7 @@ def poll(monkeypatch):
     return run
 
 
-def test_the_first_pod_is_asked_on_the_jobs_port(poll):
+def test_the_first_pod_is_polled_on_the_jobs_port(poll):
     cluster = Cluster()
     asked, _ = poll(cluster, [progress()])
     assert asked == [("10.0.0.1", 9400)]
@@ -90,33 +91,33 @@ def test_the_first_pod_is_asked_on_the_jobs_port(poll):
     ],
     ids=["finished", "of another attempt", "of another owner"],
 )
-def test_nobody_else_is(poll, cluster):
+def test_other_pods_are_not_polled(poll, cluster):
     asked, _ = poll(cluster, [progress()])
     assert asked == []
 
 
-def test_a_pod_that_does_not_run_is_not_asked(poll):
+def test_a_pod_without_an_address_is_not_polled(poll):
     asked, _ = poll(Cluster(address=None), [progress()])
     assert asked == []
 
 
-def test_a_step_wakes_the_job_now_and_then_and_a_checkpoint_at_once(poll):
+def test_a_step_wakes_the_job_at_a_limited_rate_and_a_checkpoint_at_once(poll):
     answers = [progress(1), progress(2), progress(2), progress(3), progress(4), progress(5, checkpointStep=4)]
     _, woken = poll(Cluster(), answers)
     assert woken == [1, 1, 1, 2, 2, 3]
 
 
-def test_the_step_at_which_a_trainer_hangs_is_told_when_the_pause_is_over(poll):
+def test_the_last_step_of_a_hung_trainer_wakes_the_job_after_the_pause(poll):
     _, woken = poll(Cluster(), [progress(1), progress(7), progress(7), progress(7), progress(7)])
     assert woken == [1, 1, 1, 2, 2]
 
 
-def test_the_first_step_is_told_at_once_since_another_clock_runs_from_there(poll):
+def test_the_first_step_wakes_the_job_at_once_because_its_timeout_changes(poll):
     _, woken = poll(Cluster(), [progress(0), progress(1)])
     assert woken == [1, 2]
 
 
-def test_silence_is_told_once_and_its_end_as_well(poll):
+def test_an_unreachable_trainer_wakes_the_job_once_and_once_when_it_recovers(poll):
     cluster = Cluster()
     answers = [progress(1)] + [None] * (UNREACHABLE_AFTER + 2) + [progress(1)]
     _, woken = poll(cluster, answers)
@@ -125,7 +126,7 @@ def test_silence_is_told_once_and_its_end_as_well(poll):
     assert woken[-2] == 2
     assert woken[-1] == 3
     assert cluster.unreachable == set()
-    assert cluster.progress["job"].step == 1, "what was seen is kept"
+    assert cluster.progress["job"].step == 1, "the last progress is kept"
 
 
 @pytest.mark.parametrize(
@@ -140,5 +141,5 @@ def test_silence_is_told_once_and_its_end_as_well(poll):
         ({"workerRestarts": 1}, True),
     ],
 )
-def test_what_matters(change, worth):
+def test_changes_that_wake_the_job_at_once(change, worth):
     assert matters(progress(), progress(**change)) is worth

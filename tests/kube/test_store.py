@@ -1,4 +1,4 @@
-"""Versions only go up, and what is gone stays gone, in whatever order the cluster tells it."""
+"""Versions only increase and deleted objects stay deleted, in any order of updates."""
 
 from dataclasses import dataclass
 
@@ -18,72 +18,72 @@ def thing(uid, version, text="a", job="j", namespace="ns"):
 
 
 @pytest.fixture
-def told():
+def changed():
     return []
 
 
 @pytest.fixture
-def store(told):
+def store(changed):
     def project(obj):
         return Thing((obj["metadata"]["ns"], obj["metadata"]["job"]), obj["text"])
 
-    return Store(project, lambda record: told.append(record.text))
+    return Store(project, lambda record: changed.append(record.text))
 
 
 def texts(store, key=("ns", "j")):
     return sorted(record.text for record in store.group(key))
 
 
-def test_newer_versions_replace_older_ones_and_not_the_other_way(store, told):
+def test_only_newer_versions_replace_a_record(store, changed):
     store.put(thing("u", 5, "old"))
     store.put(thing("u", 9, "new"))
     store.put(thing("u", 7, "between"))
     store.put(thing("u", 9, "twice"))
     assert texts(store) == ["new"]
-    assert told == ["old", "new"]
+    assert changed == ["old", "new"]
 
 
-def test_versions_are_numbers_not_text(store):
+def test_versions_are_compared_as_numbers(store):
     store.put(thing("u", 9, "old"))
     store.put(thing("u", 10, "new"))
     assert texts(store) == ["new"]
 
 
-def test_a_change_that_means_nothing_wakes_nobody(store, told):
+def test_an_update_without_a_relevant_change_wakes_no_job(store, changed):
     store.put(thing("u", 5))
     store.put(thing("u", 6))
-    assert told == ["a"]
+    assert changed == ["a"]
     assert store.version("u") == 6
 
 
-def test_what_was_deleted_does_not_come_back_with_a_late_answer(store, told):
+def test_a_late_response_does_not_restore_a_deleted_object(store, changed):
     store.put(thing("u", 5))
     store.remove(thing("u", 6))
     store.put(thing("u", 5))
     assert texts(store) == []
-    assert told == ["a", "a"]
+    assert changed == ["a", "a"]
 
 
-def test_a_deletion_of_something_never_seen_is_remembered(store):
+def test_a_deletion_of_an_unknown_object_is_remembered(store):
     store.remove(thing("u", 6))
     store.put(thing("u", 5))
     assert texts(store) == []
 
 
-def test_a_list_drops_what_it_does_not_hold(store):
+def test_a_list_removes_objects_that_it_lacks(store):
     for uid in "abc":
         store.put(thing(uid, 5, uid))
     store.keep({"a"}, 10, None)
     assert texts(store) == ["a"]
 
 
-def test_a_list_does_not_drop_what_is_newer_than_it(store):
+def test_a_list_keeps_newer_objects(store):
     store.put(thing("made-meanwhile", 11))
     store.keep(set(), 10, None)
     assert texts(store) == ["a"]
 
 
-def test_a_list_of_one_namespace_says_nothing_about_another(store):
+def test_a_list_of_one_namespace_does_not_affect_another(store):
     store.put(thing("u", 5, namespace="other"))
     store.keep(set(), 10, "ns")
     assert texts(store, ("other", "j")) == ["a"]
@@ -91,7 +91,7 @@ def test_a_list_of_one_namespace_says_nothing_about_another(store):
     assert texts(store, ("other", "j")) == []
 
 
-def test_groups_without_records_are_forgotten(store):
+def test_empty_groups_are_removed(store):
     store.put(thing("u", 5))
     assert store.job_keys() == [("ns", "j")]
     store.forget("u")
@@ -99,7 +99,7 @@ def test_groups_without_records_are_forgotten(store):
     assert len(store) == 0
 
 
-def test_the_memory_of_deletions_is_bounded(store, monkeypatch):
+def test_the_number_of_remembered_deletions_is_limited(store, monkeypatch):
     monkeypatch.setattr("hftitan_operator.kube.store.REMEMBERED_DELETIONS", 2)
     for uid in "abc":
         store.forget(uid)
@@ -108,18 +108,18 @@ def test_the_memory_of_deletions_is_bounded(store, monkeypatch):
     assert len(store) == 1
 
 
-# --- what becomes a record ------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------------------
 
 
-def test_pods_and_objects_that_are_not_ours_are_passed_over():
+def test_pods_and_objects_of_others_are_ignored():
     bare = {"metadata": {"name": "x", "namespace": "ns", "uid": "u"}}
     assert pod_record(bare) is None
     assert object_record(bare) is None
     labelled = {"metadata": {**bare["metadata"], "labels": {"hftitan.io/job": "x"}}}
-    assert pod_record(labelled) is None, "our label on a pod of somebody else"
+    assert pod_record(labelled) is None, "a foreign pod with the job label"
 
 
-def test_two_jobs_of_one_name_are_two_records():
+def test_two_jobs_with_the_same_name_are_two_records():
     def job(uid):
         metadata = {"name": "x", "namespace": "ns", "uid": uid, "resourceVersion": "1"}
         return {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata, "spec": {}}

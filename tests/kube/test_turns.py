@@ -1,4 +1,4 @@
-"""Turns: at most so many at once, in the order in which they are due, whoever gives up meanwhile."""
+"""Turns: a limited number of slots, granted in deadline order, also when callers are cancelled."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ async def settle():
 
 
 class Crowd:
-    """Holds one of `at_once` turns; the others queue behind it."""
+    """Callers that compete for `at_once` slots, and the order in which they got one."""
 
     def __init__(self, at_once=1):
         self.turns, self.went = Turns(at_once), []
@@ -28,7 +28,7 @@ class Crowd:
         return asyncio.create_task(go())
 
 
-def test_no_more_than_so_many_at_once():
+def test_the_number_of_holders_is_limited():
     async def main():
         crowd, leave = Crowd(at_once=2), asyncio.Event()
         tasks = [crowd.come(name, leave=leave) for name in "abc"]
@@ -41,7 +41,7 @@ def test_no_more_than_so_many_at_once():
     asyncio.run(main())
 
 
-def test_who_is_due_first_goes_first():
+def test_slots_are_granted_in_deadline_order():
     async def main():
         crowd, leave = Crowd(), asyncio.Event()
         tasks = [crowd.come("holder", leave=leave)]
@@ -56,7 +56,7 @@ def test_who_is_due_first_goes_first():
     asyncio.run(main())
 
 
-def test_the_patient_are_not_passed_over_for_ever():
+def test_a_patient_caller_does_not_starve():
     async def main():
         crowd, leave = Crowd(), asyncio.Event()
         tasks = [crowd.come("holder", leave=leave)]
@@ -72,9 +72,9 @@ def test_the_patient_are_not_passed_over_for_ever():
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_turn_of_one_who_gave_up_is_not_lost(given):
-    """Before its turn, or in the moment that it was given and not yet taken."""
+@pytest.mark.parametrize("granted", [False, True])
+def test_the_slot_of_a_cancelled_caller_is_not_lost(granted):
+    """The caller is cancelled before the slot is granted, or when it is granted but not used yet."""
 
     async def main():
         crowd, leave = Crowd(), asyncio.Event()
@@ -83,7 +83,7 @@ def test_a_turn_of_one_who_gave_up_is_not_lost(given):
         async def hold():
             async with crowd.turns.take():
                 await leave.wait()
-                if not given:
+                if not granted:
                     quitter.cancel()
                     await settle()
             quitter.cancel()
@@ -101,7 +101,7 @@ def test_a_turn_of_one_who_gave_up_is_not_lost(given):
     asyncio.run(main())
 
 
-def test_a_failure_gives_the_turn_back():
+def test_an_exception_releases_the_slot():
     async def main():
         turns = Turns(1)
         with pytest.raises(ValueError):

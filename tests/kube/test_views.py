@@ -1,4 +1,4 @@
-"""What is read out of the API server's objects, however odd they are."""
+"""The projections of API objects, also of unusual and damaged ones."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_a_running_pod():
     assert view.reason is None
 
 
-def test_an_ended_pod_brings_its_report_and_not_the_sidecars():
+def test_an_ended_pod_has_the_report_of_the_trainer_container():
     ended = {
         "phase": "Failed",
         "containerStatuses": trainer(
@@ -53,7 +53,7 @@ def test_an_ended_pod_brings_its_report_and_not_the_sidecars():
 
 
 @pytest.mark.parametrize("text", ["", "Killed", "[1]", '{"reason": "Nonsense"}', "null"])
-def test_a_termination_message_that_is_no_report(text):
+def test_other_termination_messages_are_not_reports(text):
     ended = {"phase": "Failed", "containerStatuses": trainer(terminated={"exitCode": 1, "message": text})}
     assert pod_view(pod(ended)).report is None
 
@@ -74,7 +74,7 @@ WAITS = [
 
 
 @pytest.mark.parametrize(("status", "reason", "message"), WAITS)
-def test_why_a_pod_waits_or_ended(status, reason, message):
+def test_reason_and_message_of_a_pod_that_waits_or_ended(status, reason, message):
     view = pod_view(pod(status))
     assert (view.reason, view.message) == (reason, message)
 
@@ -94,7 +94,7 @@ DISRUPTED = [
 
 
 @pytest.mark.parametrize("status", DISRUPTED)
-def test_ends_that_are_not_the_jobs_doing(status):
+def test_disruptions(status):
     assert pod_view(pod(status)).disrupted
 
 
@@ -106,32 +106,32 @@ def test_ends_that_are_not_the_jobs_doing(status):
         ({"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/managed": "true"}, False),
     ],
 )
-def test_a_pod_that_kueue_leaves_alone_is_noticed(more, unqueued):
+def test_a_pod_with_a_queue_that_kueue_does_not_manage_is_unqueued(more, unqueued):
     assert pod_view(pod(labels=LABELS | more)).unqueued == unqueued
 
 
-def test_what_kueue_says_of_a_preempted_pod():
+def test_kueues_reason_for_a_preempted_pod():
     """pkg/controller/jobs/pod/pod_controller.go of Kueue 0.19.2, Stop: the condition, then the deletion."""
-    said = "Preempted to accommodate a workload (UID: w) due to prioritization in the ClusterQueue"
-    target = {"type": "TerminationTarget", "status": "True", "reason": "WorkloadEvicted", "message": said}
+    message = "Preempted to accommodate a workload (UID: w) due to prioritization in the ClusterQueue"
+    target = {"type": "TerminationTarget", "status": "True", "reason": "WorkloadEvicted", "message": message}
     view = pod_view(pod({"phase": "Running", "conditions": [target]}))
-    assert (view.reason, view.message) == ("WorkloadEvicted", said)
+    assert (view.reason, view.message) == ("WorkloadEvicted", message)
 
 
-def test_a_pod_being_deleted_knows_until_when():
+def test_the_deadline_of_a_pod_that_is_being_deleted():
     view = pod_view(pod(deletionTimestamp="2026-11-05T14:03:22Z", deletionGracePeriodSeconds=30))
     assert view.deleting
-    assert view.deletion_deadline == 1793887402, "Kubernetes counts the grace period in already"
+    assert view.deletion_deadline == 1793887402, "deletionTimestamp already includes the grace period"
 
 
 @pytest.mark.parametrize(
     "labels", [{}, None, {"hftitan.io/job": "x"}, LABELS | {"hftitan.io/attempt": "two"}, {"hftitan.io/attempt": "1"}]
 )
-def test_a_pod_that_was_not_rendered_here(labels):
+def test_a_pod_that_the_operator_did_not_render_is_ignored(labels):
     assert pod_view(pod(labels=labels)) is None
 
 
-def test_a_message_of_any_length_is_kept_short():
+def test_a_long_message_is_truncated():
     view = pod_view(pod({"reason": "Evicted", "message": "x" * 100_000}))
     assert len(view.message) == 1024
 
@@ -148,7 +148,7 @@ def test_only_the_controller_is_the_owner():
 
 
 @pytest.mark.parametrize(("truth", "ready"), [("True", True), ("False", False), ("Unknown", False), (None, True)])
-def test_nodes(truth, ready):
+def test_node_ready(truth, ready):
     conditions = [{"type": "MemoryPressure", "status": "False"}]
     if truth:
         conditions.append({"type": "Ready", "status": truth})
@@ -170,7 +170,7 @@ def job(spec=SPEC, status=None, **metadata):
     return body if status is None else {**body, "status": status}
 
 
-def test_a_job_as_it_should_be():
+def test_a_valid_job():
     view = job_view(job(status={"phase": "Running", "attempt": 2}))
     assert view.problems == view.stale_status == ()
     assert (view.job.metadata.resource_version, view.job.spec.training.steps) == ("8", 5)
@@ -189,21 +189,21 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("spec", "path"), BROKEN)
-def test_a_spec_that_cannot_be_read_leaves_identity_and_status(spec, path):
+def test_an_invalid_spec_keeps_identity_and_status(spec, path):
     view = job_view(job(spec=spec, status={"phase": "Running", "attempt": 2}))
     assert view.problems[0].startswith(path)
     assert (view.job.metadata.uid, view.job.status.attempt) == ("u", 2)
 
 
 @pytest.mark.parametrize("status", [{"phase": "Dancing"}, {"attempt": "two", "mesh": "m"}, {"conditions": {}}])
-def test_a_damaged_status_is_taken_as_lost_and_its_fields_are_removed(status):
+def test_a_damaged_status_is_discarded_and_its_fields_are_removed(status):
     view = job_view(job(status=status))
     assert view.problems == ()
     assert view.job.status.phase is None
     assert set(view.stale_status) == set(status)
 
 
-def test_odd_metadata():
+def test_unusual_metadata():
     view = job_view(job(labels=None, annotations={"a": "b" * 100_000}, managedFields=[{"x": {}}], finalizers=["z"]))
     assert view.problems == ()
 
@@ -212,7 +212,7 @@ def test_odd_metadata():
 
 
 def merged(target, patch):
-    """RFC 7396, as the API server does it."""
+    """Apply a merge patch (RFC 7396), as the API server does."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -236,10 +236,10 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS)
-def test_the_patch_makes_the_one_from_the_other(old, new):
+def test_the_patch_turns_the_old_status_into_the_new_one(old, new):
     assert merged(old, status_patch(old, new)) == new
 
 
-def test_nothing_is_sent_that_did_not_change():
+def test_the_patch_has_only_changed_fields():
     old = {"phase": "Running", "progress": {"step": 1, "loss": 2.0}, "mesh": "m"}
     assert status_patch(old, {**old, "progress": {"step": 2, "loss": 2.0}}) == {"progress": {"step": 2}}

@@ -1,4 +1,4 @@
-"""Every key at most once at a time, none forgotten, failures paced."""
+"""The work queue: one worker per key, no lost wakes, pauses after failures."""
 
 import asyncio
 from collections import Counter
@@ -12,7 +12,7 @@ from hftitan_operator.port import Conflict
 
 
 def drive(scenario, work, workers=4):
-    """Runs `scenario(queue)` beside the workers."""
+    """Run `scenario(queue)` while the workers run; return its result."""
 
     async def main():
         queue = WorkQueue(work, workers)
@@ -31,7 +31,7 @@ async def until(condition):
         await asyncio.sleep(0.001)
 
 
-def test_wakes_before_the_work_begins_are_one():
+def test_wakes_before_the_work_starts_are_merged():
     done = Counter()
 
     async def work(key):
@@ -48,7 +48,7 @@ def test_wakes_before_the_work_begins_are_one():
     assert done == {"a": 1, "b": 1}
 
 
-def test_wakes_during_the_work_are_one_more():
+def test_wakes_during_the_work_cause_one_more_pass():
     done, gate = Counter(), asyncio.Event()
 
     async def work(key):
@@ -68,7 +68,7 @@ def test_wakes_during_the_work_are_one_more():
     assert done == {"a": 2}
 
 
-def test_never_two_workers_on_one_key():
+def test_a_key_never_has_two_workers():
     busy, most, passes = Counter(), Counter(), Counter()
 
     async def work(key):
@@ -89,7 +89,7 @@ def test_never_two_workers_on_one_key():
     assert all(count >= 2 for count in passes.values())
 
 
-def test_a_delay_brings_the_key_back_and_a_wake_brings_it_sooner():
+def test_a_key_returns_after_its_delay_or_at_a_wake():
     times = []
 
     async def work(key):
@@ -106,10 +106,10 @@ def test_a_delay_brings_the_key_back_and_a_wake_brings_it_sooner():
     assert times[1] - times[0] >= 0.05
 
 
-def test_failures_are_repeated_with_a_growing_pause_that_wakes_do_not_shorten(monkeypatch):
+def test_failures_are_retried_after_growing_pauses_that_wakes_do_not_shorten(monkeypatch):
     pauses = []
     monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.05)
-    tries, told = [], []
+    tries, errors = [], []
 
     async def work(key):
         tries.append(asyncio.get_running_loop().time())
@@ -117,7 +117,7 @@ def test_failures_are_repeated_with_a_growing_pause_that_wakes_do_not_shorten(mo
             raise OSError("down")
 
     async def scenario(queue):
-        queue.failed = lambda key, error: told.append(str(error))
+        queue.on_error = lambda key, error: errors.append(str(error))
         queue.wake("a")
         while len(tries) < 4:
             queue.wake("a")
@@ -125,11 +125,11 @@ def test_failures_are_repeated_with_a_growing_pause_that_wakes_do_not_shorten(mo
 
     drive(scenario, work)
     assert pauses == [1, 2, 3]
-    assert told == ["down"] * 3
+    assert errors == ["down"] * 3
     assert all(b - a >= 0.045 for a, b in pairwise(tries))
 
 
-def test_a_success_forgets_the_failures(monkeypatch):
+def test_a_success_resets_the_failures(monkeypatch):
     pauses = []
     monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.001)
     outcomes = iter([OSError("x"), None, OSError("y"), None])
@@ -151,7 +151,7 @@ def test_a_success_forgets_the_failures(monkeypatch):
     assert pauses == [1, 1]
 
 
-def test_one_key_that_always_fails_holds_no_other_up():
+def test_a_key_that_always_fails_does_not_block_others():
     done = Counter()
 
     async def work(key):
@@ -168,7 +168,7 @@ def test_one_key_that_always_fails_holds_no_other_up():
     drive(scenario, work, workers=1)
 
 
-def test_a_conflict_is_tried_again_at_once_but_not_for_ever(monkeypatch):
+def test_a_conflict_is_retried_at_once_a_limited_number_of_times(monkeypatch):
     pauses = []
     monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.001)
     tries = []
@@ -186,7 +186,7 @@ def test_a_conflict_is_tried_again_at_once_but_not_for_ever(monkeypatch):
     assert pauses == [3, 4, 5]
 
 
-def test_the_server_says_how_long_to_wait_within_reason(monkeypatch):
+def test_retry_after_is_limited(monkeypatch):
     monkeypatch.setattr(workqueue, "LONGEST_PAUSE", 0.01)
     tries = []
 
@@ -205,7 +205,7 @@ def test_the_server_says_how_long_to_wait_within_reason(monkeypatch):
     drive(scenario, work)
 
 
-def test_drain_waits_for_the_pass_under_way_and_takes_no_other():
+def test_drain_waits_for_the_running_pass_and_starts_no_other():
     done, gate = [], asyncio.Event()
 
     async def work(key):
@@ -226,7 +226,7 @@ def test_drain_waits_for_the_pass_under_way_and_takes_no_other():
     assert done == ["a"]
 
 
-def test_drain_does_not_wait_for_ever():
+def test_drain_has_a_timeout():
     async def work(key):
         await asyncio.Event().wait()
 

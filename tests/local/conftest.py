@@ -1,4 +1,4 @@
-"""A small job, a work folder, and the fake trainer in torchrun's place."""
+"""Fixtures for local runs: a small job, a work folder, and a fake trainer instead of torchrun."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ PROGRAMS = {"torchrun": (sys.executable, str(FAKE_TRAINER))}
 
 
 def document(**spec):
-    """A two-node CPU job as a plain document; keyword arguments replace parts of its spec."""
+    """Return a two-node CPU job as a plain document; keyword arguments replace sections of its spec."""
     base = {
         "model": {"name": "org/model"},
         "dataset": {"name": "org/data"},
@@ -45,7 +45,7 @@ def make_job():
 
 @pytest.fixture
 def prepare(tmp_path, make_job):
-    """A prepared run of the fake trainer in tmp_path/run; `fake` says what goes wrong."""
+    """Function: prepare a run of the fake trainer in tmp_path/run; `fake` lists its faults (fake_trainer.py)."""
 
     def make(fake="", environ=None, volumes=None, **spec):
         job = local_prepare.localize(make_job(**spec), volumes or {})
@@ -61,13 +61,13 @@ def prepare(tmp_path, make_job):
 
 @pytest.fixture
 def pids_of():
-    """Function: everything that runs on behalf of a work folder."""
+    """Function: return the ids of all processes of a work folder."""
     return lambda workdir: store.tagged("HFTITAN_LOCAL_WORKDIR", str(workdir))
 
 
 @pytest.fixture
 def wait_for():
-    """Function: the first true value of `condition()`."""
+    """Function: wait for the first true value of `condition()` and return it."""
 
     def wait(condition, timeout=20.0):
         deadline = time.monotonic() + timeout
@@ -75,7 +75,7 @@ def wait_for():
             if value := condition():
                 return value
             time.sleep(0.02)
-        raise AssertionError(f"waited {timeout:g} s in vain")
+        raise AssertionError(f"not true within {timeout:g} s")
 
     return wait
 
@@ -87,7 +87,7 @@ def job_document():
 
 @pytest.fixture
 def hftitan(tmp_path):
-    """`hftitan run` as its own process, with the fake trainer; killed at the end whatever happens."""
+    """Function: start `hftitan run` as a process, with the fake trainer; killed at the end of the test."""
     started = []
 
     def start(*arguments, fake="", job=None, workdir="run", env=None):

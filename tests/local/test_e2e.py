@@ -1,6 +1,6 @@
-"""The real trainer below `hftitan run`: two nodes of one CPU process each, a tiny model made on the spot.
+"""`hftitan run` with the real trainer: two nodes of one CPU process each, and a generated tiny model.
 
-A start of torch takes most of each run, so a few runs are shared by all tests here.
+Starting torch takes most of the time, so all tests here share a few runs.
 """
 
 import json
@@ -22,7 +22,7 @@ STEPS, INTERVAL = 60, 10
 
 
 class Runs:
-    """Starts `hftitan run -o json` on the tiny job in a work folder of its own."""
+    """Starts `hftitan run -o json` on the tiny job, each time in a new work folder."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -71,11 +71,11 @@ class Runs:
         return [row for line in whole.splitlines() if (row := json.loads(line))["kind"] == kind]
 
     def losses(self, name):
-        """Step -> loss; of a step that was done twice, the later one."""
+        """Return step -> loss. If a step ran twice, the later loss counts."""
         return {row["step"]: row["loss"] for row in self.rows(name)}
 
     def until(self, name, step):
-        """Wait until the first attempt has done a step."""
+        """Wait until the first attempt has finished a step."""
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             for row in self.rows(name):
@@ -83,13 +83,14 @@ class Runs:
                     return
             time.sleep(0.005)
         logs = {path.name: path.read_text()[-2000:] for path in (self.folder / name / "logs").rglob("*.log")}
-        raise AssertionError(f"{name}: step {step} was never done: {logs}")
+        raise AssertionError(f"{name}: step {step} was not reached: {logs}")
 
     def agent(self, name, pod):
+        """Return the process id of a pod's torchrun."""
         return int((self.folder / name / ".pods" / pod / "pid").read_text())
 
     def worker(self, name, pod):
-        """The trainer below a pod's torchrun."""
+        """Return the process id of the trainer that a pod's torchrun started."""
         agent = self.agent(name, pod)
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -115,7 +116,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(runs):
-    """The unbroken run that the others are compared with."""
+    """The uninterrupted run, with which the others are compared."""
     lines, code = runs.finish(runs.start("whole"))
     assert code == 0, lines[-1]
     return lines
@@ -145,7 +146,7 @@ def same(losses, reference):
     assert losses == pytest.approx(reference, rel=1e-6)
 
 
-def test_two_nodes_train_to_the_end(runs, whole):
+def test_two_node_job_succeeds(runs, whole):
     end = whole[-1]
     assert (end["phase"], end["reason"], end["step"], end["restarts"]) == ("Succeeded", "Completed", STEPS, 0)
     phases = [line["phase"] for line in whole if line["type"] == "phase"]
@@ -156,14 +157,14 @@ def test_two_nodes_train_to_the_end(runs, whole):
     assert runs.leftovers("whole") == []
 
 
-def test_the_stream_has_every_step_with_all_metrics(runs, whole):
+def test_json_output_has_every_step_with_all_metrics(runs, whole):
     steps = [line for line in whole if line["type"] == "step"]
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert {"loss", "gradNorm", "lr", "tokensPerSecond", "stepSeconds", "attempt", "time"} <= steps[-1].keys()
     assert {line["step"]: line["loss"] for line in steps} == runs.losses("whole")
 
 
-def test_the_folder_holds_what_the_user_looks_for(runs, whole):
+def test_work_folder_has_export_checkpoint_and_rank_logs(runs, whole):
     folder = runs.folder / "whole"
     assert {path.name for path in (folder / "export").iterdir()} >= {
         "config.json",
@@ -171,12 +172,12 @@ def test_the_folder_holds_what_the_user_looks_for(runs, whole):
         "tokenizer.json",
     }
     assert (folder / "checkpoint" / f"step-{STEPS}").is_dir()
-    # Ranks are numbered in the order of the nodes, so each rank's log is under its own pod.
+    # Ranks follow the order of the nodes, so each rank's log is in the folder of its pod.
     for index in (0, 1):
         assert [path.name for path in (folder / "logs" / f"tiny-1-{index}").iterdir()] == [f"rank{index}.log"]
 
 
-def test_kill_9_of_a_worker_restarts_in_place(runs, whole):
+def test_killed_worker_restarts_in_place(runs, whole):
     process = runs.start("worker")
     runs.until("worker", INTERVAL + 3)
     os.kill(runs.worker("worker", "tiny-1-1"), signal.SIGKILL)
@@ -185,12 +186,12 @@ def test_kill_9_of_a_worker_restarts_in_place(runs, whole):
     assert (lines[-1]["attempt"], lines[-1]["restarts"]) == (1, 0)
     same(runs.losses("worker"), runs.losses("whole"))
     again = [row["step"] for row in runs.rows("worker")]
-    assert again.count(INTERVAL + 1) == 2  # done, lost, and done again from the checkpoint
+    assert again.count(INTERVAL + 1) == 2  # lost, and repeated from the checkpoint
     assert again.count(INTERVAL) == 1
     assert "--- restarted in place ---" in (runs.folder / "worker/logs/tiny-1-0/rank0.log").read_text()
 
 
-def test_kill_9_of_a_pod_makes_a_second_attempt(runs, whole, pod_killed):
+def test_killed_pod_starts_a_second_attempt(runs, whole, pod_killed):
     lines, code = pod_killed
     assert code == 0
     assert (lines[-1]["attempt"], lines[-1]["restarts"]) == (2, 1)
@@ -201,11 +202,11 @@ def test_kill_9_of_a_pod_makes_a_second_attempt(runs, whole, pod_killed):
     assert runs.leftovers("pod") == []
 
 
-def test_after_a_restart_the_losses_are_those_of_an_unbroken_run(runs, whole, pod_killed):
+def test_losses_after_a_restart_equal_those_of_an_uninterrupted_run(runs, whole, pod_killed):
     same(runs.losses("pod"), runs.losses("whole"))
 
 
-def test_sigterm_saves_the_last_finished_step(runs, stopped):
+def test_sigterm_saves_a_checkpoint_of_the_last_finished_step(runs, stopped):
     (lines, code), left, _ = stopped
     end = lines[-1]
     assert code == 143
@@ -215,7 +216,7 @@ def test_sigterm_saves_the_last_finished_step(runs, stopped):
     assert left == []
 
 
-def test_running_again_continues(runs, whole, stopped):
+def test_second_run_resumes_from_the_checkpoint(runs, whole, stopped):
     (first, _), _, (lines, code) = stopped
     assert code == 0
     assert (lines[-1]["attempt"], lines[-1]["step"]) == (2, STEPS)
@@ -224,19 +225,20 @@ def test_running_again_continues(runs, whole, stopped):
     same(runs.losses("stopped"), runs.losses("whole"))
 
 
-def test_its_report_in_a_browser(runs, stopped):
-    """Of the run that was stopped and went on, so that it has two attempts."""
+def test_report_of_two_attempts_renders_in_a_browser(runs, stopped):
     expected = [
         "Loss",
         "Gradient norm",
         "Learning rate",
-        "Tokens per second",
-        "Seconds of a step",
-        "Peak memory, bytes",
+        "Throughput",
+        "Step time",
+        "Peak memory",
     ]
     saved = {row["step"] for row in runs.rows("stopped", "checkpoint")}
     for (width, scheme), shown in report_page.look(runs.folder / "stopped").items():
         report_page.good(shown, width, scheme)
         assert shown["titles"] == expected
         assert shown["curves"] == [1] * len(expected)
-        assert shown["marks"] == [len(saved) + 1] * len(expected), "checkpoints, and the second attempt"
+        assert shown["marks"] == [len(saved) + 1] * len(expected), (
+            "a mark for each checkpoint and for the second attempt"
+        )

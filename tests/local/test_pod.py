@@ -1,4 +1,4 @@
-"""What each field of a manifest means on this machine; the pods are the rendered ones."""
+"""Translation of rendered pod manifests to processes, field by field."""
 
 import copy
 from pathlib import Path
@@ -21,7 +21,7 @@ def machine(environ=None, **more):
 
 @pytest.fixture
 def pod(make_job):
-    """Function: the first rendered pod of a job with these spec parts."""
+    """Function: return the first rendered pod of a job with these sections of the spec."""
 
     def make(**spec):
         job = make_job(checkpoint={"interval": 2, "volume": "claim"}, **spec)
@@ -31,7 +31,7 @@ def pod(make_job):
     return make
 
 
-def test_the_program_is_the_running_interpreters_torchrun(pod):
+def test_command_uses_torchrun_of_the_running_interpreter(pod):
     argv = translate(pod(), machine(), PLACE, CONFIGS).argv
     assert argv[:3] == ("/py", "-m", "torch.distributed.run")
     assert {"--nnodes=2", "--shutdown-timeout=375"} < set(argv)
@@ -61,7 +61,7 @@ def test_environment(pod, name, value):
     assert translate(pod(), machine(), PLACE, CONFIGS).env[name] == value
 
 
-def test_the_callers_environment_is_kept_but_not_another_torchruns(pod):
+def test_callers_environment_is_inherited_without_torchrun_variables(pod):
     foreign = {
         "RANK": "3",
         "PET_NODE_RANK": "1",
@@ -76,21 +76,21 @@ def test_the_callers_environment_is_kept_but_not_another_torchruns(pod):
 
 
 @pytest.mark.parametrize("wanted", [{}, {"cacheVolume": "models"}])
-def test_the_cache_is_the_callers(pod, wanted):
+def test_cache_is_the_callers_hf_home(pod, wanted):
     assert translate(pod(pod=wanted), machine({"HF_HOME": "/big/hf"}), PLACE, CONFIGS).env["HF_HOME"] == "/big/hf"
 
 
-def test_threads_replace_the_clusters_number_only_when_given(pod):
+def test_machine_threads_override_omp_num_threads(pod):
     wide = pod(pod={"resources": {"requests": {"cpu": "6"}}})
     assert translate(wide, machine(), PLACE, CONFIGS).env["OMP_NUM_THREADS"] == "6"
     assert translate(wide, machine(threads=2), PLACE, CONFIGS).env["OMP_NUM_THREADS"] == "2"
 
 
-def test_grace_period(pod):
+def test_grace_period_comes_from_the_manifest(pod):
     assert translate(pod(), machine(), PLACE, CONFIGS).grace_seconds == 390
 
 
-def test_mapped_volume_with_sub_path_and_the_longest_mount_wins(pod):
+def test_paths_below_mounts_are_rewritten_and_the_longest_mount_wins(pod):
     manifest = pod(
         pod={
             "volumes": [
@@ -121,10 +121,11 @@ def test_mapped_volume_with_sub_path_and_the_longest_mount_wins(pod):
     assert Path("/mine/a/b") in launch.folders
 
 
-def test_a_secret_is_the_callers_variable_of_that_name(pod):
+def test_secret_comes_from_the_callers_variable_of_the_same_name(pod):
     manifest = pod(pod={"env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]})
     assert translate(manifest, machine({"KEY": "v"}), PLACE, CONFIGS).env["KEY"] == "v"
-    with pytest.raises(Refused, match=r"env\[\d+\]: KEY comes from 's' in a cluster; here, set KEY"):
+    message = r"env\[\d+\]: KEY comes from 's' on a cluster; for a local run, set KEY in the environment"
+    with pytest.raises(Refused, match=message):
         translate(manifest, machine(), PLACE, CONFIGS)
 
 
@@ -134,7 +135,7 @@ def test_gpus_are_split_between_pods(pod):
     second = Place("u", "127.1.1.1", "127.1.1.1:1", first_gpu=2)
     assert translate(manifest, four, PLACE, CONFIGS).env["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert translate(manifest, four, second, CONFIGS).env["CUDA_VISIBLE_DEVICES"] == "2,GPU-x"
-    with pytest.raises(Refused, match=r"spec\.mesh\.gpusPerNode: needs 4 GPUs, 3 are here"):
+    with pytest.raises(Refused, match=r"spec\.mesh\.gpusPerNode: needs 4 GPUs, but this machine has 3"):
         translate(manifest, machine(gpus=("0", "1", "2")), second, CONFIGS)
 
 
@@ -150,41 +151,42 @@ def _with(manifest, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["runtimeClassName"], "gvisor", "pod.spec.runtimeClassName: cannot be honoured by `hftitan run`"),
-        (["initContainers"], [], "pod.spec.initContainers: cannot be honoured by `hftitan run`"),
-        (["hostNetwork"], True, "pod.spec.hostNetwork: cannot be honoured by `hftitan run`"),
-        (["containers", 0, "envFrom"], [], "pod.spec.containers[0].envFrom: cannot be honoured by `hftitan run`"),
+        (["runtimeClassName"], "gvisor", "pod.spec.runtimeClassName: is not supported by `hftitan run`"),
+        (["initContainers"], [], "pod.spec.initContainers: is not supported by `hftitan run`"),
+        (["hostNetwork"], True, "pod.spec.hostNetwork: is not supported by `hftitan run`"),
+        (["containers", 0, "envFrom"], [], "pod.spec.containers[0].envFrom: is not supported by `hftitan run`"),
         (["containers"], [{}, {}], "pod.spec.containers: one container expected, got 2"),
         (["containers", 0, "command"], [], None),
         (
             ["containers", 0, "env", 0],
             {"name": "A", "valueFrom": {"resourceFieldRef": {}}},
-            "pod.spec.containers[0].env[0].valueFrom.resourceFieldRef: cannot be honoured by `hftitan run`",
+            "pod.spec.containers[0].env[0].valueFrom.resourceFieldRef: is not supported by `hftitan run`",
         ),
         (
             ["containers", 0, "env", 0],
             {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}},
-            "pod.spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: status.podIPs is not known to `hftitan run`",
+            "pod.spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: status.podIPs is not supported by "
+            "`hftitan run`",
         ),
         (
             ["volumes", 0],
             {"name": "config", "secret": {"secretName": "s"}},
             "pod.spec.volumes[0]: volume 'config' (secret) is not on this machine; "
-            "give a folder: --volume config=FOLDER",
+            "map it to a folder: --volume config=FOLDER",
         ),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_path(pod, path, value, message):
+def test_unsupported_field_is_refused_by_path(pod, path, value, message):
     manifest = _with(pod(), path, value)
     if message is None:
         manifest["spec"]["containers"][0]["args"] = []
-        message = "pod.spec.containers[0].command: a command is needed: there is no image to take it from"
+        message = "pod.spec.containers[0].command: a command is required: a local run has no image to take it from"
     with pytest.raises(Refused) as caught:
         translate(manifest, machine(), PLACE, CONFIGS)
     assert str(caught.value) == message
 
 
-def test_translation_leaves_the_manifest_alone(pod):
+def test_translation_does_not_change_the_manifest(pod):
     manifest = pod()
     before = copy.deepcopy(manifest)
     translate(manifest, machine(), PLACE, CONFIGS)

@@ -1,4 +1,4 @@
-"""`hftitan run` as its own process, the fake trainer below it: ends, exit codes, restarts, and nothing left behind."""
+"""`hftitan run` as a process, with the fake trainer: exit codes, restarts, signals, and no leftover processes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ SLOW = {"FAKE_STEP": "0.2"}
 
 
 def objects(process):
-    """Every line of a finished `-o json` run, and its exit code."""
+    """Wait for a `-o json` run; return its output lines and its exit code."""
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     return [json.loads(line) for line in out.splitlines()], process.returncode
@@ -34,7 +34,7 @@ def steps_done(workdir):
 
 
 def both_train(workdir, step):
-    """Node 0 has done the step, and node 1, which need not be as fast, is up with its worker."""
+    """Whether node 0 has finished the step and node 1, which may be slower, has started its worker."""
     return steps_done(workdir) == step and (workdir / "env-1-1.json").exists()
 
 
@@ -42,7 +42,7 @@ def pid_of(workdir, pod):
     return int((workdir / ".pods" / pod / "pid").read_text())
 
 
-def test_a_job_that_succeeds(hftitan, tmp_path, pids_of):
+def test_successful_job_reports_steps_and_leaves_no_process(hftitan, tmp_path, pids_of):
     run = tmp_path / "run"
     lines, code = objects(hftitan("-o", "json", env=SLOW))
     assert code == 0
@@ -57,7 +57,7 @@ def test_a_job_that_succeeds(hftitan, tmp_path, pids_of):
     assert pids_of(run) == []
     assert json.loads((run / "status.json").read_text())["status"]["phase"] == "Succeeded"
     assert (run / "logs" / "tiny-1-0.log").read_text().startswith("agent ")
-    # Each pod has an address of its own, the two meet at the first one's, and node 0's port is closed again.
+    # Each pod has its own address, both use the rendezvous at the first one's, and node 0's port is closed again.
     env = [json.loads((run / f"env-1-{i}.json").read_text()) for i in (0, 1)]
     assert env[0]["HFTITAN_POD_IP"] != env[1]["HFTITAN_POD_IP"]
     assert env[0]["PET_RDZV_ENDPOINT"] == env[1]["PET_RDZV_ENDPOINT"]
@@ -65,7 +65,7 @@ def test_a_job_that_succeeds(hftitan, tmp_path, pids_of):
     assert net.port_is_free(env[0]["HFTITAN_POD_IP"], 9400)
 
 
-def test_a_mistake_of_the_user_fails_at_once_and_shows_the_log(hftitan, tmp_path, pids_of):
+def test_user_error_fails_the_job_without_restart_and_prints_the_log(hftitan, tmp_path, pids_of):
     process = hftitan(fake="user:1:2")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -76,7 +76,7 @@ def test_a_mistake_of_the_user_fails_at_once_and_shows_the_log(hftitan, tmp_path
     assert pids_of(tmp_path / "run") == []
 
 
-def test_a_crash_restarts_the_gang_from_the_checkpoint(hftitan, tmp_path):
+def test_crash_restarts_the_gang_from_the_checkpoint(hftitan, tmp_path):
     lines, code = objects(hftitan("-o", "json", fake="crash:1:5"))
     assert code == 0
     assert lines[-1]["attempt"] == 2
@@ -86,13 +86,13 @@ def test_a_crash_restarts_the_gang_from_the_checkpoint(hftitan, tmp_path):
 
 
 @pytest.mark.parametrize("scheduling", [{"gang": "kueue", "queue": "q"}, {"gang": "kubernetes", "topologyKey": "rack"}])
-def test_a_gang_schedulers_job_runs_here_too_through_a_restart(hftitan, job_document, scheduling):
-    """One file for laptop and cluster: admission and placement have no meaning on one machine."""
+def test_job_with_a_gang_scheduler_runs_locally_and_restarts(hftitan, job_document, scheduling):
+    """The same file works on a laptop and on a cluster: admission and placement have no effect on one machine."""
     lines, code = objects(hftitan("-o", "json", fake="crash:1:5", job=job_document(scheduling=scheduling)))
     assert (code, lines[-1]["attempt"], lines[-1]["phase"]) == (0, 2, "Succeeded")
 
 
-def test_restarts_exhausted_exits_1_with_the_traceback(hftitan, job_document):
+def test_exhausted_restarts_exit_with_1_and_print_the_traceback(hftitan, job_document):
     job = job_document(runPolicy={"maxRestarts": 0})
     lines, code = objects(hftitan("-o", "json", fake="crash:1:3", job=job))
     assert code == 1
@@ -102,7 +102,7 @@ def test_restarts_exhausted_exits_1_with_the_traceback(hftitan, job_document):
 
 
 @pytest.mark.parametrize("pod", [0, 1])
-def test_kill_9_of_a_pod_makes_a_second_attempt(hftitan, tmp_path, wait_for, pids_of, pod):
+def test_killed_pod_starts_a_second_attempt(hftitan, tmp_path, wait_for, pids_of, pod):
     run = tmp_path / "run"
     process = hftitan("-o", "json", fake="hang:1:4")
     wait_for(lambda: steps_done(run) == 4)
@@ -110,13 +110,13 @@ def test_kill_9_of_a_pod_makes_a_second_attempt(hftitan, tmp_path, wait_for, pid
     lines, code = objects(process)
     assert code == 0
     assert (lines[-1]["attempt"], lines[-1]["restarts"]) == (2, 1)
-    # The new gang began only after every process of the old one was gone, and went on from the checkpoint.
+    # The new gang starts after every process of the old one has ended, and resumes from the checkpoint.
     restarted = next(row for row in metrics(run) if row["attempt"] == 2)
     assert restarted["step"] == 5
     assert pids_of(run) == []
 
 
-def test_kill_9_of_a_supervisor_takes_its_whole_tree_along(hftitan, tmp_path, wait_for, pids_of):
+def test_killed_supervisor_takes_its_process_tree_down(hftitan, tmp_path, wait_for, pids_of):
     run = tmp_path / "run"
     process = hftitan("-o", "json", fake="hang:1:4")
     wait_for(lambda: steps_done(run) == 4)
@@ -130,7 +130,7 @@ def test_kill_9_of_a_supervisor_takes_its_whole_tree_along(hftitan, tmp_path, wa
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_saves_and_stops_and_the_next_run_goes_on(hftitan, tmp_path, wait_for, pids_of, number, expected):
+def test_signal_saves_a_checkpoint_and_the_next_run_resumes(hftitan, tmp_path, wait_for, pids_of, number, expected):
     run = tmp_path / "run"
     process = hftitan("-o", "json", fake="hang:1:3")
     wait_for(lambda: both_train(run, 3))
@@ -140,7 +140,7 @@ def test_a_signal_saves_and_stops_and_the_next_run_goes_on(hftitan, tmp_path, wa
     end = lines[-1]
     assert (end["phase"], end["reason"]) == ("Suspended", "Preempted")
     assert end["checkpointStep"] == end["step"] == 3
-    assert all(line["reason"] != "Suspended" for line in of(lines, "event")), "nobody wrote suspend into the spec"
+    assert all(line["reason"] != "Suspended" for line in of(lines, "event")), "the user did not suspend the job"
     assert json.loads((run / "status.json").read_text())["status"]["checkpoint"]["step"] == 3
     assert pids_of(run) == []
 
@@ -152,7 +152,7 @@ def test_a_signal_saves_and_stops_and_the_next_run_goes_on(hftitan, tmp_path, wa
     assert first.removesuffix("-1") == second.removesuffix("-2")
 
 
-def test_a_second_signal_kills(hftitan, tmp_path, wait_for, pids_of):
+def test_second_signal_kills_the_run(hftitan, tmp_path, wait_for, pids_of):
     run = tmp_path / "run"
     process = hftitan(fake="stubborn:1:0 hang:1:1")
     wait_for(lambda: steps_done(run) == 1)
@@ -166,40 +166,40 @@ def test_a_second_signal_kills(hftitan, tmp_path, wait_for, pids_of):
     assert pids_of(run) == []
 
 
-def test_when_the_run_itself_is_killed_nothing_survives(hftitan, tmp_path, wait_for, pids_of):
+def test_killed_run_leaves_no_process_behind(hftitan, tmp_path, wait_for, pids_of):
     run = tmp_path / "run"
     process = hftitan(fake="hang:1:2")
     wait_for(lambda: both_train(run, 2))
     assert len(pids_of(run)) >= 6  # two supervisors, two agents, two workers
     process.kill()
     wait_for(lambda: not pids_of(run), timeout=5)
-    # The lock went with it, and the next life has a new attempt number.
+    # The lock is released as well, and the next run has a new attempt number.
     lines, code = objects(hftitan("-o", "json"))
     assert code == 0
     assert lines[-1]["attempt"] == 2
 
 
-def test_one_run_in_a_work_folder(hftitan, tmp_path, wait_for):
+def test_second_run_in_a_busy_work_folder_is_refused(hftitan, tmp_path, wait_for):
     run = tmp_path / "run"
     first = hftitan(fake="hang:1:1")
     wait_for(lambda: steps_done(run) == 1)
     second = hftitan()
     _, err = second.communicate(timeout=30)
     assert second.returncode == 2
-    assert f"{run} is in use by process {first.pid}; stop that run or give another --workdir" in err
+    assert f"{run} is in use by process {first.pid}; stop that run or use another --workdir" in err
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=30)
     assert first.returncode == 143
 
 
-def test_two_runs_side_by_side_do_not_meet(hftitan, tmp_path):
+def test_parallel_runs_have_different_rendezvous(hftitan, tmp_path):
     first, second = hftitan("-o", "json", workdir="a"), hftitan("-o", "json", workdir="b")
     assert objects(first)[1] == objects(second)[1] == 0
     ends = {json.loads((tmp_path / w / "env-1-0.json").read_text())["PET_RDZV_ENDPOINT"] for w in "ab"}
     assert len(ends) == 2
 
 
-def test_a_taken_port_is_replaced_unless_the_job_names_it(hftitan, job_document):
+def test_port_in_use_that_the_job_sets_is_an_error(hftitan, job_document):
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("0.0.0.0", 0))
@@ -208,10 +208,10 @@ def test_a_taken_port_is_replaced_unless_the_job_names_it(hftitan, job_document)
         process = hftitan(job=job_document(monitoring={"port": port}))
         _, err = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert f"job.yaml: spec.monitoring.port: {port} is taken on this machine by a server on all addresses" in err
+    assert f"job.yaml: spec.monitoring.port: {port} is in use on this machine by a server on all addresses" in err
 
 
-def test_deadline_stops_a_job_that_hangs(hftitan, job_document, tmp_path, pids_of):
+def test_deadline_fails_a_hanging_job(hftitan, job_document, tmp_path, pids_of):
     job = job_document(runPolicy={"activeDeadlineSeconds": 2})
     lines, code = objects(hftitan("-o", "json", fake="hang:1:2", job=job))
     assert code == 1
@@ -219,7 +219,7 @@ def test_deadline_stops_a_job_that_hangs(hftitan, job_document, tmp_path, pids_o
     assert pids_of(tmp_path / "run") == []
 
 
-def test_clean_pod_policy_none_leaves_no_process_either(hftitan, job_document, tmp_path, pids_of):
+def test_clean_pod_policy_none_leaves_no_process(hftitan, job_document, tmp_path, pids_of):
     job = job_document(runPolicy={"activeDeadlineSeconds": 2, "cleanPodPolicy": "None"})
     process = hftitan(fake="hang:1:2", job=job)
     process.communicate(timeout=60)
@@ -227,7 +227,7 @@ def test_clean_pod_policy_none_leaves_no_process_either(hftitan, job_document, t
     assert pids_of(tmp_path / "run") == []
 
 
-def test_ttl_zero_ends_the_run_and_keeps_the_folder(hftitan, job_document, tmp_path):
+def test_ttl_zero_keeps_the_work_folder(hftitan, job_document, tmp_path):
     process = hftitan(job=job_document(runPolicy={"ttlSecondsAfterFinished": 0}))
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""One step against a cluster that writes down what is done to it, in order."""
+"""`step` against a cluster that records every operation in order."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ NOW = 1_800_000_000.0
 
 
 class Ledger:
-    """A ClusterPort in a list: pods appear as they are applied."""
+    """A ClusterPort that records operations in `done`. An applied pod exists at once."""
 
     def __init__(self, job):
         self.job, self.pods, self.done = job, [], []
@@ -51,22 +51,22 @@ def run(ledger, now=NOW):
     return asyncio.run(step(ledger, "default", "tiny", now))
 
 
-def test_actions_then_the_status_then_events(ledger):
+def test_actions_come_before_the_status_and_events_after_it(ledger):
     run(ledger)
     status = ledger.done.index("status Pending")
     assert ledger.done[:status] == ["Service", "ConfigMap", "Pod", "Pod"]
     assert ledger.done[status + 1 :] == ["event Accepted", "event AttemptCreated"]
 
 
-def test_a_second_step_on_the_same_observation_writes_nothing(ledger):
+def test_second_step_on_the_same_observation_writes_nothing(ledger):
     run(ledger)
-    run(ledger)  # the pods were seen for the first time
+    run(ledger)  # observes the pods for the first time
     ledger.done.clear()
     run(ledger)
     assert ledger.done == []
 
 
-def test_the_time_of_the_next_look_is_handed_on(ledger, make_job):
+def test_step_returns_the_seconds_until_the_next_deadline(ledger, make_job):
     job = make_job(runPolicy={"activeDeadlineSeconds": 100})
     assert isinstance(job, HFTitanJob)
     limited = Ledger(localize(job, {}))
@@ -74,13 +74,13 @@ def test_the_time_of_the_next_look_is_handed_on(ledger, make_job):
     assert run(limited, NOW + 40) == pytest.approx(60)
 
 
-def test_a_job_that_is_gone(ledger):
+def test_deleted_job_does_nothing(ledger):
     ledger.job = None
     assert run(ledger) is None
     assert ledger.done == []
 
 
-def test_an_error_of_the_cluster_comes_out_before_the_status_is_written(ledger):
+def test_cluster_error_is_raised_before_the_status_is_written(ledger):
     async def refuse(job, action):
         raise OSError("no room")
 
@@ -90,8 +90,8 @@ def test_an_error_of_the_cluster_comes_out_before_the_status_is_written(ledger):
     assert ledger.done == []
 
 
-def test_pods_are_made_with_the_defaults_of_the_moment(ledger):
-    """Those of the cluster when the pods are made, though the job as it is written never has them."""
+def test_pods_get_the_current_job_defaults(ledger):
+    """Defaults apply when pods are created; the job object does not contain them."""
     made = []
     ledger.apply = lambda job, action: asyncio.sleep(0, made.append(action.manifest))
     asyncio.run(step(ledger, "default", "tiny", NOW, PodDefaults(image="registry.example/trainer:2")))

@@ -1,4 +1,4 @@
-"""The supervisor alone: exit codes, the stop, and that no process survives, whichever way its tree or parent ends."""
+"""The supervisor: exit codes, stop, kill, and no process left when the command or the parent ends."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ import pytest
 from hftitan_operator.local import store
 from hftitan_operator.local import supervise as local_supervise
 
-# A command as torchrun's: a worker in its own session that ignores SIGTERM, and a grandchild that is orphaned at once.
+# Like torchrun: a worker in its own session that ignores SIGTERM, and a grandchild that is orphaned immediately.
 TREE = 'setsid sh -c "trap : TERM; while :; do sleep 5; done" & (setsid sleep 600 &) ; '
 
 
 @pytest.fixture
 def supervise(tmp_path):
-    """Function: start a shell command under a supervisor; its tag finds every process below."""
+    """Function: start a shell command under a supervisor; return it and a function that lists all its processes."""
     started = []
 
     def start(script):
@@ -41,18 +41,18 @@ def supervise(tmp_path):
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)])
-def test_the_exit_code_is_the_commands(supervise, script, code):
+def test_exit_code_is_that_of_the_command(supervise, script, code):
     process, _ = supervise(script)
     assert process.wait(10) == code
 
 
-def test_what_the_command_leaves_is_killed_with_it(supervise):
+def test_remaining_processes_are_killed_when_the_command_exits(supervise):
     process, alive = supervise(TREE + "sleep 0.2; exit 3")
     assert process.wait(10) == 3
     assert alive() == []
 
 
-def test_stop_lets_the_command_finish(supervise, wait_for, tmp_path):
+def test_stop_lets_the_command_exit_by_itself(supervise, wait_for, tmp_path):
     process, alive = supervise("trap 'echo saved; exit 5' TERM; echo ready; sleep 600 & wait")
     wait_for((tmp_path / "log").read_text)
     process.stdin.write(b"stop 30\n")
@@ -62,7 +62,7 @@ def test_stop_lets_the_command_finish(supervise, wait_for, tmp_path):
     assert alive() == []
 
 
-def test_a_stop_that_waits_already_when_the_command_starts_is_not_lost(tmp_path):
+def test_stop_sent_before_the_command_starts_is_not_lost(tmp_path):
     command = [sys.executable, "-I", "-S", local_supervise.__file__, str(tmp_path / "log"), "sleep", "60"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdin.write(b"stop 50\n")
@@ -70,7 +70,7 @@ def test_a_stop_that_waits_already_when_the_command_starts_is_not_lost(tmp_path)
         assert process.wait(20) == 143
 
 
-def test_stop_kills_the_whole_tree_after_the_grace(supervise, wait_for, tmp_path):
+def test_stop_kills_the_tree_after_the_grace_period(supervise, wait_for, tmp_path):
     process, alive = supervise("trap '' TERM; " + TREE + "echo ready; while :; do sleep 1; done")
     wait_for((tmp_path / "log").read_text)
     process.stdin.write(b"stop 0.3\n")
@@ -81,7 +81,7 @@ def test_stop_kills_the_whole_tree_after_the_grace(supervise, wait_for, tmp_path
     assert alive() == []
 
 
-def test_a_second_stop_shortens_the_grace_and_sends_no_second_signal(supervise, wait_for, tmp_path):
+def test_second_stop_shortens_the_grace_period_and_sends_no_second_signal(supervise, wait_for, tmp_path):
     process, _ = supervise("trap 'echo term' TERM; echo ready; while :; do sleep 0.1; done")
     wait_for((tmp_path / "log").read_text)
     process.stdin.write(b"stop 600\n")
@@ -94,7 +94,7 @@ def test_a_second_stop_shortens_the_grace_and_sends_no_second_signal(supervise, 
 
 
 @pytest.mark.parametrize("end", ["kill", "close"])
-def test_kill_and_the_end_of_the_parent(supervise, end):
+def test_kill_command_or_closed_stdin_kills_the_tree(supervise, end):
     process, alive = supervise(TREE + "sleep 600")
     if end == "kill":
         process.stdin.write(b"kill\n")
@@ -105,7 +105,7 @@ def test_kill_and_the_end_of_the_parent(supervise, end):
     assert alive() == []
 
 
-def test_signals_of_the_terminal_do_not_reach_the_tree(supervise):
+def test_terminal_signals_do_not_reach_the_tree(supervise):
     process, alive = supervise("exec sleep 600")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process.send_signal(number)
@@ -114,7 +114,7 @@ def test_signals_of_the_terminal_do_not_reach_the_tree(supervise):
     assert len(alive()) == 2
 
 
-def test_a_command_that_does_not_exist(tmp_path):
+def test_missing_command_exits_with_127(tmp_path):
     command = [sys.executable, "-I", "-S", local_supervise.__file__, str(tmp_path / "log"), "nonsuch-program"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.wait(10) == 127

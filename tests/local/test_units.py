@@ -1,4 +1,4 @@
-"""The pure and small parts of a local run: paths, devices, threads, addresses, the saved job, the pod to blame."""
+"""Small parts of a local run: paths, devices, threads, addresses, the saved job, the pod that decided the end."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ from hftitan_operator import net
 from hftitan_operator.core.state import PodView
 from hftitan_operator.local import prepare as local_prepare
 from hftitan_operator.local import store
-from hftitan_operator.local.run import MetricsTail, decisive, guilty_log, summary, tail_of
+from hftitan_operator.local.run import MetricsTail, decisive, failure_log, summary, tail_of
 
-# --- fitting a job to the machine ---------------------------------------------------------------------------
+# --- adapting a job to the machine --------------------------------------------------------------------------
 
 
-def test_paths_below_a_mapped_mount_move_to_its_folder(make_job):
+def test_paths_below_mapped_mounts_are_rewritten(make_job):
     job = make_job(
         model={"name": "/models/llama"},
         dataset={"path": "/data/corpus/a.jsonl"},
@@ -46,7 +46,7 @@ def test_paths_below_a_mapped_mount_move_to_its_folder(make_job):
     assert (unmapped.model.name, unmapped.dataset.path) == ("/models/llama", "/data/corpus/a.jsonl")
 
 
-def test_a_work_folder_stands_for_the_checkpoint_volume(make_job):
+def test_job_without_checkpoint_volume_gets_a_placeholder(make_job):
     assert local_prepare.localize(make_job(), {}).spec.checkpoint.volume == "work-folder"
     named = make_job(checkpoint={"volume": "theirs"})
     assert local_prepare.localize(named, {}).spec.checkpoint.volume == "theirs"
@@ -55,7 +55,7 @@ def test_a_work_folder_stands_for_the_checkpoint_volume(make_job):
 @pytest.mark.parametrize(
     ("chosen", "found"), [("0,2", ["0", "2"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"]), ("", []), ("-1", [])]
 )
-def test_devices_are_the_callers_choice(chosen, found):
+def test_devices_come_from_cuda_visible_devices(chosen, found):
     assert local_prepare.devices({"CUDA_VISIBLE_DEVICES": chosen}) == found
 
 
@@ -76,18 +76,18 @@ def test_devices_are_counted_by_nvidia_smi(tmp_path, monkeypatch):
         ({}, {}, max(1, len(os.sched_getaffinity(0)) // 2)),
     ],
 )
-def test_threads_of_a_rank(prepare, environ, pod, threads):
+def test_threads_per_rank(prepare, environ, pod, threads):
     assert prepare(environ=environ, pod=pod).machine.threads == threads
 
 
-def test_the_stored_token_is_used_and_an_own_one_wins(tmp_path):
+def test_stored_token_is_used_unless_hf_token_is_set(tmp_path):
     (tmp_path / "token").write_text("stored\n")
     assert local_prepare.with_token({"HF_HOME": str(tmp_path)})["HF_TOKEN"] == "stored"
     assert local_prepare.with_token({"HF_HOME": str(tmp_path), "HF_TOKEN": "mine"})["HF_TOKEN"] == "mine"
     assert "HF_TOKEN" not in local_prepare.with_token({"HF_HOME": str(tmp_path / "none")})
 
 
-def test_a_default_port_that_is_taken_is_replaced_and_said(make_job, monkeypatch, tmp_path):
+def test_default_port_in_use_is_replaced_with_a_note(make_job, monkeypatch, tmp_path):
     monkeypatch.setattr(local_prepare, "port_is_free", lambda address, port: port != 9400)
     job = local_prepare.localize(make_job(), {})
     prepared, problems = local_prepare.prepare(
@@ -96,14 +96,14 @@ def test_a_default_port_that_is_taken_is_replaced_and_said(make_job, monkeypatch
     assert problems == []
     port = prepared.job.spec.monitoring.port
     assert port != 9400
-    assert prepared.notes == (f"port 9400 is taken on this machine: /metrics and /progress are on {port}",)
+    assert prepared.notes == (f"port 9400 is in use on this machine: /metrics and /progress are on port {port}",)
 
 
 # --- loopback -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gang", ["a", "b", "0f3c-1"])
-def test_addresses_sort_like_the_pods_and_differ_between_gangs(gang):
+def test_addresses_sort_by_pod_index_and_differ_between_gangs(gang):
     found = [net.loopback(gang, index) for index in range(100)]
     assert found == sorted(found)
     assert len(set(found)) == 100
@@ -111,7 +111,7 @@ def test_addresses_sort_like_the_pods_and_differ_between_gangs(gang):
     assert net.loopback(gang + "x", 0) != found[0]
 
 
-def test_a_port_taken_on_all_addresses_is_not_free():
+def test_port_in_use_on_all_addresses_is_not_free():
     with socket.socket() as server:
         server.bind(("0.0.0.0", 0))
         server.listen()
@@ -133,7 +133,7 @@ PROGRESS = b'{"attempt":1,"phase":"training","step":7,"steps":9,"updated":1}'
         (None, None),
     ],
 )
-def test_progress_is_read_or_not_but_never_raises(answer, step):
+def test_fetch_progress_returns_none_for_a_bad_answer(answer, step):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -141,7 +141,7 @@ def test_progress_is_read_or_not_but_never_raises(answer, step):
             with client:
                 client.recv(1000)
                 if answer is None:
-                    client.recv(1000)  # silence, until the caller gives up
+                    client.recv(1000)  # does not answer until the caller gives up
                 else:
                     client.sendall(answer)
 
@@ -152,21 +152,21 @@ def test_progress_is_read_or_not_but_never_raises(answer, step):
     assert (found.step if found else None) == step
 
 
-def test_nobody_answers():
+def test_fetch_progress_returns_none_without_a_server():
     assert asyncio.run(net.fetch_progress("127.0.0.1", net.free_port(), timeout=0.5)) is None
 
 
 # --- the saved job ------------------------------------------------------------------------------------------
 
 
-def test_a_new_folder_is_a_new_job(tmp_path):
+def test_new_folder_has_a_new_job(tmp_path):
     saved = store.load(tmp_path)
     assert (saved.generation, saved.status) == (0, JobStatus())
     assert saved.uid != store.load(tmp_path).uid
 
 
 @pytest.mark.parametrize("phase", ["Running", "Succeeded", "Failed", "Restarting"])
-def test_the_next_life_keeps_uid_and_attempt_and_goes_on_as_if_suspended(tmp_path, phase):
+def test_next_run_keeps_uid_and_attempt_as_a_suspended_job(tmp_path, phase):
     uid = store.load(tmp_path).uid
     checkpoint = CheckpointStatus(step=40)
     status = JobStatus(phase=phase, attempt=3, restarts=2, mesh="1x2", checkpoint=checkpoint, message="x")
@@ -176,14 +176,14 @@ def test_the_next_life_keeps_uid_and_attempt_and_goes_on_as_if_suspended(tmp_pat
     assert saved.status == JobStatus(phase="Suspended", attempt=3, checkpoint=checkpoint)
 
 
-def test_a_stopped_job_keeps_its_counts(tmp_path):
+def test_stopped_job_keeps_its_counts(tmp_path):
     status = JobStatus(phase="Suspended", attempt=3, restarts=2, mesh="1x2", active_seconds=7)
     store.save(tmp_path, store.Saved(store.load(tmp_path).uid, 4, status))
     assert store.load(tmp_path).status == status.model_copy(update={"mesh": None})
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"uid": "x", "generation": 1, "status": {}}', '{"uid": 1}', "[]"])
-def test_a_damaged_status_is_refused(tmp_path, text):
+def test_damaged_status_is_refused(tmp_path, text):
     (tmp_path / "status.json").write_text(text)
     with pytest.raises(ValueError, match=r"status\.json is damaged .* move it away to start a new job in this folder"):
         store.load(tmp_path)
@@ -192,7 +192,7 @@ def test_a_damaged_status_is_refused(tmp_path, text):
 # --- metrics and logs ---------------------------------------------------------------------------------------
 
 
-def test_the_tail_of_metrics_gives_whole_new_objects_only(tmp_path):
+def test_metrics_tail_returns_complete_new_objects(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')
     tail = MetricsTail(path)
@@ -207,7 +207,7 @@ def test_the_tail_of_metrics_gives_whole_new_objects_only(tmp_path):
     assert list(tail.read()) == [{"step": 9}]
 
 
-def test_the_tail_waits_for_a_file_that_is_not_there(tmp_path):
+def test_metrics_tail_of_a_missing_file_is_empty(tmp_path):
     tail = MetricsTail(tmp_path / "metrics.jsonl")
     assert list(tail.read()) == []
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
@@ -231,31 +231,31 @@ def ended(index, code=1, reason=None, rank=0, deleting=False):
         ([ended(1, 0, reason="Completed"), ended(0, 0, reason="Completed")], 0),
     ],
 )
-def test_the_pod_to_blame(make_job, pods, index):
+def test_decisive_pod(make_job, pods, index):
     job = local_prepare.localize(make_job(), {})
     assert decisive(pods, plan(job.spec)).index == index
 
 
-def test_the_log_to_read_first(prepare):
+def test_failure_log_prefers_the_reporting_rank_then_a_traceback(prepare):
     machine = prepare().machine
     folder = machine.rank_logs("p-0")
     folder.mkdir(parents=True)
     machine.pod_log("p-0").write_text("agent\n")
-    assert guilty_log(machine, ended(0)) == machine.pod_log("p-0")
+    assert failure_log(machine, ended(0)) == machine.pod_log("p-0")
     (folder / "rank0.log").write_text("fine\n")
     (folder / "rank1.log").write_text("fine\nTraceback (most recent call last):\n  boom\n")
-    assert guilty_log(machine, ended(0)) == folder / "rank1.log"
-    assert guilty_log(machine, ended(0, reason="UserError", rank=0)) == folder / "rank0.log"
+    assert failure_log(machine, ended(0)) == folder / "rank1.log"
+    assert failure_log(machine, ended(0, reason="UserError", rank=0)) == folder / "rank0.log"
 
 
-def test_the_tail_of_a_log(tmp_path):
+def test_tail_of_returns_the_last_lines(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"".join(b"%d\n" % n for n in range(50_000)) + b"\xff last")
     assert tail_of(path, 2) == ["49999", "\ufffd last"]
     assert tail_of(tmp_path / "none") == []
 
 
-def test_a_run_stopped_before_its_first_step_is_where_the_last_one_saved(make_job):
+def test_run_stopped_before_its_first_step_reports_the_saved_step(make_job):
     status = JobStatus(phase="Suspended", attempt=2, checkpoint=CheckpointStatus(step=4))
     cluster = SimpleNamespace(progress=None, ended=[], machine=None)
     job = local_prepare.localize(make_job(), {}).model_copy(update={"status": status})

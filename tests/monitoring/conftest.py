@@ -1,4 +1,4 @@
-"""Debian's prometheus and promtool for this folder; the control plane and the operator are those of tests/cluster."""
+"""Fixtures for this folder: Debian's prometheus and promtool."""
 
 import subprocess
 from pathlib import Path
@@ -9,14 +9,14 @@ from paths import ROOT
 
 @pytest.fixture(scope="session")
 def prometheus_programs():
-    """The folder with prometheus and promtool."""
+    """Return the folder with prometheus and promtool."""
     done = subprocess.run([ROOT / "hack" / "prometheus"], stdout=subprocess.PIPE, text=True, check=True)
     return Path(done.stdout.strip())
 
 
 @pytest.fixture(scope="session")
 def promtool(prometheus_programs):
-    """Function: promtool's output; an AssertionError with it when promtool objects."""
+    """Return a function that runs promtool and returns its output. AssertionError if promtool fails."""
 
     def run(*words, text=""):
         command = [prometheus_programs / "promtool", *map(str, words)]

@@ -1,4 +1,4 @@
-"""The alert rules: promtool's unit tests of each, where it must fire and where it must not, and what they stand on."""
+"""The alert rules pass promtool's unit tests, use existing metrics, and are documented."""
 
 import re
 from pathlib import Path
@@ -19,13 +19,13 @@ def test_promtool_accepts_the_rules(promtool):
     assert f"SUCCESS: {len(ALERTS)} rules found" in promtool("check", "rules", RULES)
 
 
-def test_the_unit_tests_pass(promtool, say):
+def test_promtool_unit_tests_pass(promtool, say):
     promtool("test", "rules", TESTS)
     cases = [case for test in yaml.safe_load(TESTS.read_text())["tests"] for case in test.get("alert_rule_test", ())]
     say(f"{len(ALERTS)} alerts, {len(cases)} promtool tests of them")
 
 
-@pytest.mark.parametrize("fires", [True, False], ids=["fires", "is-silent"])
+@pytest.mark.parametrize("fires", [True, False], ids=["fires", "does-not-fire"])
 @pytest.mark.parametrize("alert", ALERTS, ids=[rule["alert"] for rule in ALERTS])
 def test_each_alert_has_a_unit_test(alert, fires):
     tests = [case for test in yaml.safe_load(TESTS.read_text())["tests"] for case in test.get("alert_rule_test", ())]
@@ -33,10 +33,10 @@ def test_each_alert_has_a_unit_test(alert, fires):
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=[rule["alert"] for rule in ALERTS])
-def test_an_alert_stands_on_metrics_that_exist_and_on_a_paragraph(alert):
+def test_each_alert_uses_existing_metrics_and_links_to_its_section(alert):
     assert metrics_of(alert["expr"]) <= {name for metric in names.ALL for name in metric.series}
     assert set(alert["annotations"]) == {"summary", "description", "runbook"}
     document, _, anchor = alert["annotations"]["runbook"].partition("#")
-    paragraph = re.search(rf"^### {alert['alert']}\n\n(.+)", (ROOT / document).read_text(), re.MULTILINE)
+    section = re.search(rf"^### {alert['alert']}\n\n(.+)", (ROOT / document).read_text(), re.MULTILINE)
     assert anchor == alert["alert"].lower()
-    assert paragraph is not None
+    assert section is not None

@@ -1,4 +1,4 @@
-"""docs/monitoring.md says what is there."""
+"""docs/monitoring.md matches the metrics, alerts, dashboards and scrape configuration."""
 
 import json
 import runpy
@@ -10,18 +10,18 @@ from promql import DASHBOARDS, scrape_jobs
 DOCUMENT = (ROOT / "docs/monitoring.md").read_text()
 
 
-def test_the_metrics_are_those_of_the_table():
+def test_metric_tables_are_up_to_date():
     document = runpy.run_path(str(ROOT / "hack/dashboards/document.py"))["document"]
     assert document(DOCUMENT) == DOCUMENT, "run `make generate`"
 
 
-def test_each_alert_has_its_paragraph_and_no_other():
+def test_sections_are_the_alerts_in_order():
     groups = yaml.safe_load((ROOT / "charts/hftitan/rules/hftitan.yaml").read_text())["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
     assert [line[4:] for line in DOCUMENT.splitlines() if line.startswith("### ")] == alerts
 
 
-def test_each_dashboard_is_named():
+def test_each_dashboard_is_listed():
     for path in DASHBOARDS.glob("*.json"):
         assert f"| {json.loads(path.read_text())['title']} |" in DOCUMENT
 

@@ -1,4 +1,4 @@
-"""What the operator and a trainer serve at /metrics: the table of metric_names, and nothing promtool objects to."""
+"""The operator and the trainer export exactly the metrics of metric_names, without promtool warnings."""
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -48,7 +48,7 @@ JOBS = [
 
 @pytest.fixture
 def operator_metrics():
-    """Of an operator in which everything has happened once."""
+    """Metrics of an operator in which each kind of event has happened once."""
     metrics = OperatorMetrics("1.2.3")
     metrics.registry.register(JobsCollector(JOBS))
     metrics.request("GET", 200)
@@ -58,13 +58,14 @@ def operator_metrics():
     record = {"time": "1970-01-01T00:02:00Z", "attempt": 1, "reason": "Evicted"}
     began, restarted = job("large", attempt=1), job("large", attempt=2, restarts=1, restartHistory=[record])
     metrics.wrote(began, restarted.status)
-    metrics.wrote(restarted, job("large", attempt=3, restarts=1, restartHistory=[record]).status)  # was suspended
+    # A new attempt without a new restart record: the job was suspended and resumed.
+    metrics.wrote(restarted, job("large", attempt=3, restarts=1, restartHistory=[record]).status)
     return metrics
 
 
 @pytest.fixture
 def trainer_registry(tmp_path):
-    """Of a trainer in which everything has happened once."""
+    """Registry of a trainer in which each kind of event has happened once."""
     degrees = dict.fromkeys(("nodes", "ranksPerNode", "dpReplicate", "dpShard", "cp", "tp", "pp", "ep"), 1)
     sections = {"optimizer": {}, "lrSchedule": {}, "checkpoint": {"interval": 7}, "monitoring": {}}
     spec = TrainerSpec.model_validate(
@@ -93,7 +94,7 @@ def sample(registry, name, **labels):
     return registry.get_sample_value(name, labels)
 
 
-def test_the_operator_serves_the_table_and_nothing_else(operator_metrics):
+def test_operator_exports_exactly_the_metrics_of_the_table(operator_metrics):
     table = {metric.name.removesuffix("_total"): metric for metric in names.OPERATOR}
     seen = [f for f in text_string_to_metric_families(operator_metrics.text().decode())
             if not f.name.startswith("process_")]  # fmt: skip
@@ -104,17 +105,17 @@ def test_the_operator_serves_the_table_and_nothing_else(operator_metrics):
         assert all(set(s.labels) - {"le"} == set(metric.labels) for s in family.samples)
 
 
-def test_promtool_has_nothing_to_object_to(operator_metrics, trainer_registry, promtool):
+def test_promtool_accepts_the_metrics_without_warnings(operator_metrics, trainer_registry, promtool):
     for text in (operator_metrics.text(), generate_latest(trainer_registry)):
         assert promtool("check", "metrics", text=text.decode()) == ""
 
 
-def test_the_jobs_of_a_fleet(operator_metrics):
+def test_job_metrics_match_the_job_statuses(operator_metrics):
     registry = operator_metrics.registry
     phases = {"Pending": 1, "Running": 2, "Failed": 1}
     for phase in ("Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed"):
         assert sample(registry, "hftitan_jobs", phase=phase) == phases.get(phase, 0)
-    assert sample(registry, "hftitan_jobs_gpus", phase="Running") == 16, "a job on processors asks for no GPU"
+    assert sample(registry, "hftitan_jobs_gpus", phase="Running") == 16, "a job on CPUs requests no GPU"
     large, broken = ({"job_namespace": "team", "job_name": name} for name in ("large", "broken"))
     assert sample(registry, "hftitan_job_phase", phase="Running", **large) == 1
     assert sample(registry, "hftitan_job_phase", phase="Failed", **large) is None
@@ -126,13 +127,13 @@ def test_the_jobs_of_a_fleet(operator_metrics):
     assert sample(registry, "hftitan_job_end_timestamp_seconds", **broken) == 180
     assert sample(registry, "hftitan_job_failure_info", reason="NonFiniteLoss", **broken) == 1
     assert sample(registry, "hftitan_operator_restarts_total", reason="Evicted") == 1
-    assert sample(registry, "hftitan_operator_restarts_total", reason="Hung") == 0, "an increase needs a beginning"
+    assert sample(registry, "hftitan_operator_restarts_total", reason="Hung") == 0, "increase() needs an initial 0"
 
 
-def test_a_validation_that_went_wrong_is_no_gap(trainer_registry):
+def test_nan_validation_loss_is_exported(trainer_registry):
     labels = {"job_namespace": "n", "job_name": "j", "node_index": "0"}
     loss = sample(trainer_registry, "hftitan_validation_loss", **labels)
     assert loss is not None
-    assert loss != loss, "NaN: the alert LossNotFinite sees it"
+    assert loss != loss, "NaN triggers the alert HFTitanLossNotFinite"
     assert sample(trainer_registry, "hftitan_validation_duration_seconds_sum", **labels) == 1.5
     assert sample(trainer_registry, "hftitan_checkpoint_interval_steps", **labels) == 7

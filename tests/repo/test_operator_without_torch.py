@@ -1,4 +1,4 @@
-"""The operator is installed and used where torch is not: its image, and a laptop that only validates."""
+"""The operator and the command line install and run without torch, as in the operator's image."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from paths import ROOT
 IMPORT_ALL = """
 import importlib, importlib.util, pkgutil
 for absent in ("torch", "transformers", "torchtitan", "datasets"):
-    assert importlib.util.find_spec(absent) is None, f"{absent} is installed: this environment proves nothing"
+    assert importlib.util.find_spec(absent) is None, f"{absent} must not be installed in this environment"
 names = []
 for package in ("hftitan_api", "hftitan_operator"):
     root = importlib.import_module(package)

@@ -1,4 +1,4 @@
-"""What GitHub and contributors read: workflows, templates, hooks, CONTRIBUTING.md and docs/architecture.md."""
+"""Files for GitHub and contributors: workflows, templates, hooks, CONTRIBUTING.md and docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def steps(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every string in a YAML value, keys excluded."""
+    """Yield every string in a YAML value, without keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -50,7 +50,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def missing(text: str) -> list[str]:
-    """The paths in a text that match nothing in this repository."""
+    """Return the paths in a text that match no file of the repository."""
     return [path for path in PATH.findall(text) if not any(ROOT.glob(path.rstrip("/")))]
 
 
@@ -58,7 +58,7 @@ def names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths]
 
 
-def test_the_checks_below_find_paths_and_targets():
+def test_helpers_find_paths_and_targets():
     assert missing("run: hack/none --to docs/spec.md, ghcr.io/hftitan/operator and charts/**") == ["hack/none"]
     assert {"demo", "test", "check", "generate"} <= TARGETS
     assert all((ROOT / name).exists() for name in (*FOLDERS, *FILES))
@@ -70,7 +70,7 @@ def test_the_checks_below_find_paths_and_targets():
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=names(WORKFLOWS))
-def test_workflow_has_the_keys_that_github_needs(path):
+def test_workflow_has_the_required_keys(path):
     workflow = load(path)
     assert {"name", True, "permissions", "jobs"} <= workflow.keys()
     assert triggers(workflow)
@@ -82,7 +82,7 @@ def test_workflow_has_the_keys_that_github_needs(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=names(WORKFLOWS))
-def test_workflow_calls_what_exists(path):
+def test_workflow_uses_existing_targets_programs_and_paths(path):
     workflow = load(path)
     for step in steps(workflow):
         for line in step.get("run", "").splitlines():
@@ -107,7 +107,7 @@ def steps_run(job: dict[str, Any]) -> list[str]:
     return [step["run"] for step in job["steps"] if "run" in step]
 
 
-def test_images_are_built_from_targets_of_the_dockerfile_and_pushed_on_tags_only():
+def test_images_workflow_builds_dockerfile_targets_and_pushes_only_tags():
     workflow = load(ROOT / ".github/workflows/images.yml")
     assert triggers(workflow)["push"] == {"tags": ["v*"]}
     job = workflow["jobs"]["image"]
@@ -119,19 +119,19 @@ def test_images_are_built_from_targets_of_the_dockerfile_and_pushed_on_tags_only
     assert build["tags"].startswith("ghcr.io/hftitan/${{ matrix.target }}:")
 
 
-def test_the_chart_is_pushed_on_tags_only():
+def test_chart_workflow_pushes_only_tags():
     workflow = load(ROOT / ".github/workflows/chart.yml")
     assert triggers(workflow)["push"] == {"tags": ["v*"]}
     pushes = [step for step in steps(workflow) if "helm push" in step.get("run", "")]
     assert [step["if"] for step in pushes] == ["github.ref_type == 'tag'"]
-    assert load(ROOT / "charts/hftitan/Chart.yaml")["name"] == "hftitan"  # in the name of the package
+    assert load(ROOT / "charts/hftitan/Chart.yaml")["name"] == "hftitan"  # part of the package's file name
 
 
 # --- templates and hooks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=names(TEMPLATES))
-def test_issue_template_has_the_keys_that_github_needs(path):
+def test_issue_template_has_the_required_keys(path):
     template = load(path)
     assert {"name", "description", "body"} <= template.keys()
     fields = [field for field in template["body"] if field["type"] != "markdown"]
@@ -146,13 +146,13 @@ def test_issue_template_has_the_keys_that_github_needs(path):
         assert missing(text) == []
 
 
-def test_the_pull_request_template_names_targets_that_exist():
+def test_pull_request_template_names_existing_targets():
     text = (ROOT / ".github/pull_request_template.md").read_text()
     assert set(re.findall(r"`make ([\w-]+)`", text)) <= TARGETS
     assert missing(text) == []
 
 
-def test_hooks_run_the_ruff_of_the_checks():
+def test_pre_commit_hooks_run_the_same_ruff_as_make_check():
     (repository,) = load(ROOT / ".pre-commit-config.yaml")["repos"]
     assert repository["repo"] == "local"
     hooks = {hook["id"]: hook for hook in repository["hooks"]}
@@ -168,39 +168,39 @@ def test_hooks_run_the_ruff_of_the_checks():
 
 
 def code(document: Path) -> list[str]:
-    """Inline code, and the commands of blocks for a shell."""
+    """Return the inline code and the commands of shell blocks."""
     return [*prose(document), *commands(document)]
 
 
 @pytest.mark.parametrize("document", GUIDES, ids=names(GUIDES))
-def test_guide_names_paths_and_targets_that_exist(document):
+def test_guide_names_existing_paths_and_targets(document):
     for each in code(document):
         assert missing(each) == [], each
         if match := re.match(r"make ([\w-]+)", each):
             assert match[1] in TARGETS, each
 
 
-def test_every_test_that_a_guide_runs_by_name_exists():
+def test_tests_named_in_guides_exist():
     for each in (text for document in GUIDES for text in code(document)):
         for path, name in re.findall(r"(\S+\.py)::(\w+)", each):
             assert f"def {name}(" in (ROOT / path).read_text(), each
 
 
 @pytest.mark.parametrize("package", ["operator/hftitan_operator", "trainer/hftitan_trainer"])
-def test_the_map_has_every_package(package):
+def test_guide_lists_every_package(package):
     found = {f"{folder.parent.relative_to(ROOT)}/" for folder in (ROOT / package).glob("*/__init__.py")}
     assert found <= set(code(GUIDES[0]))
 
 
-def test_the_map_has_every_module_of_the_api():
+def test_guide_lists_every_api_module():
     section = GUIDES[0].read_text().split("\n### API\n")[1].split("\n### ")[0]
     modules = {path.stem for path in (ROOT / "crds/hftitan_api").glob("*.py")} - {"__init__"}
     assert modules <= set(re.findall(r"`(\w+)`", section))
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
-def test_links_lead_to_files(name):
-    """docs/architecture.md: test_documents.py. A link that leaves the repository leads to GitHub's own pages."""
+def test_links_to_files_exist(name):
+    """test_documents.py checks docs/architecture.md. Links that leave the repository go to GitHub pages."""
     for target in re.findall(r"\]\(([^)\s#]+)", (ROOT / name).read_text()):
         if "://" not in target and not target.startswith("../../"):
             assert (ROOT / target).exists(), target

@@ -1,4 +1,4 @@
-"""The version stands where each tool wants it; what a release forgets fails here."""
+"""All files have the same version. This fails if a release forgets one."""
 
 import re
 import tomllib
@@ -17,10 +17,10 @@ def mentions(path):
 
 
 @pytest.mark.parametrize("path", CARRIERS)
-def test_images_are_named_with_the_version_of_the_distribution(path):
+def test_image_tags_have_the_version_of_the_package(path):
     assert mentions(path) == {VERSION}
 
 
-def test_the_chart_has_the_version_of_the_distribution():
+def test_chart_has_the_version_of_the_package():
     chart = yaml.safe_load((ROOT / "charts/hftitan/Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)

@@ -1,5 +1,6 @@
-"""What an API server says to a job, by the committed CRD's own text: it drops nulls, fills in defaults, checks the
-schema, and evaluates the CEL rules. By jsonschema and cel-python, without a server.
+"""Validates jobs against the committed CRD as an API server would, with jsonschema and cel-python.
+
+It fills in defaults, checks the schema, and evaluates the CEL rules.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ SPEC = SCHEMA["properties"]["spec"]
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 
 
-def says(spec: dict[str, Any]) -> list[str]:
-    """Schema errors, or else the broken rules; empty when the object would be stored."""
+def spec_errors(spec: dict[str, Any]) -> list[str]:
+    """Return schema errors, else broken CEL rules. Empty if a server would accept the spec."""
     return schema_errors(spec) or rule_errors(spec)
 
 
 def schema_errors(spec: Any, *, strict: bool = True) -> list[str]:
-    """`strict`: unknown fields are errors (fieldValidation=Strict, as kubectl asks); else they would be pruned."""
+    """Return schema errors. `strict`: unknown fields are errors, as with kubectl's fieldValidation=Strict."""
     stored = defaulted(copy.deepcopy(spec), SPEC)
     found = [error.message for error in _validator(strict).iter_errors(stored)]
     return found or list(_duplicates(stored, SPEC))
@@ -40,7 +41,7 @@ def rule_errors(spec: dict[str, Any]) -> list[str]:
 
 
 def metadata_errors(job: Any) -> list[str]:
-    """What every object is asked for, whatever its kind, and what the CRD says of the name."""
+    """Return the errors of apiVersion, kind and metadata, including the CRD's rules for the name."""
     found = [f"{key}: no match for the request" for key in ("apiVersion", "kind") if job.get(key) != _IDENTITY.get(key)]
     metadata = job.get("metadata")
     if not isinstance(metadata, dict):
@@ -67,7 +68,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def defaulted(value: Any, node: dict[str, Any]) -> Any:
-    """Defaults as apiextensions fills them in: on every level that is there, a parent's own default first."""
+    """Fill in defaults as apiextensions does: on every existing level, the parent's default first."""
     if isinstance(value, dict):
         for name, child in node.get("properties", {}).items():
             if name not in value and "default" in child:
@@ -80,9 +81,9 @@ def defaulted(value: Any, node: dict[str, Any]) -> Any:
 
 
 def draft4(node: dict[str, Any], *, strict: bool = True) -> dict[str, Any]:
-    """OpenAPI v3.0 -> the JSON Schema draft that has its boolean exclusive bounds."""
+    """Convert OpenAPI v3.0 to JSON Schema draft 4, which also has boolean exclusive bounds."""
     result = {k: v for k, v in node.items() if not k.startswith("x-") and k != "description"}
-    if "pattern" in node:  # Go's $ is the end of the text, Python's also the place before a last newline
+    if "pattern" in node:  # in Python, unlike in Go, $ also matches before a final newline
         result["pattern"] = node["pattern"].removesuffix("$") + r"\Z"
     if node.get("x-kubernetes-int-or-string"):
         result["type"] = ["integer", "string"]
@@ -101,7 +102,7 @@ def _validator(strict: bool) -> jsonschema.Draft4Validator:
 
 
 def _duplicates(value: Any, node: dict[str, Any]) -> Iterator[str]:
-    """Entries of a list that is a map, with the key of an earlier one."""
+    """Yield duplicate keys in lists of type map."""
     keys = node.get("x-kubernetes-list-map-keys", ())
     if isinstance(value, list):
         seen = [json.dumps([item.get(key) for key in keys]) for item in value if keys]
@@ -121,7 +122,7 @@ def _program(rule: str) -> celpy.Runner:
 
 
 def broken_rules(value: Any, node: dict[str, Any], old: Any = None) -> Iterator[str]:
-    """Messages of the CEL rules that do not hold, wherever they stand; with `old` the transition rules too."""
+    """Yield the messages of all broken CEL rules; with `old`, also of transition rules."""
     for rule in node.get("x-kubernetes-validations", ()):
         transition = "oldSelf" in rule["rule"]
         if transition and old is None:

@@ -1,4 +1,4 @@
-"""A page in a real, headless Chromium, looked at through its DevTools protocol."""
+"""A page in headless Chromium, controlled through the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ OPTIONS = (
 
 
 def program() -> str:
-    """Installed at the first call, when there is none."""
+    """Return the path of Chromium. The first call installs it if needed."""
     return subprocess.run([ROOT / "hack/chromium"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 class Page:
-    """`complaints`: what went to the console or was thrown. `requests`: every URL that was asked for."""
+    """`console_messages`: console messages and exceptions. `requests`: every requested URL."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket, self._ids = socket, itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._loaded = asyncio.Event()
-        self.complaints: list[str] = []
+        self.console_messages: list[str] = []
         self.requests: list[str] = []
 
     async def listen(self) -> None:
         async for message in self._socket:
-            said = message.json()
-            if "id" in said:
-                self._answers.pop(said["id"]).set_result(said)
-            elif said["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
-                self.complaints.append(str(said["params"]))
-            elif said["method"] == "Network.requestWillBeSent":
-                self.requests.append(said["params"]["request"]["url"])
-            elif said["method"] == "Page.loadEventFired":
+            data = message.json()
+            if "id" in data:
+                self._answers.pop(data["id"]).set_result(data)
+            elif data["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
+                self.console_messages.append(str(data["params"]))
+            elif data["method"] == "Network.requestWillBeSent":
+                self.requests.append(data["params"]["request"]["url"])
+            elif data["method"] == "Page.loadEventFired":
                 self._loaded.set()
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -73,13 +73,13 @@ class Page:
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     async def value(self, expression: str) -> Any:
-        """Of JavaScript, as JSON."""
+        """Return the value of a JavaScript expression, as JSON."""
         answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     async def picture(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """Save the whole page as a PNG."""
         answer = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))
 
@@ -89,7 +89,7 @@ async def page(chromium: str) -> AsyncIterator[Page]:
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
         words = [chromium, f"--user-data-dir={folder}", *OPTIONS]
         if os.geteuid() == 0:
-            words.append("--no-sandbox")  # root has none
+            words.append("--no-sandbox")  # Chromium's sandbox does not work as root
         process = await asyncio.create_subprocess_exec(
             *words, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True
         )
@@ -110,8 +110,8 @@ async def page(chromium: str) -> AsyncIterator[Page]:
 
 
 async def _port(file: Path, process: asyncio.subprocess.Process) -> int:
-    """Chromium writes the port that it chose into its profile."""
+    """Wait for the port that Chromium writes to its profile, and return it."""
     while not (file.exists() and file.read_text().count("\n")):
-        assert process.returncode is None, f"Chromium ended with {process.returncode}"
+        assert process.returncode is None, f"Chromium exited with code {process.returncode}"
         await asyncio.sleep(0.05)
     return int(file.read_text().split()[0])

@@ -1,4 +1,4 @@
-"""What the documents show: fenced blocks, the commands in them, and those within sentences."""
+"""Extracts fenced blocks, their commands, and inline code from the documents."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class Block:
 
 
 def blocks(document: Path) -> list[Block]:
-    """The fenced ones, in their order."""
+    """Return the fenced blocks in order."""
     found = re.findall(r"^```(\w*)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
     return [Block(document, language, text) for language, text in found]
 
 
 def commands(document: Path) -> list[str]:
-    """The lines of its blocks for a shell, without their comments."""
+    """Return the lines of shell blocks, without comments."""
     lines = [line for block in blocks(document) if block.language == "bash" for line in block.text.splitlines()]
     return [line for line in (re.split(r"(?:^|\s)#", line)[0].strip() for line in lines) if line]
 
 
 def prose(document: Path) -> list[str]:
-    """The inline code of what is not in blocks."""
+    """Return the inline code outside of blocks."""
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
 
 
 def kubectl(document: Path) -> Iterator[str]:
-    """Every use of kubectl with arguments, in blocks and then in sentences, a pipe's first half included."""
+    """Yield every kubectl command, with pipes: first from shell blocks, then from inline code."""
     yield from (command for command in commands(document) if "kubectl " in command)
     yield from (code for code in prose(document) if re.search(r"\bkubectl \w+ \S", code))

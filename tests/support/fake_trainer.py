@@ -1,8 +1,8 @@
-"""Stands in for `torchrun -m hftitan_trainer` in the tests of the local cluster: the wire contract, without torch.
+"""A fake `torchrun -m hftitan_trainer` for tests: it follows the wire contract, without torch.
 
-One process for each pod plus a worker in a session of its own, as torchrun makes them. Steps are sleeps; checkpoints
-are files with the step in their name; nodes other than 0 follow node 0 through the output folder. What goes wrong is
-said by FAKE, a list of words such as `crash:1:3` (attempt 1 ends at step 3 without a word).
+It is one process per pod, plus a worker in its own session, as with torchrun. A step is a sleep, and a checkpoint is a
+file with the step in its name. Nodes other than 0 follow node 0 through the output folder. FAKE is a list of faults,
+such as `crash:1:3` (attempt 1 exits at step 3 without an exit report).
 """
 
 import http.server
@@ -28,7 +28,7 @@ stopping = threading.Event()
 
 
 def ordered(verb: str) -> int | None:
-    """The step at which this attempt shall do something."""
+    """Return the step at which FAKE orders a fault for this attempt, or None."""
     for word in orders:
         if word[0] == verb and int(word[1]) == attempt:
             return int(word[2])
@@ -80,7 +80,7 @@ serve()
 
 
 def say(text: str) -> None:
-    """Marked as the trainer marks its lines."""
+    """Print a line with the rank mark of the trainer's logs, if FAKE_TALK is set."""
     if "FAKE_TALK" in os.environ:
         print(f"{time.strftime('%H:%M:%S')} [rank {index}] {text}", flush=True)
 

@@ -1,6 +1,7 @@
-"""The objects of gang schedulers against the CRDs that their projects publish; a field they do not know fails.
+"""Validates objects of gang schedulers against the CRDs of their projects. Unknown fields are errors.
 
-gang_crds/ holds excerpts, each with its project, version and licence; Kubernetes' own kinds are kubernetes-validate's.
+gang_crds/ has excerpts of the CRDs, each with its project, version and licence. Kubernetes' own kinds are validated by
+kubernetes-validate.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from api_server import draft4
 FOLDER = Path(__file__).parent / "gang_crds"
 CRDS: dict[str, dict[str, Any]] = {path.stem: yaml.safe_load(path.read_text()) for path in FOLDER.glob("*.yaml")}
 NEWEST = "1.37"
-"""Of Kubernetes' schemas; the first with PodGroup in scheduling.k8s.io/v1beta1."""
+"""Version of the Kubernetes schemas: the first with PodGroup in scheduling.k8s.io/v1beta1."""
 
 
 def validate(manifest: dict[str, Any]) -> None:
-    """Raises ValidationError, of jsonschema or of kubernetes_validate."""
+    """Raises ValidationError of jsonschema or kubernetes_validate for an invalid object."""
     api_version, kind = manifest["apiVersion"], manifest["kind"]
     for crd in CRDS.values():
         spec = crd["spec"]

@@ -1,4 +1,4 @@
-"""The chart as Helm renders it, for tests."""
+"""Renders the chart with Helm, for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paths import ROOT
 CHART = ROOT / "charts" / "hftitan"
 NAMESPACE = "hftitan-system"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The CRD takes Python's own half a second, each time."""
+"""The pure Python loader takes half a second for the CRD."""
 Object = dict[str, Any]
 DIGEST = f"sha256:{'a' * 64}"
 MONITORS = {
@@ -55,18 +55,18 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "crd-goes-too": {"crds": {"keep": False}},
 }  # fmt: skip
-"""Values that people use, by what they are for."""
+"""Typical chart values, by purpose."""
 
 
 def files(chart: Path = CHART, name: str = "hftitan", namespace: str = NAMESPACE, **values: Any) -> dict[str, str]:
-    """What `helm template` gives, by template. HelmValuesError for values that the schema refuses."""
+    """Return the output of `helm template`, by template. Raises HelmValuesError for values that the schema rejects."""
     with helm.Chart.load(chart) as loaded:
         loaded.validate_schema(values)
         return loaded.render(values, name=name, namespace=namespace)
 
 
 def objects(chart: Path = CHART, name: str = "hftitan", namespace: str = NAMESPACE, **values: Any) -> list[Object]:
-    """The rendered objects, of every template."""
+    """Return the rendered objects of all templates."""
     rendered = files(chart, name, namespace, **values)
     texts = (text for path, text in rendered.items() if path.endswith(".yaml"))
     return [document for text in texts for document in yaml.load_all(text, LOADER) if document]

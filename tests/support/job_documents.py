@@ -1,4 +1,4 @@
-"""Whole job files as plain dicts, changed field by field: `document(mesh={"tp": 2})`."""
+"""Builds job files as plain dicts: `document(mesh={"tp": 2})`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ SMALLEST: Object = {
     "training": {"steps": 100},
     "checkpoint": {"volume": "runs"},
 }
-"""A spec."""
+"""The spec of a small GPU job."""
 ON_CPU: Object = {
     "model": {"name": "org/model"},
     "dataset": {"name": "org/data"},
     "mesh": {"device": "cpu"},
     "training": {"steps": 5},
 }
-"""One process; nothing of it is on this machine."""
+"""The spec of a job with one CPU process. Its model and dataset do not exist on this machine."""
 
 
 def merged(base: Object, changes: Object) -> Object:
-    """A copy of `base` with these values over it, mapping by mapping."""
+    """Return a copy of `base` with `changes` merged in recursively."""
     result = copy.deepcopy(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -33,7 +33,7 @@ def merged(base: Object, changes: Object) -> Object:
 
 
 def document(name: str = "demo", base: Object = SMALLEST, *, namespace: str | None = None, **changes: Any) -> Object:
-    """A job whose spec is `base` with these fields merged in."""
+    """Return a job whose spec is `base` with `changes` merged in."""
     metadata = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
     return {
         "apiVersion": "hftitan.io/v1alpha1",

@@ -1,7 +1,7 @@
-"""The `restricted` level of the Pod Security Standards, baseline included, as a function from a pod to its violations.
+"""Checks pods against the `restricted` level of the Pod Security Standards, which includes `baseline`.
 
-By the checks of kubernetes/pod-security-admission for 1.36 (policy/check_*.go), without what they allow for Windows and
-for pods in a user namespace: ours are neither. Fields are written as there, so that a violation can be looked up.
+It follows the checks of kubernetes/pod-security-admission for 1.36 (policy/check_*.go), without the exceptions for
+Windows and for user namespaces, which the operator's pods do not use. Fields are named as there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ VOLUME_TYPES = {
 
 
 def violations(pod: Json) -> Iterator[str]:
+    """Yield the violations of a pod."""
     spec = pod["spec"]
     yield from _annotations(pod["metadata"].get("annotations") or {})
     for field in ("hostNetwork", "hostPID", "hostIPC"):
@@ -56,7 +57,7 @@ def _annotations(annotations: Json) -> Iterator[str]:
 
 
 def _either_level(path: str, security: Json) -> Iterator[str]:
-    """What pod and container may both say."""
+    """Yield violations in fields that both pods and containers have."""
     path += ".securityContext"
     if (security.get("windowsOptions") or {}).get("hostProcess"):
         yield f"{path}.windowsOptions.hostProcess"

@@ -1,4 +1,4 @@
-"""The PromQL of the dashboards, as Grafana would send it, and a Prometheus to send it to."""
+"""The PromQL of the dashboards, as Grafana sends it, and a Prometheus server to run it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DASHBOARDS = ROOT / "charts/hftitan/dashboards"
 
 @dataclass(frozen=True)
 class Query:
-    """`where`: dashboard and panel. `label`: of a variable, the label whose values it takes; else empty."""
+    """`where`: dashboard and panel. `label`: for a variable, the label with its values; else empty."""
 
     where: str
     expr: str
@@ -34,7 +34,7 @@ class Query:
 
 
 def queries(dashboard: Mapping[str, Any]) -> Iterator[Query]:
-    """Of panels, annotations and variables."""
+    """Yield the queries of panels, annotations and variables."""
     title = dashboard["title"]
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
@@ -53,12 +53,12 @@ def all_queries() -> list[Query]:
 
 
 def metrics_of(expr: str) -> set[str]:
-    """The series of ours in it, and of the operator's process."""
+    """Return the names of HFTitanJob and process metrics in an expression."""
     return set(re.findall(r"\b(?:hftitan|process)_\w+", re.sub(r'"[^"]*"', "", expr)))
 
 
 class Prometheus:
-    """A server of its own on a free port; `with` starts and kills it."""
+    """A Prometheus server; `with` starts and kills it."""
 
     def __init__(self, program: Path, folder: Path, config: Mapping[str, Any], port: int) -> None:
         self._folder, self.url = folder, f"http://127.0.0.1:{port}"
@@ -70,7 +70,7 @@ class Prometheus:
         ]  # fmt: skip
 
     def __enter__(self) -> Prometheus:
-        # Of tests/cluster.
+        # These modules are on the path only in tests/cluster.
         from kubectl import wait
         from processes import die_with_parent
 
@@ -96,7 +96,7 @@ class Prometheus:
         return (self._folder / "log").read_text()
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """The data of an answer. ValueError with Prometheus' words for a query that it refuses."""
+        """Return the data of an answer. Raises ValueError with Prometheus' message for an invalid query."""
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
@@ -105,19 +105,19 @@ class Prometheus:
             raise ValueError(f"{parameters}: {error.read().decode()}") from None
 
     def values(self, expr: str) -> list[float]:
-        """Of an instant vector."""
+        """Return the values of an instant vector."""
         return [float(series["value"][1]) for series in self.ask("query", query=expr)["result"]]
 
     def has_data(self, query: Query) -> bool:
-        """A series with a number; of a variable, a value to choose."""
+        """Whether a query returns a number or, for a variable, a value."""
         if query.label:
             return bool(self.ask(f"label/{query.label}/values", **{"match[]": query.expr}))
         return any(not math.isnan(value) for value in self.values(query.expr))
 
 
 def scrape_jobs(document: Path, targets: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """The scrape jobs that the document shows, with files of targets in place of the discovery of pods, which Debian's
-    Prometheus is built without."""
+    """Return the scrape jobs of the document, with files of targets instead of pod discovery, which Debian's Prometheus
+    does not include."""
     config = yaml.safe_load(document.read_text().split("```yaml\n")[1].split("```")[0])
     jobs = []
     for job in config["scrape_configs"]:
@@ -127,15 +127,17 @@ def scrape_jobs(document: Path, targets: Mapping[str, Path]) -> list[dict[str, A
 
 
 def discover(document: Path, pods_of: Callable[[str | None, str], Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """By scrape job, the targets that the document's `kubernetes_sd_configs` find on a cluster.
+    """Return, by scrape job, the targets that the document's `kubernetes_sd_configs` find on a cluster.
 
-    `pods_of(namespace, selector)` asks the API server, as Prometheus does; None: of all namespaces.
+    `pods_of(namespace, selector)` lists pods on the API server, as Prometheus does. None: in all namespaces.
     """
     config = yaml.safe_load(document.read_text().split("```yaml\n")[1].split("```")[0])
     found: dict[str, Any] = {}
     for job in config["scrape_configs"]:
         [discovery] = job["kubernetes_sd_configs"]
-        assert discovery.keys() <= {"role", "namespaces", "selectors"}, "teach this function"
+        assert discovery.keys() <= {"role", "namespaces", "selectors"}, (
+            "unsupported discovery options: extend this function"
+        )
         selector = ",".join(entry["label"] for entry in discovery.get("selectors", ()))
         names = discovery.get("namespaces", {}).get("names", [None])
         found[job["job_name"]] = pod_targets([pod for name in names for pod in pods_of(name, selector)])
@@ -143,8 +145,8 @@ def discover(document: Path, pods_of: Callable[[str | None, str], Sequence[Mappi
 
 
 def pod_targets(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What Prometheus' discovery makes of pods (discovery/kubernetes/pod.go): nothing of one without an address, else a
-    target for each container port."""
+    """Return the targets that Prometheus discovers for pods (discovery/kubernetes/pod.go): one per container port, none
+    for a pod without an address."""
     found = []
     for pod in pods:
         metadata, address = pod["metadata"], pod.get("status", {}).get("podIP")

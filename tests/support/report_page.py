@@ -1,4 +1,4 @@
-"""What a page of `hftitan report` shows in a real Chromium, at several widths and in both colour schemes."""
+"""Opens a page of `hftitan report` in Chromium and checks it at several widths and in both color schemes."""
 
 import asyncio
 import subprocess
@@ -12,6 +12,8 @@ CHECK = """
   const seen = (e) => { const r = e.getBoundingClientRect(); return r.width + r.height > 0; };
   const inside = (inner, outer) => inner.left >= outer.left - 1 && inner.right <= outer.right + 1;
   const figures = [...document.querySelectorAll("figure")];
+  const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+  const box = (e) => e.getBoundingClientRect();
   const rgb = (color) => color.match(/[\\d.]+/g).slice(0, 3).map(Number);
   return {
     titles: figures.map((f) => f.querySelector("figcaption").firstChild.textContent),
@@ -20,6 +22,10 @@ CHECK = """
     marks: figures.map((f) => f.querySelectorAll("line.attempt, line.checkpoint").length),
     labels: figures.map((f) => [...f.querySelectorAll("text")]
       .filter((t) => !inside(t.getBoundingClientRect(), f.getBoundingClientRect())).map((t) => t.textContent)).flat(),
+    axes: figures.map((f) => [...f.querySelectorAll("text.axis")].map((t) => t.textContent)),
+    overlaps: figures.map((f) => [...f.querySelectorAll("text.axis")].flatMap((a) =>
+      [...f.querySelectorAll("text")].filter((t) => t !== a && !apart(box(a), box(t)))
+        .map((t) => `${a.textContent} ${t.textContent}`))).flat(),
     letters: Math.min(...figures.map((f) => f.querySelector("svg text").getBoundingClientRect().height)),
     sideways: document.documentElement.scrollWidth - innerWidth,
     wide: [...document.querySelectorAll("body *")].filter((e) => !e.closest("svg, .scroll, pre"))
@@ -36,7 +42,7 @@ CHECK = """
 
 
 def look(folder):
-    """What each width and colour scheme shows: (width, scheme) -> the result of CHECK."""
+    """Make the page of a work folder and return the result of CHECK for each (width, color scheme)."""
     page = folder / "report.html"
     subprocess.run([sys.executable, "-m", "hftitan_operator.cli", "report", str(folder)], check=True, timeout=60)
 
@@ -48,16 +54,16 @@ def look(folder):
                 for width in WIDTHS:
                     await tab.show(width, scheme=scheme)
                     found[width, scheme] = await tab.value(CHECK)
-            return found, tab.complaints, tab.requests
+            return found, tab.console_messages, tab.requests
 
-    found, complaints, requests = asyncio.run(shown())
-    assert complaints == []
-    assert requests == [page.as_uri()], "the page fetches something"
+    found, console_messages, requests = asyncio.run(shown())
+    assert console_messages == []
+    assert requests == [page.as_uri()], "the page must not fetch anything"
     return found
 
 
 def contrast(one, other):
-    """WCAG's ratio of two colours, 1 to 21."""
+    """Return the WCAG contrast ratio of two colors, 1 to 21."""
 
     def light(color):
         parts = [c / 255 for c in color]
@@ -69,10 +75,13 @@ def contrast(one, other):
 
 
 def good(shown, width, scheme):
-    assert shown["sideways"] <= 0, f"{width} pixels scroll sideways"
+    """Assert that everything fits and can be read."""
+    assert shown["sideways"] <= 0, f"the page scrolls sideways at a width of {width} pixels"
     assert shown["wide"] == []
-    assert shown["labels"] == [], "labels of an axis lie outside their figure"
-    assert shown["letters"] >= 8, "letters of an axis cannot be read"
+    assert shown["labels"] == [], "labels of an axis are outside their figure"
+    assert all(len(titles) == 2 for titles in shown["axes"]), "each axis has a title"
+    assert shown["overlaps"] == [], "the title of an axis overlaps its labels"
+    assert shown["letters"] >= 8, "letters of an axis are too small to read"
     assert all(w > 250 and h > 100 for w, h in shown["sizes"])
     assert (sum(shown["background"]) < 200) == (scheme == "dark")
     for words in shown["ink"]:

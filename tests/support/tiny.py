@@ -1,4 +1,4 @@
-"""A model and a text so small that the real trainer is done in seconds; both folders of end-to-end tests use them."""
+"""A model and a text so small that the real trainer finishes in seconds, for the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def make_model(folder: Path) -> None:
-    """A two-layer llama over bytes, with its tokenizer; made in a child, so that the tests hold no torch."""
+    """Save a two-layer byte-level llama and its tokenizer, in a child process so that the tests do not import torch."""
     code = """
 import sys, torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -29,6 +29,7 @@ LlamaForCausalLM(config).save_pretrained(sys.argv[1])
 
 
 def make_text(path: Path) -> None:
+    """Write 300 lines of random words as JSON."""
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "rain", "falls"]
     rng = random.Random(0)
     lines = (json.dumps({"text": " ".join(rng.choices(words, k=40))}) + "\n" for _ in range(300))

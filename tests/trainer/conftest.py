@@ -1,4 +1,4 @@
-"""A tokenizer small enough to read the ids of, and the files that tests train on."""
+"""Fixtures: a tokenizer whose ids are readable, and a folder with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHATML = (
 
 
 def byte_tokenizer(**special: str) -> Any:
-    """One token for each byte after the three special ones; BOS is not added by itself."""
+    """Return a tokenizer with three special tokens, then one for each byte. It does not add BOS by itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -29,7 +29,7 @@ def byte_tokenizer(**special: str) -> Any:
 
 @pytest.fixture(scope="session")
 def chatml() -> str:
-    """The template of `tokenizer`."""
+    """The chat template of `tokenizer`."""
     return CHATML
 
 
@@ -40,7 +40,7 @@ def byte_tokenizer_factory() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """A transformers tokenizer with a chat template in the manner of ChatML."""
+    """A transformers tokenizer with a chat template similar to ChatML."""
     made = byte_tokenizer()
     made.chat_template = CHATML
     return made

@@ -31,7 +31,7 @@ QWEN = {  # Qwen/Qwen2.5-7B's config.json
 
 
 def example() -> str:
-    """The code block of api.py's docstring."""
+    """Return the code block of api.py's docstring."""
     text = (ROOT / "trainer" / "hftitan_trainer" / "api.py").read_text()
     block = re.search(r"\n\n((?:    .*\n|\n)+)", text)
     assert block is not None
@@ -80,19 +80,19 @@ def test_importing_the_package_loads_neither_torch_nor_torchtitan():
     assert python(code) == "[]"
 
 
-def test_unknown_names_are_no_attributes():
+def test_unknown_names_raise_attribute_error():
     import hftitan_trainer
 
     with pytest.raises(AttributeError, match="nonesuch"):
         _ = hftitan_trainer.nonesuch
 
 
-def test_gpus_that_are_not_there_are_a_users_error(monkeypatch):
+def test_gpu_without_a_cuda_device_is_a_user_error(monkeypatch):
     import torch
 
     from hftitan_trainer.process.device import use_device
     from hftitan_trainer.process.errors import UserError
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"spec\.mesh\.device: gpu, but torch sees no CUDA device"):
+    with pytest.raises(UserError, match=r"spec\.mesh\.device: gpu, but torch finds no CUDA device"):
         use_device("gpu")

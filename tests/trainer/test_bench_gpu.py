@@ -1,4 +1,4 @@
-"""bench/gpu.py on a machine without a GPU: that it runs, and that torchtitan's own llama3 has our losses."""
+"""bench/gpu.py on a machine without a GPU: it runs, and torchtitan's own llama3 has the same losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine refuses once it has the model at hand, and that it refuses to train with uninitialised memory."""
+"""Models that the engine refuses when it has their weights, and initialisation without uninitialised memory."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ MESSAGES = {
     "shape": "spec.model.overrides: model.layers.0.mlp.gate_proj.weight is [64, 32] in the weights "
     "but [48, 32] in the model; ",
     "missing": "spec.model.name: the safetensors files of {0}/missing lack model.layers.1.mlp.up_proj.weight, which ",
-    "layout": "spec.model.name: {0}/gpt2 cannot be trained: models of type gpt2 were not compared with transformers' "
-    "numbers, or are not equal; use a Llama-like model",
+    "layout": "spec.model.name: {0}/gpt2 cannot be trained: models of type gpt2 are not tested against "
+    "transformers, or their results differ; use a Llama-like model",
     "unlisted layout": "spec.model.name: torchtitan cannot build models of type gpt2: ",
     **{
         name: f"spec.model.name: {{0}}/{name} cannot be trained: torchtitan's transformers backend fails on model type "
@@ -57,7 +57,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_refused_with_the_field_and_the_reason(refused, name):
+def test_a_refusal_names_the_field_and_the_reason(refused, name):
     root, found = refused
     assert found[name]["error"] == "UserError", found[name]
     assert found[name]["message"].startswith(MESSAGES[name].format(root))
@@ -67,8 +67,8 @@ def test_refused_with_the_field_and_the_reason(refused, name):
     ("name", "error"),
     [("granite_swa", "RuntimeError"), ("xlm", "RecursionError")],
 )
-def test_upstream_still_fails_on_what_is_refused_for_that(refused, name, error):
-    """When this fails, upstream has fixed it, and families.UNBUILDABLE can lose the line."""
+def test_upstream_still_fails_on_the_unbuildable_families(refused, name, error):
+    """If this fails, upstream has fixed it; remove the line in families.UNBUILDABLE."""
     _, found = refused
     assert found[f"unlisted {name}"].get("error") == error, found[f"unlisted {name}"]
 
@@ -86,7 +86,7 @@ def tiny_llama(**changes):
     return model.to_empty(device="cpu")
 
 
-def test_a_buffer_that_nobody_restores_stops_the_run():
+def test_a_buffer_that_is_not_restored_is_an_error():
     import torch
 
     from hftitan_trainer.model.initialise import initialise
@@ -101,7 +101,7 @@ def test_a_buffer_that_nobody_restores_stops_the_run():
 
 
 @pytest.mark.parametrize("rope", harness.ROPES)
-def test_rotary_frequencies_are_those_of_a_model_built_on_the_cpu(rope):
+def test_rotary_frequencies_equal_those_of_a_model_built_on_the_cpu(rope):
     import torch
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -117,7 +117,7 @@ def test_rotary_frequencies_are_those_of_a_model_built_on_the_cpu(rope):
     assert model.model.rotary_emb.attention_scaling == built.attention_scaling
 
 
-def test_random_weights_follow_from_the_seed_and_have_transformers_spread():
+def test_random_weights_depend_on_the_seed_and_have_transformers_spread():
     from hftitan_trainer.model.initialise import initialise
 
     first, again, other = (tiny_llama() for _ in range(3))
@@ -131,10 +131,10 @@ def test_random_weights_follow_from_the_seed_and_have_transformers_spread():
         else:
             assert not value.equal(states[2][name])
             assert 0.015 < value.std().item() < 0.025, name
-    assert not first.lm_head.weight.equal(first.model.embed_tokens.weight), "each name has its own stream"
+    assert not first.lm_head.weight.equal(first.model.embed_tokens.weight), "each name has its own random numbers"
 
 
-def test_initialisation_leaves_the_callers_random_state_alone():
+def test_initialisation_does_not_change_the_callers_random_state():
     import torch
 
     from hftitan_trainer.model.initialise import initialise

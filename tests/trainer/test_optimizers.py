@@ -1,4 +1,4 @@
-"""Adam and AdamW beside torch's own in a plain loop over transformers' model; torchtitan's third one is refused."""
+"""Adam and AdamW compared with torch's own in a plain loop; DistMuon and LoRA are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEDULE = {"warmupSteps": 2, "decayRatio": 0.5, "decayType": "linear", "minLrFa
 
 
 def plain(folder: Path, rows: list[dict], name: str, lrs: list[float]) -> list[float]:
-    """The losses of a loop as one writes it by hand, each document a row of its own, clipped to norm 1."""
+    """Return the losses of a plain training loop: one document per row, gradients clipped to norm 1."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -58,7 +58,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam"])
-def test_an_optimizer_steps_as_torchs_own(trained, name):
+def test_an_optimizer_has_the_losses_of_torchs_own(trained, name):
     folder, rows, found = trained
     steps = found[name]["steps"]
     expected = plain(folder, rows, name, [step["lr"] for step in steps])
@@ -66,7 +66,7 @@ def test_an_optimizer_steps_as_torchs_own(trained, name):
     assert [step["lr"] for step in steps] == pytest.approx([0.005, 0.01, 0.01, 0.0055], rel=1e-6)
 
 
-def test_adam_and_adamw_differ_in_what_weight_decay_is(trained):
+def test_adam_and_adamw_apply_weight_decay_differently(trained):
     _, _, found = trained
     adam, adamw = (found[name]["steps"][-1]["loss"] for name in ("Adam", "AdamW"))
     assert abs(adam / adamw - 1) > 1e-3
@@ -76,10 +76,10 @@ def test_adam_and_adamw_differ_in_what_weight_decay_is(trained):
     ("name", "said"),
     [
         ("DistMuon", "spec.optimizer.name: DistMuon is not supported yet; use AdamW ("),
-        ("LoRA", "spec.training.lora: this is not supported yet; remove it ("),
+        ("LoRA", "spec.training.lora: lora is not supported yet; remove it ("),
     ],
 )
-def test_refused_by_name_without_an_operator_too(trained, name, said):
+def test_the_trainer_refuses_unsupported_fields_by_name(trained, name, said):
     _, _, found = trained
     assert found[name]["error"] == "UserError"
     assert found[name]["message"].startswith(said)

@@ -1,5 +1,7 @@
-"""torchtitan still has the defects that the trainer works around. A test here that fails is good news: the workaround
-that its docstring names can go."""
+"""Checks that torchtitan still has the defects that the trainer works around.
+
+If a test fails, upstream has fixed the defect; remove the workaround that its docstring names.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,12 @@ def facts(tmp_path_factory):
     return look("cpu", folder) | look("bare", folder)
 
 
-def test_a_machine_without_accelerator_is_taken_for_cuda(facts):
+def test_a_machine_without_accelerator_counts_as_cuda(facts):
     """device.py: _import_for_cpu."""
     assert facts["device without an accelerator"] == "cuda"
 
 
-def test_every_unknown_device_is_an_a100(facts):
+def test_an_unknown_device_has_the_peak_of_an_a100(facts):
     """telemetry/processor.py: _peak_known."""
     assert facts["an unknown device has the peak of"] == "A100"
 
@@ -54,7 +56,7 @@ def test_attention_crosses_documents_by_default(facts):
     assert facts["default mask"] == "causal"
 
 
-def test_remote_code_is_trusted_unasked(facts):
+def test_remote_code_is_trusted_by_default(facts):
     """model/wrapper.py: _auto_config_is."""
     assert facts["remote code is trusted"] is True
 
@@ -64,7 +66,7 @@ def test_biases_are_dropped(facts):
     assert facts["attention biases"] is False
 
 
-def test_the_longest_position_becomes_the_sequence_length(facts):
+def test_max_position_embeddings_becomes_the_sequence_length(facts):
     """model/wrapper.py: _KEPT_KEYS."""
     assert facts["max_position_embeddings"] == 8
 
@@ -74,7 +76,7 @@ def test_transformers_is_patched_for_the_whole_process(facts):
     assert facts["transformers' initialisation is replaced"] is True
 
 
-def test_what_models_do_to_logits_is_lost(facts):
+def test_the_scaling_of_logits_is_lost(facts):
     """model/wrapper.py: forward."""
     assert facts["logits are scaled"] is False
 
@@ -85,14 +87,14 @@ def test_tied_embeddings_are_untied(facts):
     assert facts["tied as parallelized"] is False
 
 
-def test_the_last_stage_looks_for_a_head_that_no_file_has(facts):
+def test_the_last_stage_needs_a_head_that_no_file_has(facts):
     """model/wrapper.py: HFTitanStateDictAdapter."""
     assert facts["names on the last stage"] == ["lm_head.weight"]
 
 
-def test_tokens_are_saved_as_one_rank_counts_them(facts):
+def test_the_saved_tokens_are_those_of_one_rank(facts):
     """engine.py: state_dict."""
-    assert facts["tokens that a rank of two saves"] == 5
+    assert facts["tokens that one of two ranks saves"] == 5
 
 
 def test_flex_attention_has_no_backward_on_cpus(facts):
@@ -105,33 +107,33 @@ def test_gloo_has_no_premul_sum(facts):
     assert facts["gloo premul sum"]
 
 
-def test_its_experts_compute_in_bfloat16(facts):
-    """parallel/experts.py: transformers' own are used instead."""
+def test_experts_always_compute_in_bfloat16(facts):
+    """parallel/experts.py: uses transformers' experts instead."""
     assert facts["float32 experts compute in"] == "torch.bfloat16"
 
 
-def test_selective_recomputation_keeps_what_routers_change_in_place(facts):
+def test_selective_recomputation_saves_what_topk_returns(facts):
     """parallel/experts.py: SelectiveRecomputation."""
-    assert facts["what topk returned is kept for the backward pass"] is True
+    assert facts["what topk returns is saved for the backward pass"] is True
 
 
-def test_fused_projections_are_refused_where_nothing_is_cut(facts):
+def test_fused_projections_fail_without_tensor_parallelism(facts):
     """parallel/whole.py: modules_stay_whole."""
     assert "no recognized query projection" in facts["fused projections without tensor parallelism"]
 
 
-def test_its_optimizers_are_adam_adamw_and_one_that_wants_a_table_of_the_models_matrices(facts):
+def test_the_optimizers_are_adam_adamw_and_distmuon_which_needs_a_sharding_table(facts):
     """support.py: _NOT_YET (spec.optimizer.name)."""
     assert facts["optimizers"] == ["Adam", "AdamW", "DistMuon"]
-    assert "compute_sharding_by_fqn" in facts["DistMuon as AdamW is given"]
+    assert "compute_sharding_by_fqn" in facts["DistMuon with the settings of AdamW"]
 
 
-def test_its_lora_finds_no_layer_in_a_model_of_transformers(facts):
+def test_lora_finds_no_layer_in_a_transformers_model(facts):
     """support.py: _NOT_YET (spec.training.lora)."""
     assert facts["linear layers in the backend's config"] == 0
-    assert facts["what LoRA makes of it"] == []
+    assert facts["layers that LoRA converts"] == []
 
 
-def test_a_models_aliases_become_those_of_all_configs(facts):
+def test_aliases_of_one_model_apply_to_all_configs(facts):
     """model/wrapper.py: Config.update_from_config (attribute_map)."""
-    assert facts["aliases of one model are all models'"] is True
+    assert facts["aliases of one model apply to all"] is True

@@ -1,7 +1,7 @@
-"""The in-pod trainer: a Hugging Face causal LM through torchtitan.
+"""The trainer that runs in the pods: trains a Hugging Face causal LM with torchtitan.
 
-Also a small Python API (see api.py). Its names are imported on first use: `import hftitan_trainer` loads neither torch
-nor torchtitan.
+api.py is a small Python API. Its names are imported on first use, so `import hftitan_trainer` loads neither torch nor
+torchtitan.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One rank of a job: `torchrun -m hftitan_trainer`, or `python -m hftitan_trainer` for a single process.
+"""Runs one rank of a job: `torchrun -m hftitan_trainer`, or `python -m hftitan_trainer` for a single process.
 
-Reads the environment of hftitan_api.wire. Exit codes: 0 completed, 143 stopped by a signal (signals.EXIT_PREEMPTED),
-1 everything else; the reason is in the termination log. The signal handlers and the HTTP server are up before torch
-is imported, which takes most of the start.
+Reads the environment variables of hftitan_api.wire. Exit codes: 0 completed, 143 stopped by a signal
+(signals.EXIT_PREEMPTED), 1 any failure. The exit report in the termination log has the reason. The signal handlers and
+the HTTP server start before torch is imported, since that import takes most of the start-up.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 EXPORT_FOLDER = "export"
 
 
-class Life:
-    """This process from its first line to its last: what it knows so far, and how it ends."""
+class RankProcess:
+    """The lifetime of this process, from start to exit report."""
 
     def __init__(self) -> None:
         self.launched = seconds_since_launch()
@@ -45,8 +45,9 @@ class Life:
         logs.configure(self.rank)
         log = os.environ.get(ENV_TERMINATION_LOG)
         self.reporter = Reporter(Path(log) if log else None)
-        # Only a restart in place finds a report: the log of a new pod is empty. One that a sibling of this life has
-        # left already is younger than this process: torchrun starts all in a moment, none fails before its imports.
+        # A new pod has an empty log. A report is here only after an in-place restart, or if another rank of this start
+        # has already failed. The second kind is younger than this process: torchrun starts all ranks at once, and none
+        # fails before its imports.
         if os.environ["LOCAL_RANK"] == "0":
             self.reporter.clear_older(time.time() - process_age(os.getpid()))
         self.observer: RunObserver | None = None
@@ -57,14 +58,14 @@ class Life:
         self.stop.install()
 
     def run(self) -> NoReturn:
-        """Train, whatever happens leave a report, and exit."""
+        """Train, write an exit report in every case, and exit."""
         try:
             outcome = self._train()
         except BaseException as error:
             self._fail(error)
         if outcome.kind == "stopped":
             self._preempted(
-                f"{self.stop.signal_name or 'another rank'}: stopped after step {outcome.step}, which is saved"
+                f"{self.stop.signal_name or 'signal on another rank'}: saved step {outcome.step} and stopped"
             )
         self._completed()
 
@@ -83,12 +84,13 @@ class Life:
             serve(observer, env.pod_ip, port, progress=env.node_index == 0, scrapes=self.scrapes)
         check_paths(spec)
         check_packages(spec)
-        # Not rank 0, which may be in any pod: torchrun's agent of pod 0 is the one whose end the others do not survive.
+        # The pod of node 0 pushes, while rank 0 may be in any pod: the other pods cannot outlive the torchrun agent of
+        # node 0.
         push = spec.checkpoint.push_to_hub if (env.node_index, env.local_rank) == (0, 0) else None
         if push is not None:
             hub.prepare(push, hub.client())
 
-        import transformers.configuration_utils  # noqa: F401  (and torch with it: not to be counted as fetching)
+        import transformers.configuration_utils  # noqa: F401  (imports torch: counted as import, not as fetch)
 
         from hftitan_trainer.model.folder import fetch_model
 
@@ -143,10 +145,10 @@ class Life:
         trainer.close()
         _wait_for_all()
         if outcome.kind == "completed" and self.stop():
-            # After the last step, before the export: the next attempt has only that to do.
+            # The next attempt only has to export.
             self._preempted(f"{self.stop.signal_name}: stopped after the last step, before the export")
         if outcome.kind == "completed" and push is not None:
-            # By one rank, after the last collective: the others are done, however long this takes.
+            # One rank pushes, after the last collective, so that the other ranks can exit without waiting.
             self.other_pods_ended = spec.mesh.nodes > 1
             observer.phase("pushing")
             self.pushed_to = hub.upload(
@@ -159,7 +161,7 @@ class Life:
             observer.pushed(self.pushed_to)
         return outcome
 
-    # --- the four ends ----------------------------------------------------------------------------------------
+    # --- exits ------------------------------------------------------------------------------------------------
 
     def _completed(self) -> NoReturn:
         assert self.observer is not None
@@ -182,10 +184,13 @@ class Life:
         _exit(signals.EXIT_PREEMPTED)
 
     def _stopped_by_signal(self, signal_name: str, lost_sibling: bool) -> None:
-        """Outside the training loop, in the thread that watches the signals; the process ends right after."""
+        """Report a signal outside the training loop. Runs in the signal thread; the process then exits."""
         phase = self.observer.progress().phase if self.observer is not None else "starting"
-        if lost_sibling and phase != "pushing":  # by then the others have done their part and ended
-            message = f"another process of this pod died without a word while {phase}; killed, or out of memory?"
+        if lost_sibling and phase != "pushing":  # in this phase the other processes exit normally
+            message = (
+                f"another process of this pod died without an exit report while {phase}; check whether it was killed "
+                "or ran out of memory"
+            )
             self.reporter.write(self._report("InternalError", message, retryable=True))
             return
         self.reporter.write(self._report("Preempted", f"{signal_name} while {phase}", retryable=True))
@@ -194,11 +199,11 @@ class Life:
     def _fail(self, error: BaseException) -> NoReturn:
         report = self.reporter.write_failure(error, self._report("InternalError", "", retryable=True), over=self.stop)
         trace = "".join(traceback.format_exception(error))
-        # A mistake of the user is told in one line; anything else needs its trace.
+        # A user error needs one line; any other error needs its traceback.
         logger.error("%s: %s%s", report.reason, report.message, "" if report.reason == "UserError" else f"\n{trace}")
         if self.observer is not None:
             self.observer.ended(report.reason, redact(report.message))
-        if not report.retryable or self.other_pods_ended:  # torchrun would wait in vain for them to start again
+        if not report.retryable or self.other_pods_ended:  # restarted workers would wait for exited pods
             signals.stop_agent()
         _exit(1)
 
@@ -217,7 +222,7 @@ class Life:
 
 
 def check_paths(spec: TrainerSpec) -> None:
-    """Mistakes that can be seen before anything heavy is imported. Raises UserError."""
+    """Check the dataset paths before any heavy import. Raises UserError."""
     if spec.dataset.path is not None:
         list_files(Path(spec.dataset.path), "spec.dataset")
     if spec.validation is not None and spec.validation.dataset.path is not None:
@@ -225,7 +230,7 @@ def check_paths(spec: TrainerSpec) -> None:
 
 
 def _wait_for_all() -> None:
-    """No rank tells its end before all have come to it."""
+    """Wait for all ranks, so that no rank exits before the others are done."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -233,7 +238,7 @@ def _wait_for_all() -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """End now: the destructors of communicators can hang when a peer is gone, and nothing is left to do."""
+    """Exit at once: the destructors of communicators can hang when a peer is gone."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -241,8 +246,8 @@ def _exit(code: int) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Entry point."""
-    Life().run()
+    """Run this rank."""
+    RankProcess().run()
 
 
 if __name__ == "__main__":

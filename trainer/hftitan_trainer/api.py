@@ -1,4 +1,4 @@
-"""The bridge as a library: the example of transformers' torchtitan page, with the API of torchtitan 0.3.
+"""The model bridge as a library. This is the example of transformers' torchtitan page, for torchtitan 0.3:
 
     import torch
     from hftitan_trainer import HFTransformerModel, JobConfig, ModelArgs
@@ -8,11 +8,11 @@
     with torch.device("meta"):
         model = HFTransformerModel(model_args)
 
-`job_config` is torchtitan's own configuration, ready for `torchtitan`'s Trainer; `model` is transformers' class inside
-torchtitan's protocol, without the defects that model/wrapper.py lists.
+`job_config` is torchtitan's own configuration object, for its Trainer. `model` wraps the transformers model in
+torchtitan's model protocol, without the upstream defects that model/wrapper.py lists.
 """
 
-# The names are those of the page, so functions are named like the classes they stand for.
+# The functions have the class names of that page.
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def JobConfig(
     output: str = "outputs",
     **training: Any,
 ) -> TransformersBackendConfig:
-    """torchtitan's configuration for one process that trains `model` (a hub id or an absolute folder).
+    """Return torchtitan's configuration for one process that trains `model` (a hub id or an absolute folder).
 
-    Only config and tokenizer are fetched, unless `initialize` is "pretrained". `device` defaults to the GPU if there is
-    one. `training` takes the other fields of `spec.training` in snake case (steps, local_batch_size, compile, ...); the
-    data loader is yours to set. Raises UserError for a model that is missing or cannot be trained.
+    Only the config and the tokenizer are downloaded, unless `initialize` is "pretrained". `device` defaults to the GPU
+    if there is one. `training` takes the other fields of `spec.training` in snake case (steps, local_batch_size,
+    compile, ...). The caller sets the data loader. Raises UserError if the model is missing or cannot be trained.
     """
     from pathlib import Path
 
@@ -99,11 +99,11 @@ def JobConfig(
 
 
 def ModelArgs(job_config: TransformersBackendConfig) -> HFTitanModel.Config:
-    """The model's config inside a job's; `update_from_config(config=job_config)` fills it."""
+    """Return the model config of a job config; `update_from_config(config=job_config)` fills it."""
     assert job_config.model_spec is not None
     return job_config.model_spec.model
 
 
 def HFTransformerModel(model_args: HFTitanModel.Config) -> HFTitanModel:
-    """The model; under `torch.device("meta")` it takes no memory."""
+    """Build the model; under `torch.device("meta")` it uses no memory."""
     return model_args.build()

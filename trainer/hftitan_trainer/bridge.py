@@ -1,7 +1,7 @@
 """Translates a TrainerSpec to torchtitan's configuration. The only file that names torchtitan's config fields.
 
-torchtitan's command line is frozen upstream, so the configuration is built as Python objects. `use_device` must have
-run.
+torchtitan's command line is frozen upstream, so the configuration is built as Python objects. Call `use_device` before
+you import this module.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hftitan_trainer.parallel.float8 import with_float8
 from hftitan_trainer.telemetry.processor import StepMetrics
 
 NEVER = 2**31 - 1
-"""An interval that does not come; torchtitan has no word for "no checkpoints while training"."""
+"""Means no checkpoints during training, for which torchtitan has no setting."""
 
 
 def build_config(
@@ -40,11 +40,11 @@ def build_config(
     tokenizer: Any,
     checkpoint: Any,
 ) -> TransformersBackendConfig:
-    """torchtitan's configuration for the job.
+    """Return torchtitan's configuration for the job.
 
-    `output` is the folder that all ranks share. `dataloader`, `tokenizer` and `checkpoint` are component configs of
-    torchtitan's kind (data/loader.py, data/tokenizer.py and checkpoint/manager.py make them). Raises UserError for
-    what cannot be honoured.
+    `output` is the folder that all ranks share. `dataloader`, `tokenizer` and `checkpoint` are configs of torchtitan
+    components (from data/loader.py, data/tokenizer.py and checkpoint/manager.py). Raises UserError if the spec cannot
+    be trained.
     """
     check_model_on_mesh(model.config, spec)
     return TransformersBackendConfig(
@@ -76,10 +76,10 @@ def build_config(
 
 
 def model_spec(model: ModelFolder, seed: int, float8: str | None = None) -> TitanModelSpec:
-    """torchtitan's description of the model: how to build, shard, split and load it.
+    """Return torchtitan's ModelSpec: how to build, shard, split and load the model.
 
-    Documents packed into one row never see each other (attn_mask_type block_causal): upstream's own default lets
-    attention cross them while positions restart, and starts SmolLM2 a full nat too high.
+    Documents packed into one row do not attend to each other (attn_mask_type block_causal). Upstream's default lets
+    attention cross documents although positions restart, which raises the first loss of SmolLM2 by a full nat.
     """
     return TitanModelSpec(
         name="hftitan",
@@ -102,7 +102,7 @@ def _training(spec: TrainerSpec) -> TrainingConfig:
         steps=training.steps,
         dtype=training.dtype,
         mixed_precision_param=training.mixed_precision or ("float32" if on_cpu else "bfloat16"),
-        # A captured step would replay one document mask for ever: the mask is built from the batch inside the step.
+        # A captured step would replay one document mask; each step must build the mask from its batch.
         disable_cuda_graphs=True,
     )
 
@@ -119,8 +119,8 @@ def _parallelism(mesh: MeshDegrees, training: TrainingSpec) -> ParallelismConfig
         expert_parallel_degree=mesh.ep,
         # "headtail" cannot shard a flex mask; on CPUs the mask is dense and every rank keeps its contiguous part.
         context_parallel_load_balancer=None if on_cpu else "ptrr",
-        context_parallel_ptrr_mask_key=WHOLE,  # of the two masks that a model with sliding windows has
-        # Gathering weights twice costs more than keeping them where memory is the machine's and the wire is loopback.
+        context_parallel_ptrr_mask_key=WHOLE,  # a model with sliding windows has two masks
+        # On CPUs a second gather costs more time than it saves memory, since all ranks share the machine's memory.
         fsdp_reshard_after_forward="never" if on_cpu else "default",
     )
 
@@ -150,7 +150,7 @@ def _activation_checkpoint(spec: TrainerSpec) -> Any:
 
 
 def _comm(spec: TrainerSpec) -> CommConfig:
-    """Collectives give up after the job's own time limits; the flight recorder exists for NCCL only."""
+    """Use the job's time limits for collectives. The flight recorder exists for NCCL only."""
     return CommConfig(
         init_timeout_seconds=spec.startup_timeout_seconds,
         train_timeout_seconds=spec.hang_timeout_seconds,

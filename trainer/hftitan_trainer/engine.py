@@ -32,7 +32,7 @@ from hftitan_trainer.telemetry.observer import DataSeen, Observer, Outcome, Step
 
 
 class HFTitanTrainer(HFTransformerTrainer):
-    """Trains the model of `config`, tells `observer` what happens, and stops when any rank's observer asks for it."""
+    """Trains the model of `config`, reports to `observer`, and stops when any rank's observer requests it."""
 
     def __init__(self, config: Any, observer: Observer | None = None) -> None:
         self.observer = observer or Observer()
@@ -53,10 +53,10 @@ class HFTitanTrainer(HFTransformerTrainer):
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> Outcome:
-        """Load, then step until all steps are done or a rank asks to stop; the step stopped at is saved.
+        """Load the model, then train until all steps are done or a rank requests a stop. Saves the last step.
 
-        Upstream's loop knows no stop request, and sleeps at its end.
-        Raises NonFiniteLossError (on all ranks), UserError when the data ends early, and whatever torch raises.
+        Upstream's loop has no stop requests, and sleeps at its end. Raises NonFiniteLossError (on all ranks), UserError
+        if the data ends early, and errors of torch.
         """
         self.observer.phase("loading")
         first = self._load() + 1
@@ -72,7 +72,7 @@ class HFTitanTrainer(HFTransformerTrainer):
                 stop = not self._validate_if_due(last=done) and not done
             self._save_if_due(last=done or stop)
             if self.step == first:
-                # Nothing is slow any more from here on.
+                # After the first step nothing is slow any more, so shorter timeouts apply.
                 timeout = timedelta(seconds=self.config.comm.train_timeout_seconds)
                 dist_utils.set_pg_timeouts(timeout, self.parallel_dims)
             if stop:
@@ -91,7 +91,7 @@ class HFTitanTrainer(HFTransformerTrainer):
                 f"the data ended in step {self.step} of {self.config.training.steps}; lower spec.training.steps",
             ) from error
         except RuntimeError as error:
-            # Upstream: Trainer.train_step raises this on the last pipeline stage alone; the other stages wait for its
+            # Upstream: Trainer.train_step raises this only on the last pipeline stage; the other stages wait for its
             # loss.
             if not str(error).startswith("Loss is not finite"):
                 raise
@@ -102,27 +102,27 @@ class HFTitanTrainer(HFTransformerTrainer):
         self._report = report
 
     def _finish_step(self) -> bool:
-        """Tell the observer of the step, with the data seen by all ranks; whether any rank wants to stop.
+        """Report the step to the observer, with the data seen by all ranks. Return whether any rank requests a stop.
 
-        One collective for both: one answer for all, so that all save the same step.
+        One collective sums both, so all ranks get the same answer and save the same step.
         """
         seen = self.dataloader.seen() if isinstance(self.dataloader, PackedDataLoader) else DataSeen()
-        if not self._speaks_for_its_batch():
+        if not self._counts_its_batch():
             seen = DataSeen()
-        wish = float(self.observer.stop_requested())
-        sums = torch.tensor([wish, *astuple(seen)], dtype=torch.float64, device=self.device)
+        request = float(self.observer.stop_requested())
+        sums = torch.tensor([request, *astuple(seen)], dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
-        wishes, *data = sums.tolist()
+        requests, *data = sums.tolist()
         self.observer.step(replace(self._report, data=DataSeen(*data)))
-        return bool(wishes)
+        return bool(requests)
 
-    def _speaks_for_its_batch(self) -> bool:
-        """Of the ranks that read the same batches, one counts them."""
+    def _counts_its_batch(self) -> bool:
+        """Return whether this rank counts the data: one of the ranks that read the same batches does."""
         meshes = (self.parallel_dims.get_optional_mesh(axis) for axis in ("pp", "cp", "tp"))
         return all(mesh is None or mesh.get_local_rank() == 0 for mesh in meshes)
 
     def _load(self) -> int:
-        """Resume from the newest checkpoint or load the pretrained weights; returns the step training goes on from."""
+        """Load the newest checkpoint or the pretrained weights. Return the step to resume after."""
         if self.model._folder.pretrained:
             self._check_weights()
         self.checkpointer.load(step=self.config.checkpoint.load_step)
@@ -133,7 +133,7 @@ class HFTitanTrainer(HFTransformerTrainer):
         return self.step
 
     def _check_weights(self) -> None:
-        """Compare the names and shapes of the folder's tensors with the model's, before DCP fails in its own words."""
+        """Check names and shapes of the folder's tensors against the model's, with clearer errors than DCP's."""
         folder = self.model._folder
         found = weight_shapes(folder.path, str(folder.path))
         wanted = {name: value for part in self.model_parts for name, value in part.state_dict().items()}
@@ -143,7 +143,7 @@ class HFTitanTrainer(HFTransformerTrainer):
                 raise UserError(
                     "spec.model.name",
                     f"the safetensors files of {folder.path} lack {name}, which "
-                    f"{type(self.model.model).__name__} needs",
+                    f"{type(self.model.model).__name__} needs; use a complete model folder",
                 )
             if found[name] != tuple(value.shape):
                 raise UserError(
@@ -165,7 +165,7 @@ class HFTitanTrainer(HFTransformerTrainer):
         self.observer.phase("training")
 
     def _validate_if_due(self, *, last: bool) -> bool:
-        """False when a rank wants to stop, and the validation was left for that."""
+        """Validate if it is due. Return False if a stop request interrupted the validation."""
         if self.validation is None or not self.validation.due(self.step, last=last):
             return True
         begin = time.perf_counter()
@@ -177,15 +177,16 @@ class HFTitanTrainer(HFTransformerTrainer):
         return result is not None
 
     def agreed_to_stop(self) -> bool:
-        """Whether any rank wants to stop: one answer for all."""
-        wish = torch.tensor(int(self.observer.stop_requested()), device=self.device)
-        dist.all_reduce(wish, op=dist.ReduceOp.MAX)
-        return bool(wish.item())
+        """Return whether any rank requests a stop: the same answer on all ranks. Collective."""
+        request = torch.tensor(int(self.observer.stop_requested()), device=self.device)
+        dist.all_reduce(request, op=dist.ReduceOp.MAX)
+        return bool(request.item())
 
     # --- the state of the loop --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Upstream saves this rank's count of tokens, which means another number on another mesh: here all ranks'."""
+        """Return the step and the tokens of all ranks. Upstream saves one rank's tokens, which are wrong on another
+        mesh."""
         return {"step": self.step, "ntokens_seen": self.ntokens_seen * self._ranks_that_count()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -193,7 +194,7 @@ class HFTitanTrainer(HFTransformerTrainer):
         self.ntokens_seen = state_dict["ntokens_seen"] // self._ranks_that_count()
 
     def _ranks_that_count(self) -> int:
-        """Ranks whose tokens differ: those that the loss is summed over."""
+        """Return the number of ranks with different tokens: those that the loss is summed over."""
         mesh = self.parallel_dims.get_optional_mesh("loss")
         return 1 if mesh is None else mesh.size()
 
@@ -202,10 +203,10 @@ class HFTitanTrainer(HFTransformerTrainer):
     def post_dataloading_process(
         self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Split a batch under context parallelism, its document mask included.
+        """Split a batch and its document mask for context parallelism.
 
-        On GPUs upstream builds and shards a BlockMask. Its sharding takes no other mask, so on CPUs the whole mask is
-        built here and this rank keeps its rows: local queries, all keys (the kernel gathers k and v).
+        On GPUs, upstream builds and shards a BlockMask. Its sharding supports no other mask. On CPUs, this method
+        builds the whole mask and keeps this rank's rows: local queries, all keys (the kernel gathers k and v).
         """
         if self.device.type != "cpu" or not self.parallel_dims.cp_enabled:
             return super().post_dataloading_process(input_dict, labels)
@@ -217,7 +218,7 @@ class HFTitanTrainer(HFTransformerTrainer):
         return inputs, labels, extra
 
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
-        """Upstream's; after the last pass of a step, gradients that no FSDP sums are summed over their ranks."""
+        """Run upstream's passes. After the last pass of a step, sum the gradients that FSDP does not sum."""
         self._passes_left -= 1
         last = self._passes_left == 0
         if self._replicas is not None:
@@ -238,10 +239,10 @@ class HFTitanTrainer(HFTransformerTrainer):
 
 @contextlib.contextmanager
 def _upstream_startup() -> Iterator[None]:
-    """Silence what upstream's __init__ says and measures without use here.
+    """Disable warnings and measurements of upstream's __init__ that are not needed here.
 
-    Upstream: components/metrics.py ensure_pp_loss_visible warns that LOG_RANK hides the loss (it is shared here);
-    tools/utils.py get_peak_flops runs lspci to tell one H100 from another, and says so where there is no lspci.
+    Upstream: components/metrics.py ensure_pp_loss_visible warns that LOG_RANK hides the loss (here all stages share
+    it). tools/utils.py get_peak_flops runs lspci to distinguish H100 models, and warns if lspci is missing.
     """
     visible, peak = titan.ensure_pp_loss_visible, titan_utils.get_peak_flops
     titan.ensure_pp_loss_visible = lambda **_kwargs: None

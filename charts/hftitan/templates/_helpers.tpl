@@ -6,7 +6,7 @@
 {{- .Values.serviceAccount.name | default (include "hftitan.fullname" .) -}}
 {{- end -}}
 
-{{/* Of what has no namespace: releases of two namespaces must not overwrite each other's. */}}
+{{/* Name of cluster-scoped objects. The namespace keeps releases in two namespaces apart. */}}
 {{- define "hftitan.globalName" -}}
 {{- printf "%s:%s" .Release.Namespace (include "hftitan.fullname" .) -}}
 {{- end -}}
@@ -24,7 +24,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* The pods of all jobs. */}}
+{{/* Selects the pods of all jobs. */}}
 {{- define "hftitan.jobSelector" -}}
 app.kubernetes.io/name: hftitan
 app.kubernetes.io/component: trainer
@@ -38,7 +38,7 @@ app.kubernetes.io/component: trainer
 {{- end -}}
 {{- end -}}
 
-{{/* Who may read metrics, as `from` of a NetworkPolicy; empty: everybody. */}}
+{{/* `from` of a NetworkPolicy: namespaces that may read metrics. Empty: all. */}}
 {{- define "hftitan.metricsFrom" -}}
 {{- with .Values.networkPolicy.metricsFrom }}
 - namespaceSelector:
@@ -47,7 +47,7 @@ app.kubernetes.io/component: trainer
 {{- end }}
 {{- end -}}
 
-{{/* What is set of the defaults for jobs, as the operator reads it; empty: nothing is. */}}
+{{/* The defaults for jobs without unset fields, in the format of the operator's file. Empty: no default is set. */}}
 {{- define "hftitan.jobDefaults" -}}
 {{- $set := dict -}}
 {{- range $field, $value := .Values.jobDefaults -}}

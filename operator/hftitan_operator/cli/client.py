@@ -1,4 +1,4 @@
-"""Access to the jobs of a cluster with the user's own kubeconfig and namespace. Errors say what to do."""
+"""Client for the jobs of a cluster, with the user's kubeconfig and namespace. Each error message names the fix."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hftitan_operator.kube.api import MERGE_PATCH, ApiError, Json, KubeApi, Meth
 RESOURCE = f"{PLURAL}.{GROUP}"
 PAGE = 500
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
-"""Pauses while a watch finds no API server; the last one again and again."""
+"""Pauses between reconnects of a watch while the API server is down; the last one repeats."""
 SHOWN_NAMES = 8
 
 
 class Trouble(Exception):
-    """Why a command cannot do what it was asked; one line for each thing to say."""
+    """An error that ends a command: lines for stderr, and the exit code."""
 
     def __init__(self, *lines: str, code: int = 1) -> None:
         super().__init__("\n".join(lines))
@@ -29,7 +29,7 @@ class Trouble(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What the user said about which cluster and namespace."""
+    """The cluster and namespace options of a command; None where the user set none."""
 
     kubeconfig: str | None = None
     context: str | None = None
@@ -38,7 +38,7 @@ class Access:
 
 @contextlib.asynccontextmanager
 async def connect(access: Access) -> AsyncIterator[Cluster]:
-    """Raises Trouble without a usable kubeconfig. Nothing is asked of the API server yet."""
+    """Yield a Cluster. Raises Trouble without a usable kubeconfig. Sends no request yet."""
     try:
         configuration, namespace = await user_access(access.kubeconfig, access.context)
         api = KubeApi(configuration)
@@ -48,12 +48,12 @@ async def connect(access: Access) -> AsyncIterator[Cluster]:
         try:
             await stack.enter_async_context(api)  # reads the certificates
         except OSError as error:
-            raise Trouble(f"a certificate of the kubeconfig cannot be read: {error}") from error
+            raise Trouble(f"cannot read a certificate of the kubeconfig: {error}") from error
         yield Cluster(api, access.namespace or namespace)
 
 
 class Cluster:
-    """The few requests that the commands make, each with its verb and resource as RBAC calls them. Raises Trouble."""
+    """The requests of the commands. Each passes its RBAC verb and resource for the error message. Raises Trouble."""
 
     def __init__(self, api: KubeApi, namespace: str) -> None:
         self.api, self.namespace = api, namespace
@@ -64,7 +64,7 @@ class Cluster:
         return await self._on_job("get", "GET", name)
 
     async def jobs(self, *, everywhere: bool = False, labels: str | None = None) -> Json:
-        """The list as the API server gives it, all its pages in one."""
+        """Return the API server's list, with all pages merged."""
         path = f"/apis/{GROUP}/{VERSION}/{PLURAL}" if everywhere else self._jobs()
         params = {"labelSelector": labels} if labels else {}
         return await self._list(path, params, "" if everywhere else self.namespace)
@@ -80,7 +80,7 @@ class Cluster:
         return await self._on_job("delete", "DELETE", name, {"propagationPolicy": "Background"})
 
     async def follow(self, name: str) -> AsyncIterator[Json | None]:
-        """The job as it is now and after each change, over any number of connections; None when it is gone."""
+        """Yield the job now and after each change, and None when it is deleted. Reconnects when a watch ends."""
         found = await self.job(name)
         uid, failures = found["metadata"]["uid"], 0
         yield found
@@ -99,7 +99,7 @@ class Cluster:
                     raise explain(error, "watch", RESOURCE, name, self.namespace, self.api.server) from error
             except OSError:
                 pass
-            while True:  # the watch has ended: after minutes as usual, or with its server
+            while True:  # the watch ended: after its usual timeout, or because the server stopped
                 await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)] if failures else 0)
                 try:
                     found = await self.api.request("GET", f"{self._jobs()}/{name}")
@@ -131,14 +131,14 @@ class Cluster:
         return await self._ask("get", "pods", "GET", self.pod_path(name), name=name)
 
     async def events(self, **fields: str) -> list[Json]:
-        """Of the objects with these fields (kind, name), in the order they were last seen."""
+        """Return the events of objects with these fields (kind, name), ordered by when they were last seen."""
         selector = ",".join(f"involvedObject.{key}={value}" for key, value in fields.items())
         path = f"/api/v1/namespaces/{self.namespace}/events"
         listed = await self._list(path, {"fieldSelector": selector} if selector else {}, self.namespace, "events")
         return sorted(listed["items"], key=_seen)
 
     async def events_of(self, job: str) -> list[Json]:
-        """Of the job and of its pods, past ones too: why a pod is not scheduled stands in its own events."""
+        """Return the events of the job and of its pods, also deleted ones. A pod's events explain why it is pending."""
         found = await asyncio.gather(self.events(kind=KIND, name=job), self.events(kind="Pod"))
         pods = [event for event in found[1] if naming.is_pod_of(event["involvedObject"].get("name", ""), job)]
         return sorted([*found[0], *pods], key=_seen)
@@ -156,7 +156,7 @@ class Cluster:
             return await self._ask(verb, RESOURCE, method, f"{self._jobs()}/{name}", body, name=name)
         except NotFound as error:
             names: list[str] = []
-            with contextlib.suppress(Trouble):  # who may not list is told without
+            with contextlib.suppress(Trouble):  # without permission to list, the message has no names
                 names = [each["metadata"]["name"] for each in (await self.jobs())["items"]]
             raise Trouble(not_found(name, self.namespace, names)) from error
 
@@ -201,47 +201,50 @@ def _seen(event: Json) -> tuple[str, int]:
 
 
 class NotFound(Trouble):
-    """The object is not there; its kind is."""
+    """The kind is served, but the object does not exist."""
 
 
 def explain(error: OSError, verb: str, resource: str, name: str, namespace: str, server: str) -> Trouble:
-    """The error of a request in the user's terms. `namespace` is empty for all of them."""
+    """Turn the error of a request into a message with a fix. An empty `namespace` means all namespaces."""
     where = f"in namespace {namespace}" if namespace else "in all namespaces"
     if not isinstance(error, ApiError):
-        return Trouble(f"no answer from {server}: {error}", "is the cluster up, and the right one? see --context")
-    said = str(error)
-    if error.status == 401:
-        return Trouble(f"{server} does not know you ({said}): log in again, or choose another --context")
-    if error.status == 403 and error.reason in ("Forbidden", "") and "is forbidden: User" in said:
         return Trouble(
-            f"you may not {verb} {resource} {where}: {said}",
-            f"ask who runs the cluster for the verb {verb!r} on {resource}",
+            f"no answer from {server}: {error}",
+            "check that the cluster is running, and that --context is the right one",
         )
-    if error.status == 404 and 'namespaces "' in said:
-        return Trouble(f"there is no namespace {namespace}; `kubectl create namespace {namespace}` makes it")
-    if error.status == 404 and '" not found' not in said:
+    reply = str(error)
+    if error.status == 401:
+        return Trouble(f"{server} rejected your credentials ({reply}); log in again, or choose another --context")
+    if error.status == 403 and error.reason in ("Forbidden", "") and "is forbidden: User" in reply:
         return Trouble(
-            f"{server} has no {resource}: the HFTitanJob resource is not installed",
-            "`hftitan crd | kubectl apply -f -` installs it",
+            f"you do not have permission to {verb} {resource} {where}: {reply}",
+            f"ask the cluster's administrator for the verb {verb!r} on {resource}",
+        )
+    if error.status == 404 and 'namespaces "' in reply:
+        return Trouble(f"namespace {namespace} does not exist; create it with `kubectl create namespace {namespace}`")
+    if error.status == 404 and '" not found' not in reply:
+        return Trouble(
+            f"{server} has no {resource}: the HFTitanJob CRD is not installed",
+            "install it with `hftitan crd | kubectl apply -f -`",
         )
     if error.status == 404:
         return NotFound(f"no {resource} {name} {where}")
     if error.reason == "AlreadyExists":
         return Trouble(
-            f"job {name} is there already {where}: `hftitan status {name}` shows it; delete it first, or submit under "
-            f"another name with --set metadata.name=NAME"
+            f"job {name} already exists {where}; delete it with `hftitan delete {name}`, or submit under another name "
+            "with --set metadata.name=NAME"
         )
     refused = verb == "create" and error.status in (400, 422)
-    return Trouble(f"{verb} {resource} {name}: {said}", code=2 if refused else 1)
+    return Trouble(f"{verb} {resource} {name}: {reply}", code=2 if refused else 1)
 
 
 def not_found(name: str, namespace: str, names: Sequence[str]) -> str:
-    """With the names that were likely meant, else some of those that there are."""
+    """Return the error for a missing job, with similar names, else with some existing ones."""
     text = f"no job {name} in namespace {namespace}"
     near = difflib.get_close_matches(name, names, 3, 0.6) or [each for each in names if name in each][:3]
     if near:
         return f"{text}; did you mean {' or '.join(near)}?"
     if names:
         more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-        return f"{text}; there are {', '.join(sorted(names)[:SHOWN_NAMES])}{more}"
-    return f"{text}, which has none that you can see; `hftitan list -A` looks in all namespaces"
+        return f"{text}; existing jobs: {', '.join(sorted(names)[:SHOWN_NAMES])}{more}"
+    return f"{text}; no job is visible there; `hftitan list -A` lists the jobs of all namespaces"

@@ -1,5 +1,6 @@
-"""The everyday commands on a cluster: `hftitan submit | list | status | logs | describe | events | suspend | resume |
-delete`. Thin over the API: whatever they do, kubectl can do as well.
+"""The commands for a cluster: `hftitan submit | list | status | logs | describe | events | suspend | resume | delete`.
+
+Everything that they do can also be done with kubectl.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hftitan_operator.cli.options import JobArgument, SetOption, TextOrJson, say_notes, told
+from hftitan_operator.cli.options import JobArgument, SetOption, TextOrJson, exit_on_bad_input, print_notes
 
 if TYPE_CHECKING:
     from hftitan_operator.cli.client import Access, Cluster
@@ -48,7 +49,7 @@ def _access(kubeconfig: str | None, context: str | None, namespace: str | None) 
 
 
 def _width() -> int | None:
-    """Of the terminal; what goes elsewhere keeps a line for each thing."""
+    """Return the terminal's width; None without a terminal, so that lines are not folded."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -71,12 +72,12 @@ def submit(
     from hftitan_operator.cli import job_file, session
     from hftitan_operator.cli import submit as submission
 
-    with told():
+    with exit_on_bad_input():
         file = job_file.load(source, settings or ())
         if dry_run and wait:
-            raise job_file.BadInput(["--wait: a --dry-run makes no job to wait for"])
+            raise job_file.BadInput(["--wait: --dry-run creates no job to wait for"])
         stated = submission.namespace_of(source, file.job, namespace)
-    say_notes(file)
+    print_notes(file)
 
     async def work(cluster: Cluster) -> int | None:
         made = await cluster.create(submission.document(file.job, cluster.namespace), dry_run=dry_run)
@@ -84,7 +85,7 @@ def submit(
         if output is TextOrJson.JSON and not wait:
             session.print_json(made)
         elif output is TextOrJson.TEXT:
-            typer.echo(f"{source}: could be created: {where}" if dry_run else f"created {where}")
+            typer.echo(f"{source}: dry run: would create {where}" if dry_run else f"created {where}")
         return await session.watch_job(cluster, made, output, from_start=True) if wait else None
 
     session.on_cluster(_access(kubeconfig, context, stated), work)
@@ -222,7 +223,7 @@ def events(
         elif found:
             typer.echo(tables.events_table(found, time.time(), _width()), nl=False)
         else:
-            typer.echo(f"no events of {name}: the cluster keeps them for an hour", err=True)
+            typer.echo(f"no events of {name}; a cluster usually keeps events for one hour", err=True)
 
     session.on_cluster(_access(kubeconfig, context, namespace), work)
 

@@ -1,4 +1,4 @@
-"""Loads the job file of a command, or reports what is wrong with it."""
+"""Loads the job file of a command, or reports its errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STDIN = "-"
 
 
 class BadInput(Exception):
-    """What the user gave cannot be used; one line for each problem."""
+    """Invalid input from the user; one line per problem."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
@@ -28,30 +28,30 @@ class BadInput(Exception):
 
 @dataclass(frozen=True, slots=True)
 class JobFile:
-    """A job that may run."""
+    """A job that passed every check."""
 
     source: str
     job: HFTitanJob
     config: Mapping[str, Any] | None
-    """The model's config.json, where it was found."""
+    """The model's config.json; None if it is not available."""
     notes: tuple[str, ...]
-    """Checks that were not made, and why."""
+    """Checks that were skipped, and why."""
 
 
 def read(source: str) -> str:
-    """The text of a job file; `-` is standard input. Raises BadInput."""
+    """Return the text of a job file; `-` is standard input. Raises BadInput."""
     try:
         if source == STDIN:
             return sys.stdin.read()
         return Path(source).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise BadInput([f"{source}: is no text in UTF-8 (byte {error.start})"]) from error
+        raise BadInput([f"{source}: is not UTF-8 text (byte {error.start})"]) from error
     except OSError as error:
         raise BadInput([f"{source}: {error.strerror}"]) from error
 
 
 def parse(source: str, settings: Sequence[str] = ()) -> loading.Loaded:
-    """The job of a file with `--set` applied, and the problems with it. Raises BadInput for unreadable input."""
+    """Return the job of a file with `--set` applied, and its problems. Raises BadInput for unreadable input."""
     text = read(source)
     if not settings:
         return loading.load(text)
@@ -67,11 +67,11 @@ def parse(source: str, settings: Sequence[str] = ()) -> loading.Loaded:
 
 
 def apply_setting(document: dict[str, Any], setting: str) -> None:
-    """`spec.training.steps=5` into a job document; the value is YAML. Raises BadInput."""
+    """Apply a `--set` such as `spec.training.steps=5` to a job document; the value is YAML. Raises BadInput."""
     path, equals, text = setting.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise BadInput([f"--set {setting}: write a field and a value, such as spec.training.steps=5"])
+        raise BadInput([f"--set {setting}: use FIELD=VALUE, such as spec.training.steps=5"])
     try:
         value = yamltext.parse(text).value if text else ""
     except yamltext.YamlError as error:
@@ -80,26 +80,26 @@ def apply_setting(document: dict[str, Any], setting: str) -> None:
     for depth, key in enumerate(keys[:-1], 1):
         inner = target.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise BadInput([f"--set {path}: {'.'.join(keys[:depth])} is no mapping of fields"])
+            raise BadInput([f"--set {path}: {'.'.join(keys[:depth])} is not a mapping"])
         target = inner
     target[keys[-1]] = value
 
 
 def accept(source: str, job: HFTitanJob, *, look_for_config: bool = True) -> JobFile:
-    """The checks of API and operator on a job that its schema allows. Raises BadInput with every problem."""
-    found = model_config.find(job.spec.model) if look_for_config else model_config.Found(None, "not looked for")
+    """Run the checks of the API and the operator on a job with a valid schema. Raises BadInput with every problem."""
+    found = model_config.find(job.spec.model) if look_for_config else model_config.Found(None, "not requested")
     problems = [*loading.admit(job, found.config), *admission.problems(job)]
     if problems:
         raise BadInput(lines(source, problems))
     notes: tuple[str, ...] = ()
     if found.config is None:
         missing = f"config.json of {job.spec.model.name} not available ({found.why_not})"
-        notes = (f"{missing}: its heads, layers and experts are not checked",)
+        notes = (f"{missing}: heads, layers and experts of the model are not checked",)
     return JobFile(source, job, found.config, notes)
 
 
 def load(source: str, settings: Sequence[str] = ()) -> JobFile:
-    """A job file that passes every check. Raises BadInput."""
+    """Load a job file and run every check. Raises BadInput."""
     loaded = parse(source, settings)
     if loaded.job is None:
         raise BadInput(lines(source, loaded.problems))
@@ -107,7 +107,7 @@ def load(source: str, settings: Sequence[str] = ()) -> JobFile:
 
 
 def load_defaults(source: str) -> PodDefaults:
-    """A file of defaults for jobs. Raises BadInput with every problem."""
+    """Load a file of job defaults. Raises BadInput with every problem."""
     defaults, problems = loading.load_defaults(read(source))
     if defaults is None:
         raise BadInput(lines(source, problems))
@@ -115,5 +115,5 @@ def load_defaults(source: str) -> PodDefaults:
 
 
 def lines(source: str, problems: Sequence[SpecError | loading.Problem]) -> list[str]:
-    """`job.yaml: spec.mesh.tp: ...`, each problem once, in the order found."""
+    """Return lines such as `job.yaml: spec.mesh.tp: ...`, without duplicates, in the order found."""
     return list(dict.fromkeys(f"{source}: {problem}" for problem in problems))

@@ -1,7 +1,7 @@
-"""`hftitan logs`: the logs of a job's pods, by rank, across attempts.
+"""`hftitan logs`: prints the logs of a job's pods, by rank, across attempts.
 
-One pod holds the ranks of one node, and they share its output. The trainer marks its lines (`[rank 3] INFO ...`), and
-so does PyTorch a traceback (`[rank3]: ...`); a line without a mark goes with the marked line before it.
+One pod runs the ranks of one node, and they share its output. The trainer marks its lines (`[rank 3] INFO ...`) and
+PyTorch marks tracebacks (`[rank3]: ...`). An unmarked line belongs to the marked line before it.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from hftitan_operator.kube.api import ApiError
 from hftitan_operator.kube.views import TRAINER, job_view
 
 MOST_PODS = 50
-"""Logs read at once; of a larger job a rank or node must be named."""
+"""Most logs read at once. For a larger job, the user must select a rank or node."""
 RETRY_SECONDS = 1.0
 GOING = frozenset({None, "Pending", "Starting", "Running"})
-"""Phases in which a pod that is not there yet may still come."""
+"""Phases in which a missing pod may still be created."""
 
 _MARK = re.compile(r"(?:\d\d:\d\d:\d\d )?\[rank ?(\d+)\]")
 _AGENT = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d")
-"""torchrun's own lines: of no rank."""
+"""torchrun's own lines, which belong to no rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which part of a job's output."""
+    """Which part of a job's output to print."""
 
     rank: int | None = None
     node: int | None = None
     attempt: int | None = None
-    """None: the newest, and with `follow` those after it."""
+    """None: the newest, and with `follow` also later ones."""
     tail: int | None = None
     follow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line, and whose it is."""
+    """One line of a log, and its origin."""
 
     time: str
     pod: str
     node: int
     attempt: int
     rank: int | None
-    """None: of torchrun itself, or not to be told."""
+    """None: torchrun itself, or unknown."""
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """Where lines go, and words about them."""
+    """Callbacks for log lines, and for notes about them."""
 
     line: Callable[[Line], None]
     note: Callable[[str], None]
 
 
 class Ranks:
-    """Says of each line of a pod, in order, which rank printed it."""
+    """Finds the rank of each line of a pod. Lines must come in order."""
 
     def __init__(self, first: int, count: int) -> None:
-        """The pod holds `count` ranks from `first`."""
+        """The pod runs `count` ranks, starting with rank `first`."""
         self._only = first if count == 1 else None
         self._last: int | None = None
 
@@ -80,12 +80,12 @@ class Ranks:
 
 
 def shown(rank: int | None, wanted: int | None) -> bool:
-    """A line of no rank is shown with every rank: torchrun tells there why it ended."""
+    """Whether to show a line. Lines of no rank are always shown: torchrun prints there why it ended."""
     return wanted is None or rank is None or rank == wanted
 
 
 def nodes_of(job: HFTitanJob, wanted: Wanted) -> list[int]:
-    """The nodes whose pods print what is wanted. Raises Trouble, code 2, for what the mesh does not have."""
+    """Return the nodes whose logs are needed. Raises Trouble, code 2, for a rank or node that does not exist."""
     mesh = job.spec.mesh
     ranks = mesh.nodes * mesh.gpus_per_node
     if wanted.rank is not None and wanted.rank >= ranks:
@@ -95,19 +95,19 @@ def nodes_of(job: HFTitanJob, wanted: Wanted) -> list[int]:
     if wanted.rank is not None:
         node = wanted.rank // mesh.gpus_per_node
         if wanted.node not in (None, node):
-            raise Trouble(f"--rank {wanted.rank} is on node {node}; leave --node {wanted.node} out", code=2)
+            raise Trouble(f"--rank {wanted.rank} is on node {node}; remove --node {wanted.node}", code=2)
         return [node]
     if wanted.node is not None:
         return [wanted.node]
     if mesh.nodes > MOST_PODS:
         raise Trouble(
-            f"the job has {mesh.nodes} pods; choose with --rank or --node (at most {MOST_PODS} at once)", code=2
+            f"the job has {mesh.nodes} pods; select one with --rank or --node (at most {MOST_PODS} at once)", code=2
         )
     return list(range(mesh.nodes))
 
 
 async def logs(cluster: Cluster, name: str, wanted: Wanted, out: Out) -> None:
-    """Every line to `out`. With `follow` until the job is over, or the attempt that was asked for."""
+    """Send every line to `out`. With `follow`, return when the job or the requested attempt has ended."""
     seen, waiting = 0, False
     async for obj in cluster.follow(name):
         if obj is None:
@@ -117,7 +117,7 @@ async def logs(cluster: Cluster, name: str, wanted: Wanted, out: Out) -> None:
         status = job.status
         nodes = nodes_of(job, wanted)
         if wanted.attempt is not None and wanted.attempt > status.attempt and not wanted.follow:
-            raise Trouble(f"--attempt {wanted.attempt}: the newest is {status.attempt}", code=2)
+            raise Trouble(f"--attempt {wanted.attempt}: the newest attempt is {status.attempt}", code=2)
         attempt = status.attempt if wanted.attempt is None else wanted.attempt
         if seen < attempt <= status.attempt:
             if seen:
@@ -133,53 +133,52 @@ async def logs(cluster: Cluster, name: str, wanted: Wanted, out: Out) -> None:
                 return
             if wanted.attempt is not None:
                 return
-        elif not seen and wanted.follow:
+        elif not seen:
+            reason = f"{status.phase or 'Pending'}: {status.message or 'not seen by the operator yet'}"
+            if not wanted.follow:
+                raise Trouble(f"job {name} has no pods yet ({reason})")
             if not waiting:
-                out.note(f"{name} has no pods yet ({status.phase or 'Pending'}: {status.message or 'not seen yet'})")
+                out.note(f"{name} has no pods yet ({reason})")
             waiting = True
-        elif not wanted.follow:
-            raise Trouble(
-                f"job {name} has no pods yet ({status.phase or 'Pending'}: {status.message or 'not seen yet'})"
-            )
         if status.phase in TERMINAL:
             return
 
 
 class _Reader:
-    """The pods of one attempt."""
+    """Reads the logs of the pods of one attempt."""
 
     def __init__(self, cluster: Cluster, job: HFTitanJob, attempt: int, wanted: Wanted, out: Out) -> None:
         self._cluster, self._job, self._attempt, self._wanted, self._out = cluster, job, attempt, wanted, out
 
     async def read(self, node: int, *, tail: bool) -> bool:
-        """One pod's log to its end; whether there was one. Broken connections go on where they broke."""
+        """Read one pod's log to its end; return whether it has one. A lost connection resumes where it stopped."""
         mesh = self._job.spec.mesh
         pod = naming.pod_name(self._job.metadata.name, self._attempt, node, mesh.nodes)
         ranks = Ranks(node * mesh.gpus_per_node, mesh.gpus_per_node)
-        newest, told, wanted = "", "", self._wanted
+        newest, noted, wanted = "", "", self._wanted
         while True:
             have, broke = newest, False
             params = {"container": TRAINER, "timestamps": "true"}
             if wanted.follow:
                 params["follow"] = "true"
             if have:
-                params["sinceTime"] = clock.rfc3339(clock.unix(have))  # whole seconds: some lines come twice
+                params["sinceTime"] = clock.rfc3339(clock.unix(have))  # in whole seconds, so some lines are repeated
             elif wanted.tail is not None and tail:
                 params["tailLines"] = str(wanted.tail)
             try:
                 async for text in self._cluster.api.lines(f"{self._cluster.pod_path(pod)}/log", params):
-                    newest, _, said = text.partition(" ")
+                    newest, _, rest = text.partition(" ")
                     if newest > have:
-                        rank = ranks.of(said)
+                        rank = ranks.of(rest)
                         if shown(rank, wanted.rank):
-                            self._out.line(Line(newest, pod, node, self._attempt, rank, said))
+                            self._out.line(Line(newest, pod, node, self._attempt, rank, rest))
             except ApiError as error:
                 if error.status not in (400, 404, 429) and error.status < 500:
                     where = self._cluster.namespace
                     raise explain(error, "get", "pods/log", pod, where, self._cluster.api.server) from error
-                if str(error) != told:
-                    told = str(error)
-                    self._out.note(f"{pod}: {told}")
+                if str(error) != noted:
+                    noted = str(error)
+                    self._out.note(f"{pod}: {noted}")
                 if not wanted.follow:
                     return False
             except OSError as error:
@@ -187,15 +186,15 @@ class _Reader:
                     raise
                 broke = True
                 if not wanted.follow:
-                    raise Trouble(f"the log of {pod} broke off: {error}") from error
+                    raise Trouble(f"lost the connection to the log of {pod}: {error}") from error
             if not wanted.follow:
                 return True
-            if await self._over(pod) and not broke:  # of a connection that broke, the rest is fetched
+            if await self._over(pod) and not broke:  # after a lost connection, fetch the rest first
                 return bool(newest)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _over(self, pod: str) -> bool:
-        """Whether nothing more will come of this pod."""
+        """Whether this pod will print nothing more."""
         try:
             found = await self._cluster.api.request("GET", self._cluster.pod_path(pod))
             return bool(found.get("status", {}).get("phase") in ("Succeeded", "Failed"))
@@ -209,7 +208,7 @@ class _Reader:
 
 
 def line_dict(line: Line) -> Mapping[str, object]:
-    """As `-o json` prints it."""
+    """Return the object that `-o json` prints."""
     return {
         "time": line.time,
         "pod": line.pod,

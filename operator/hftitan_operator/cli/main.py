@@ -1,7 +1,7 @@
 """The command line: `hftitan validate | plan | render | run | operator | crd | rbac`, and the commands of cluster.py.
 
-Starts fast: nothing but typer is imported before a command runs, and each command imports what it needs. Exit codes:
-0 done, 1 the job failed, 2 bad input, 128 + N stopped by signal N.
+To start fast, only typer is imported before a command runs; each command imports what it needs. Exit codes: 0 success,
+1 the job failed, 2 invalid input, 128 + N stopped by signal N.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hftitan_operator.cli.options import (
     SetOption,
     TextOrJson,
     YamlOrJson,
-    say_notes,
-    told,
+    exit_on_bad_input,
+    print_notes,
 )
 
 app = typer.Typer(
@@ -61,11 +61,11 @@ def validate(
     ],
     job_defaults: DefaultsOption = None,
 ) -> None:
-    """Check jobs, and a file of job defaults, and list all errors."""
+    """Check jobs, and a file of job defaults, and list all errors. Warn about local paths that do not exist here."""
     from hftitan_api import mesh
-    from hftitan_operator.cli import job_file
+    from hftitan_operator.cli import job_file, paths
 
-    with told():
+    with exit_on_bad_input():
         if job_defaults is not None:
             job_file.load_defaults(job_defaults)
     bad = False
@@ -77,7 +77,9 @@ def validate(
             for line in problem.lines:
                 typer.echo(line, err=True)
             continue
-        say_notes(file)
+        print_notes(file)
+        for warning in paths.warnings(file.job):
+            typer.echo(f"{source}: warning: {warning}", err=True)
         plan = mesh.plan(file.job.spec, file.config)
         typer.echo(f"{source}: valid: {file.job.metadata.name}, mesh {plan.summary}, world size {plan.world_size}")
     if bad:
@@ -88,23 +90,27 @@ def validate(
 def plan(
     source: JobArgument,
     settings: SetOption = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", min=1, help="Memory of one GPU in GiB, to check if the job fits.  [default: 80]"),
+    ] = None,
     output: Annotated[TextOrJson, typer.Option("-o", "--output", help="Output format.")] = TextOrJson.TEXT,
 ) -> None:
-    """Show a job's mesh: the ranks of each node, the groups of each axis, and the memory per rank."""
+    """Show a job's mesh: ranks of each node, groups of each axis, memory per rank, and whether it fits into the GPU."""
     import json
 
     from hftitan_api import mesh
     from hftitan_operator.cli import job_file
     from hftitan_operator.cli import plan as plan_text
 
-    with told():
+    with exit_on_bad_input():
         file = job_file.load(source, settings or ())
         planned = mesh.plan(file.job.spec, file.config)
-        say_notes(file)
+        print_notes(file)
         if output is TextOrJson.JSON:
-            typer.echo(json.dumps(plan_text.plan_json(file.job, planned, file.config), indent=2))
+            typer.echo(json.dumps(plan_text.plan_json(file.job, planned, file.config, gpu_memory), indent=2))
         else:
-            typer.echo(plan_text.plan_tables(file.job, planned, file.config), nl=False)
+            typer.echo(plan_text.plan_tables(file.job, planned, file.config, gpu_memory), nl=False)
 
 
 @app.command(short_help="Print the exact objects that a cluster would get.")
@@ -124,7 +130,7 @@ def render(
     from hftitan_operator.core.defaults import with_defaults
     from hftitan_operator.core.render import render as render_objects
 
-    with told():
+    with exit_on_bad_input():
         file = job_file.load(source, settings or ())
         job = plan_text.with_uid(file.job)
         if job_defaults is not None:
@@ -158,9 +164,9 @@ def run(
     from hftitan_operator.local.run import run as drive
     from hftitan_operator.local.store import Busy
 
-    with told():
+    with exit_on_bad_input():
         file, prepared = prepare_run(source, settings or (), volume or (), workdir)
-    say_notes(file)
+    print_notes(file)
     machine = prepared.machine
     with reporters.reporter(file.job, machine.workdir, as_json=output is TextOrJson.JSON) as reporter:
         try:
@@ -180,7 +186,7 @@ def report(
     from hftitan_operator.cli import job_file
     from hftitan_operator.cli import report as report_page
 
-    with told():
+    with exit_on_bad_input():
         text = report_page.page(report_page.read(folder))
         target = out or folder / "report.html"
         try:
@@ -215,7 +221,7 @@ def operator(
     from hftitan_operator.core.defaults import NO_DEFAULTS
     from hftitan_operator.kube import operator as operator_process
 
-    with told():
+    with exit_on_bad_input():
         defaults = NO_DEFAULTS if job_defaults is None else job_file.load_defaults(job_defaults)
     options = operator_process.Options(
         defaults=defaults,
@@ -280,5 +286,5 @@ app.add_typer(cluster.app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `hftitan` script."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a path or a log line need not fit the terminal's character set
+        sys.stdout.reconfigure(errors="replace")  # a path or log line may have characters that the terminal cannot show
     app(args=list(arguments) if arguments is not None else None, prog_name="hftitan")

@@ -1,7 +1,7 @@
-"""Finds the model's config.json for the checks of heads, layers and experts: in a folder, the hub's cache, or the hub.
+"""Finds the model's config.json, for the checks of heads, layers and experts, in a folder, the hub's cache or the hub.
 
-Only this one small file is ever fetched, and nothing fails when it cannot be had: the checks that need it are skipped
-and the reason is said. huggingface_hub is imported only when the cache does not have the file.
+Only this file is downloaded. If it is not available, the checks that need it are skipped and the reason is printed.
+huggingface_hub is imported only if the file is not in the cache.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any
 
 from hftitan_api.models import ModelSpec
 
-HUB_PATIENCE_SECONDS = 6.0
-"""The hub's client retries for half a minute without a network: too long to wait for a check that may be skipped."""
+HUB_TIMEOUT_SECONDS = 6.0
+"""Maximum wait for the hub. Without a network its client retries for half a minute, too long for an optional check."""
 FALSE_WORDS = frozenset({"", "0", "false", "no", "off"})
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The parsed config.json, or why there is none."""
+    """The parsed config.json, or the reason why it is missing."""
 
     config: Mapping[str, Any] | None
     why_not: str = ""
 
 
 def find(model: ModelSpec, environ: Mapping[str, str] | None = None) -> Found:
-    """config.json of a job's model; never raises."""
+    """Return config.json of a job's model. Never raises."""
     environ = os.environ if environ is None else environ
     if model.name.startswith("/"):
         return _read(Path(model.name, "config.json"))
@@ -45,7 +45,7 @@ def find(model: ModelSpec, environ: Mapping[str, str] | None = None) -> Found:
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:
-    """Where huggingface_hub keeps what it downloads."""
+    """Return the folder of huggingface_hub's downloads."""
     if environ.get("HF_HUB_CACHE"):
         return Path(environ["HF_HUB_CACHE"]).expanduser()
     home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
@@ -53,7 +53,8 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
 
 
 def _cached(cache: Path, name: str, revision: str) -> Path | None:
-    """The file in the cache's documented layout: refs/<revision> names a commit, snapshots/<commit>/ has the files."""
+    """Return config.json in the cache, whose layout is documented: refs/<revision> contains a commit, the files are in
+    snapshots/<commit>/."""
     folder = cache / f"models--{name.replace('/', '--')}"
     commit = revision
     with contextlib.suppress(OSError, ValueError):  # A commit hash has no ref.
@@ -68,8 +69,8 @@ def _read(path: Path) -> Found:
     except OSError as error:
         return Found(None, f"{path}: {error.strerror}")
     except ValueError as error:
-        return Found(None, f"{path} is no JSON: {error}")
-    return Found(config) if isinstance(config, dict) else Found(None, f"{path} holds no object")
+        return Found(None, f"{path} is not JSON: {error}")
+    return Found(config) if isinstance(config, dict) else Found(None, f"{path} is not a JSON object")
 
 
 def _download(model: ModelSpec) -> Found:
@@ -79,14 +80,14 @@ def _download(model: ModelSpec) -> Found:
         try:
             from huggingface_hub import hf_hub_download
 
-            logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # or it tells each of its retries
+            logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it logs each of its retries
             answers.append(_read(Path(hf_hub_download(model.name, "config.json", revision=model.revision))))
         except ImportError:
             answers.append(Found(None, "huggingface_hub is not installed"))
-        except Exception as error:  # the hub's own errors, httpx's, and the operating system's: all mean "not now"
-            answers.append(Found(None, f"the hub did not give it ({type(error).__name__})"))
+        except Exception as error:  # errors of the hub, of httpx and of the operating system
+            answers.append(Found(None, f"download from the hub failed: {type(error).__name__}"))
 
     asking = threading.Thread(target=ask, name="hftitan-hub", daemon=True)
     asking.start()
-    asking.join(HUB_PATIENCE_SECONDS)
-    return answers[0] if answers else Found(None, f"no answer from the hub within {HUB_PATIENCE_SECONDS:g} s")
+    asking.join(HUB_TIMEOUT_SECONDS)
+    return answers[0] if answers else Found(None, f"the hub did not answer within {HUB_TIMEOUT_SECONDS:g} s")

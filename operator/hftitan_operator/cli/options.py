@@ -1,4 +1,4 @@
-"""Options that several commands share, and how commands report bad input. Imports typer only."""
+"""Options and error reporting that several commands share. Imports typer only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class YamlOrJson(StrEnum):
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def exit_on_bad_input() -> Iterator[None]:
     """Print bad input to stderr, one line per problem, and exit with code 2."""
     from hftitan_operator.cli.job_file import BadInput
 
@@ -56,6 +56,6 @@ def told() -> Iterator[None]:
         raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
-def say_notes(file: JobFile) -> None:
+def print_notes(file: JobFile) -> None:
     for note in file.notes:
         typer.echo(f"{file.source}: note: {note}", err=True)

@@ -1,4 +1,4 @@
-"""Reports a run as lines of text, or as JSON for programs."""
+"""Reports a run as lines of text, or as JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hftitan_operator.core.state import Event
 from hftitan_operator.local.run import End, Reporter
 
 STEP_LINE_SECONDS = 1.0
-"""At most one line of progress in this time; the first and the last step always have one."""
+"""Minimum time between two step lines. The first and the last step always have a line."""
 
 
 def put(out: TextIO, line: str) -> None:
-    """A line, at once. When the reader has gone the job goes on, and what is said from then on goes nowhere."""
+    """Print a line and flush it. If the reader has closed the pipe, the job continues and the output is discarded."""
     try:
         print(line, file=out, flush=True)
     except BrokenPipeError:
-        # As the documentation of SIGPIPE says: or Python's own flush at exit fails, and with it the exit code.
+        # Recommended in Python's documentation of SIGPIPE. Otherwise the flush at exit fails and changes the exit code.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, out.fileno())
         os.close(null)
@@ -35,7 +35,10 @@ def put(out: TextIO, line: str) -> None:
 
 @contextlib.contextmanager
 def reporter(job: HFTitanJob, workdir: Path | None, *, as_json: bool, age: float = 0.0) -> Iterator[Reporter]:
-    """JSON when asked for, a live view on a terminal that can move its cursor, plain lines elsewhere."""
+    """Return the reporter: JSON if requested, a live view on a terminal that can move its cursor, else plain lines.
+
+    `workdir` is None for a job on a cluster, which has run for `age` seconds.
+    """
     if as_json:
         yield JsonReporter()
     elif sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
@@ -51,10 +54,10 @@ def reporter(job: HFTitanJob, workdir: Path | None, *, as_json: bool, age: float
 
 
 class JsonReporter:
-    """One object a line on stdout, each with `time` and `type`.
+    """Prints one JSON object per line, each with `time` and `type`.
 
-    `note` (a choice made for the user), `event`, `phase`, `step` (all metrics of a step), `trainer` (other lines of
-    metrics.jsonl, by their `kind`), and at last one `end`.
+    Types: `note` (a choice made for the user), `event`, `phase`, `step` (all metrics of a step), `trainer` (other lines
+    of metrics.jsonl, with their `kind`), and one `end` as the last line.
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
@@ -105,7 +108,7 @@ class JsonReporter:
 
 
 class LineReporter:
-    """Plain lines: events, which tell every change of phase, and a step now and then."""
+    """Prints plain lines: events, which include every change of phase, and some of the steps."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
@@ -119,10 +122,10 @@ class LineReporter:
         self._write(text)
 
     def event(self, event: Event) -> None:
-        if event.reason != "Succeeded":  # the last words say it
+        if event.reason != "Succeeded":  # `end` prints this
             self._told = event.message
-            said = " ".join(event.message.split())  # libraries' errors have line breaks
-            self._write(f"{'! ' if event.type == 'Warning' else ''}{event.reason}: {said}")
+            message = " ".join(event.message.split())  # errors of libraries contain line breaks
+            self._write(f"{'! ' if event.type == 'Warning' else ''}{event.reason}: {message}")
 
     def phase(self, job: HFTitanJob) -> None:
         self._steps = job.spec.training.steps

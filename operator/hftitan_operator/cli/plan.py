@@ -1,12 +1,13 @@
-"""`hftitan plan` and `hftitan render`: a job's mesh as tables, and its objects as text."""
+"""Formats the output of `hftitan plan` (tables of the mesh, estimate of memory) and `hftitan render` (manifests)."""
 
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,70 +18,122 @@ from hftitan_api.shape import ModelShape
 from hftitan_operator.core import quantity, sizing
 from hftitan_operator.core.state import Manifest
 
+WIDTH = 100
+"""Columns of a plan. Only a name or path that is longer than a line exceeds it."""
+LABEL = 9
+"""Columns of the labels `job`, `mesh`, ... before their text."""
 LEAST_ROOM = 24
+"""Minimum columns of folded text beside other columns. With less room, the text starts on the next line."""
 INDENT = 6
-"""Columns for a text that is folded beside others, in fewer it would be hard to read; and before one below them."""
+"""Indentation of text on the next line."""
 SHOWN = 8
-"""Rows of nodes and groups of an axis before `...`."""
+"""Maximum number of nodes, and of groups of an axis, before `...`."""
+LISTED = 4
+"""Maximum number of ranks of a group that are all listed."""
+GPU_MEMORY_GIB = 80.0
+"""Memory of a GPU if the user does not give it (A100, H100)."""
+RUNTIME_BYTES = 2 * 2**30
+"""CUDA context and allocator slack, which the estimate does not include (see hftitan_api.memory)."""
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """`0-3` for neighbours, `0,4,8,12` for a stride, the ends of a long one."""
+    """Return `0-3` for consecutive ranks, `0,8` or `0,8,16,...,504` for others."""
     if len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1:
         return f"{ranks[0]}-{ranks[-1]}"
     words = [str(rank) for rank in ranks]
-    return ",".join(words if len(words) <= SHOWN else [*words[:3], "..", words[-1]])
+    return ",".join(words if len(words) <= LISTED else [*words[:3], "...", words[-1]])
 
 
-def plan_tables(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None = None) -> str:
-    """What a job will occupy: sizes, the groups of each axis, the ranks of each node."""
+def plan_tables(
+    job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None = None, gpu_memory: float | None = None
+) -> str:
+    """Return what a job uses: sizes, groups of each axis, ranks of each node, memory.
+
+    `config` is the model's config.json; None omits the memory. `gpu_memory` is the memory of a GPU in GiB; None
+    assumes GPU_MEMORY_GIB.
+    """
     spec, degrees = job.spec, plan.degrees
     accumulation = plan.gradient_accumulation_steps
     lines = [
-        f"job      {job.metadata.name}: {spec.model.name} on {spec.dataset.name or spec.dataset.path}",
-        f"mesh     {plan.summary}  ({_count(degrees.nodes, 'node')} x {_count(degrees.ranks_per_node, _device(plan))}, "
-        f"world size {plan.world_size})",
-        f"batch    {plan.global_batch_size} sequences x {spec.training.seq_len} tokens = {plan.tokens_per_step:,} "
-        f"tokens per step; {spec.training.local_batch_size} per rank"
-        + (f", {accumulation} passes accumulated" if accumulation > 1 else ""),
-        f"training {spec.training.steps} steps, {spec.training.steps * plan.tokens_per_step:,} tokens",
-        "",
+        _line("job", f"{job.metadata.name}: {spec.model.name} on {spec.dataset.name or spec.dataset.path}"),
+        _line(
+            "mesh",
+            f"{plan.summary}  ({_count(degrees.nodes, 'node')} x {_count(degrees.ranks_per_node, _device(plan))}, "
+            f"world size {plan.world_size})",
+        ),
+        _line(
+            "batch",
+            f"{plan.global_batch_size} sequences x {spec.training.seq_len} tokens = {plan.tokens_per_step:,} "
+            f"tokens per step; {spec.training.local_batch_size} per rank"
+            + (f", {accumulation} passes accumulated" if accumulation > 1 else ""),
+        ),
+        _line("training", f"{spec.training.steps} steps, {spec.training.steps * plan.tokens_per_step:,} tokens"),
     ]
-    text = "\n".join(lines) + "\n" + table(*_axes(plan)) + "\n" + table(*_nodes(plan))
+    text = "".join(lines) + "\n" + table(*_axes(plan)) + "\n" + table(*_nodes(plan))
     if config is not None:
-        text += "\n" + _memory_text(job, plan, config)
+        text += "\n" + _memory_text(job, plan, config, gpu_memory)
     return text
 
 
-def _memory_text(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any]) -> str:
+def _line(label: str, text: str) -> str:
+    return f"{label:<{LABEL}}{folded(text, LABEL, WIDTH)}\n"
+
+
+def _memory_text(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any], gpu_memory: float | None) -> str:
     shape = ModelShape.from_config(config, job.spec.model.overrides)
     counted, estimated = memory.count(shape), memory.estimate(shape, job.spec, plan)
     if counted is None or estimated is None:
-        return f"memory   not estimated: the parameters of model type {shape.model_type!r} are not known exactly\n"
+        unknown = f"not estimated: the number of parameters of model type {shape.model_type!r} is not known exactly"
+        return _line("memory", unknown)
     named = [(part.name, getattr(estimated, part.name)) for part in fields(estimated)]
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in named if size or name != "staged")
     each = "GPU" if plan.degrees.device == "gpu" else "process"
     return (
-        f"model    {counted.total:,} parameters\n"
-        f"memory   about {_gib(estimated.total)} GiB on the fullest {each} ({parts}), "
-        "the runtime's own 1 to 2 GiB not counted\n"
+        _line("model", f"{counted.total:,} parameters")
+        + _line(
+            "memory",
+            f"about {_gib(estimated.total)} GiB on the fullest {each} ({parts}), without the 1 to 2 GiB of the runtime",
+        )
         + _host_text(job, plan, memory.host_bytes(estimated, job.spec, plan))
+        + _verdict(job, plan, estimated.total, gpu_memory)
     )
 
 
 def _host_text(job: HFTitanJob, plan: MeshPlan, needed: int) -> str:
-    """The nodes' own memory, where GPUs copy their state there, beside what the pods ask for."""
+    """Return the host memory that asynchronous checkpoints of GPUs need, compared with the request of the pods."""
     if not needed:
         return ""
     shm = sizing.shm(job.spec.pod, plan.degrees)
-    asked = sizing.resources(job.spec.pod, plan.degrees, shm)["requests"]["memory"]
+    requested = sizing.resources(job.spec.pod, plan.degrees, shm)["requests"]["memory"]
     more = ""
-    if quantity.parse(asked) <= needed + shm:
+    if quantity.parse(requested) <= needed + shm:
         least = quantity.mebibytes(needed + shm)
         more = (
-            f"; the pods ask for {asked}: raise spec.pod.resources.requests.memory well above {least} (with /dev/shm)"
+            f"; the pods request {requested}: raise spec.pod.resources.requests.memory well above {least} "
+            "(with /dev/shm)"
         )
-    return f"host     about {_gib(needed)} GiB on each node for the copies that asyncMode saves from{more}\n"
+    return _line("host", f"about {_gib(needed)} GiB on each node for the copies that asyncMode saves from{more}")
+
+
+def _verdict(job: HFTitanJob, plan: MeshPlan, needed: int, gpu_memory: float | None) -> str:
+    """Return whether the job fits into the memory of its GPUs; nothing for a CPU mesh."""
+    if plan.degrees.device != "gpu":
+        return ""
+    available = _gpu_bytes(gpu_memory)
+    assumed = " (assumed; set it with --gpu-memory)" if gpu_memory is None else ""
+    # Rounded up, so that the numbers never contradict the verdict.
+    numbers = f"{math.ceil(needed / 2**30 * 10) / 10:g} GiB needed per device, {available / 2**30:g} GiB available"
+    if needed > available:
+        fixes = "raise dpShard, tp or pp"
+        if job.spec.training.activation_checkpoint != "full":
+            fixes += ", or set training.activationCheckpoint to full"
+        return _line("verdict", f"does not fit: {numbers}{assumed}; {fixes}")
+    tight = needed + RUNTIME_BYTES > available
+    return _line("verdict", f"fits: {numbers}{assumed}" + (", but the runtime needs 1 to 2 GiB more" if tight else ""))
+
+
+def _gpu_bytes(gpu_memory: float | None) -> int:
+    return int((GPU_MEMORY_GIB if gpu_memory is None else gpu_memory) * 2**30)
 
 
 def _gib(size: int) -> str:
@@ -92,19 +145,33 @@ def _device(plan: MeshPlan) -> str:
 
 
 def _count(number: int, what: str) -> str:
-    """`1 node`, `8 GPUs`, `2 CPU processes`."""
+    """Return `1 node`, `8 GPUs`, `2 CPU processes`."""
     return f"{number} {what}" + ("" if number == 1 else "es" if what.endswith("s") else "s")
 
 
 def _axes(plan: MeshPlan) -> tuple[list[str], list[list[str]]]:
-    rows = []
+    header = ["AXIS", "DEGREE", "GROUPS", "STRIDE", "RANKS OF EACH GROUP"]
+    rows, groups = [], []
     for axis in (*AXES, "ep"):
-        if plan.degree(axis) == 1:
-            continue
-        groups = plan.groups(axis)
-        shown = [ranks_text(group) for group in groups[:SHOWN]] + (["..."] if len(groups) > SHOWN else [])
-        rows.append([axis, str(plan.degree(axis)), str(len(groups)), "  ".join(shown)])
-    return ["AXIS", "DEGREE", "GROUPS", "RANKS OF EACH GROUP"], rows or [["-", "1", "1", "one rank, no groups"]]
+        if plan.degree(axis) > 1:
+            found = plan.groups(axis)
+            groups.append(found)
+            rows.append([axis, str(plan.degree(axis)), str(len(found)), str(found[0][1] - found[0][0])])
+    if not rows:
+        return header, [["-", "1", "1", "-", "one rank, no groups"]]
+    before = sum(max(len(row[i]) for row in [header, *rows]) + 2 for i in range(len(header) - 1))
+    return header, [[*row, _groups(found, WIDTH - before)] for row, found in zip(rows, groups, strict=True)]
+
+
+def _groups(groups: Sequence[Sequence[int]], room: int) -> str:
+    """Return the first groups that fit into `room` columns, then `...` if there are more. Shows at least one."""
+    shown = ""
+    for i, group in enumerate(groups[:SHOWN]):
+        longer = f"{shown}  {ranks_text(group)}" if shown else ranks_text(group)
+        if shown and len(longer) + (0 if i + 1 == len(groups) else len("  ...")) > room:
+            return f"{shown}  ..."
+        shown = longer
+    return shown if len(groups) <= SHOWN else f"{shown}  ..."
 
 
 def _nodes(plan: MeshPlan) -> tuple[list[str], list[list[str]]]:
@@ -125,7 +192,10 @@ def _span(values: Iterable[int]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Columns padded to their widest cell, two spaces between. In a terminal's `width` the last one is folded."""
+    """Return a table with columns as wide as their widest cell, two spaces apart.
+
+    `width` is the width of the terminal; the last column is folded to fit. None: no folding.
+    """
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     before = sum(widths[:-1]) + 2 * (len(widths) - 1)
     rows = [header, *([*row[:-1], folded(row[-1], before, width)] for row in rows)]
@@ -134,7 +204,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
 
 
 def folded(text: str, start: int, width: int | None) -> str:
-    """A text that begins at a column, its further lines below it; where there is little room, all of it below."""
+    """Fold a text that begins at column `start` to `width` columns.
+
+    The next lines begin at the same column. If fewer than LEAST_ROOM columns remain, all lines go below, at INDENT.
+    """
     if width is None or start + len(text) <= width:
         return text
     indent = start if width - start >= LEAST_ROOM else INDENT
@@ -142,7 +215,10 @@ def folded(text: str, start: int, width: int | None) -> str:
     return f"\n{' ' * indent}".join(lines if indent == start else ["", *lines])
 
 
-def plan_json(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def plan_json(
+    job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None = None, gpu_memory: float | None = None
+) -> dict[str, Any]:
+    """Return the plan for programs. Arguments as for `plan_tables`; memory is in bytes."""
     found: dict[str, Any] = {
         "job": job.metadata.name,
         "mesh": plan.summary,
@@ -161,20 +237,30 @@ def plan_json(job: HFTitanJob, plan: MeshPlan, config: Mapping[str, Any] | None 
             found["memory"] = {part.name: getattr(estimated, part.name) for part in fields(estimated)}
             found["memory"]["total"] = estimated.total
             found["memory"]["hostPerNode"] = memory.host_bytes(estimated, job.spec, plan)
+            if plan.degrees.device == "gpu":
+                available = _gpu_bytes(gpu_memory)
+                found["memory"] |= {"available": available, "fits": estimated.total <= available}
     return found
 
 
 NIL_UID = "00000000-0000-0000-0000-000000000000"
-"""In place of the uid that an API server gives: in the owner references and in the rendezvous id."""
+"""Replaces the uid from the API server, in owner references and in the rendezvous id."""
 
 
 def with_uid(job: HFTitanJob) -> HFTitanJob:
-    """The job as if an API server had taken it."""
+    """Return the job with a uid, as if an API server had accepted it."""
     return job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": job.metadata.uid or NIL_UID})})
 
 
-class _Dumper(yaml.SafeDumper):
-    """Multi-line text as a block, as people write it; no aliases, which a reader would have to resolve."""
+if TYPE_CHECKING:
+    _SafeDumper = yaml.SafeDumper
+else:
+    # libyaml's emitter is four times faster. It may fold quoted strings of more than 120 columns at other places.
+    _SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Dumper(_SafeDumper):
+    """Writes multi-line text as a block, and no aliases, since some readers do not resolve them."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -189,7 +275,7 @@ _Dumper.add_representer(str, _text)
 
 
 def objects_text(objects: Sequence[Manifest], output: str) -> str:
-    """The manifests as `kubectl apply -f -` reads them: YAML documents, or one JSON List."""
+    """Return the manifests for `kubectl apply -f -`: YAML documents, or one JSON List."""
     if output == "json":
         return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}, indent=2) + "\n"
     return "".join("---\n" + yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=120) for each in objects)

@@ -99,7 +99,7 @@ def _value(option: Any) -> str:
 
 
 def _text(option: Any) -> str:
-    """The help, which names a default that is not said by the value itself."""
+    """Return the help text, with the default unless the help already names it."""
     default = getattr(option.default, "value", option.default)
     shown = "" if option.is_flag or default is None or callable(default) else f" (default: `{default}`)"
     return _line(option.help or "") + shown

@@ -1,4 +1,4 @@
-"""`hftitan report`: a self-contained HTML page from a run's work folder: curves, restarts, checkpoints, config."""
+"""Makes the self-contained HTML page of `hftitan report` from a work folder: curves, restarts, checkpoints, config."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ dl div{background:var(--card);border:1px solid var(--line);border-radius:8px;pad
 dl .wide{grid-column:span 2}dt{color:var(--dim);font-size:12px}dd{margin:0;font-weight:600}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:14px}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px}
-figcaption{display:flex;justify-content:space-between;font-weight:600;font-size:14px}
+figcaption{display:flex;gap:12px;justify-content:space-between;font-weight:600;font-size:14px}
 figcaption span{display:flex;gap:12px}
 b.c0{color:var(--c0)}b.c1{color:var(--c1)}svg{width:100%;height:auto;display:block}
 svg text{fill:var(--dim);font-size:11px}svg .grid{stroke:var(--line)}
@@ -50,57 +50,73 @@ th,td{font-size:12px;padding-right:8px}td:last-child{min-width:7em}}
 """
 
 MOST_ROWS = 12
-"""Of a table that is open from the start."""
+"""Maximum number of rows of a table that is open at first."""
 CURVES = (
-    ("Gradient norm", "gradNorm", ""),
-    ("Learning rate", "lr", ""),
-    ("Tokens per second", "tokensPerSecond", ""),
-    ("Seconds of a step", "stepSeconds", " s"),
-    ("MFU", "mfu", ""),
-    ("Peak memory, bytes", "memoryPeakBytes", ""),
+    ("Gradient norm", "L2 norm", "gradNorm", 1.0, ""),
+    ("Learning rate", "learning rate", "lr", 1.0, ""),
+    ("Throughput", "tokens/s", "tokensPerSecond", 1.0, " tokens/s"),
+    ("Step time", "seconds", "stepSeconds", 1.0, " s"),
+    ("MFU", "% of peak FLOP/s", "mfu", 100.0, " %"),
+    ("Peak memory", "GiB", "memoryPeakBytes", 2.0**-30, " GiB"),
 )
+"""Title, title of the y axis, key of a step record, factor, and unit in the caption."""
+CHECKPOINTS, MANIFEST = "checkpoint", "complete.json"
+"""Folder of the checkpoints in the work folder, and the last file that the trainer writes into a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a work folder says of its run. Whatever is missing is empty."""
+    """The content of a work folder. Missing parts are empty."""
 
     folder: Path
     records: tuple[Record, ...]
     status: Record
     config: Record
+    on_disk: Mapping[int, bool] | None
+    """Steps whose checkpoint exists, and whether it is complete. None: there is no folder of checkpoints."""
 
 
 def read(folder: Path) -> Run:
-    """Raises BadInput for a folder that no run has written to."""
+    """Read a work folder. Raises BadInput if no run has written to it."""
     metrics, status = folder / "metrics.jsonl", folder / "status.json"
     try:
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.exists() else []
-        said = _object(status.read_text(encoding="utf-8")) if status.exists() else {}
+        stored = _object(status.read_text(encoding="utf-8")) if status.exists() else {}
         configs = sorted(folder.glob(f".config/*/{CONFIG_KEY}"))
         config = _object(configs[0].read_text(encoding="utf-8")) if configs else {}
+        on_disk = _on_disk(folder / CHECKPOINTS)
     except OSError as error:
         raise BadInput([f"{error.filename}: {error.strerror}"]) from error
-    if not lines and not said:
+    if not lines and not stored:
         raise BadInput(
             [f"{folder}: has neither metrics.jsonl nor status.json; give the work folder of a run, such as runs/<job>"]
         )
     records = tuple(record for line in lines if (record := _object(line)))
-    return Run(folder, records, said.get("status") or {}, config)
+    return Run(folder, records, stored.get("status") or {}, config, on_disk)
+
+
+def _on_disk(folder: Path) -> dict[int, bool] | None:
+    if not folder.is_dir():
+        return None
+    steps = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return {int(path.name.removeprefix("step-")): (path / MANIFEST).exists() for path in steps}
 
 
 def page(run: Run) -> str:
-    """The whole document: no script, and nothing is fetched."""
+    """Return the HTML document. It has no script and fetches nothing."""
     steps = last_of_each_step(run.records)
     marks = [*attempts(run.records), *checkpoints(run.records)]
     validations = {int(r["step"]): r.get("loss") for r in run.records if r.get("kind") == "validation" and "step" in r}
     held_out = [(float(step), float(loss)) for step, loss in sorted(validations.items()) if loss is not None]
-    figures = [chart("Loss", [("training", _points(steps, "loss")), ("validation", held_out)], marks)]
-    figures += [chart(title, [("", _points(steps, key))], marks, unit) for title, key, unit in CURVES]
+    figures = [chart("Loss", "loss", [("training", _points(steps, "loss")), ("validation", held_out)], marks)]
+    figures += [
+        chart(title, axis, [("", _points(steps, key, factor))], marks, unit)
+        for title, axis, key, factor, unit in CURVES
+    ]
     name = str(run.config.get("jobName") or run.folder.resolve().name)
     phase = str(run.status.get("phase") or "Unknown")
     config = escape(json.dumps(run.config, indent=2, sort_keys=True)) if run.config else ""
-    drawn = "".join(figures) or "<p>no step was finished</p>"
+    drawn = "".join(figures) or "<p>No step has finished.</p>"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><title>{escape(name)}: run report</title>'
@@ -108,12 +124,12 @@ def page(run: Run) -> str:
         f'<span class="phase {escape(phase)}">{escape(phase)}</span></header>'
         f"<p>{escape(str(run.status.get('message') or ''))}</p>{_facts(run, steps, held_out)}"
         f'<h2>Curves</h2><div class="charts">{drawn}</div>'
-        '<div class="key">By step. Green ticks: checkpoints; red dashes: where a later attempt went on.</div>'
+        '<div class="key">Green ticks: checkpoints. Red dashed lines: first step of a later attempt.</div>'
         + _table("Restarts", ("attempt", "ended by", "at step", "counted", "time"), _restarts(run))
-        + _table("Checkpoints", ("step", "attempt", "seconds", "time"), _saves(run))
+        + _table("Checkpoints", ("step", "on disk", "attempt", "seconds", "time"), _saves(run))
         + _table("Conditions", ("type", "status", "reason", "message"), _conditions(run))
         + (
-            f"<h2>Config</h2><details><summary>what the trainer was given</summary><pre>{config}</pre></details>"
+            f"<h2>Config</h2><details><summary>configuration of the trainer</summary><pre>{config}</pre></details>"
             if config
             else ""
         )
@@ -122,13 +138,14 @@ def page(run: Run) -> str:
 
 
 def last_of_each_step(records: Sequence[Record]) -> list[Record]:
-    """The step lines by step; of a step done twice, after a restart, the later one."""
+    """Return the step records in the order of their steps. A step that ran again after a restart counts once, the last
+    time."""
     found = {int(r["step"]): r for r in records if r.get("kind", "step") == "step" and isinstance(r.get("step"), int)}
     return [found[step] for step in sorted(found)]
 
 
 def attempts(records: Sequence[Record]) -> list[Mark]:
-    """Where each attempt but the first began to train."""
+    """Return a mark at the first step of each attempt except the first."""
     began: dict[int, int] = {}
     for record in records:
         if record.get("kind", "step") == "step" and isinstance(record.get("step"), int):
@@ -158,7 +175,7 @@ def _facts(run: Run, steps: Sequence[Record], held_out: Sequence[tuple[float, fl
         "Validation loss": f"{held_out[-1][1]:.4f} (best {min(loss for _, loss in held_out):.4f})"
         if held_out
         else None,
-        "Tokens per second, median": number(round(speeds[len(speeds) // 2], 1)) if speeds else None,
+        "Median tokens/s": number(round(speeds[len(speeds) // 2], 1)) if speeds else None,
         "Tokens seen": number(last["tokensSeen"]) if last.get("tokensSeen") else None,
         "MFU": None if mfu is None else f"{mfu:.1%}",
         "Restarts": run.status.get("restarts"),
@@ -175,7 +192,7 @@ def _facts(run: Run, steps: Sequence[Record], held_out: Sequence[tuple[float, fl
 
 
 def _took(run: Run) -> str | None:
-    """From the job's start to its end, or, without a status, between the lines that its ranks wrote."""
+    """Return the time from start to end of the job; without a status, between the first and the last record."""
     ends = [clock.maybe_unix(run.status.get(key)) for key in ("startTime", "completionTime")]
     times = [t for t in ends if t is not None]
     if len(times) < 2:
@@ -185,16 +202,25 @@ def _took(run: Run) -> str | None:
 
 def _restarts(run: Run) -> list[tuple[Any, ...]]:
     return [
-        (r.get("attempt"), r.get("reason"), r.get("step", 0), "no" if r.get("free") else "yes", r.get("time"))
+        (r.get("attempt"), r.get("reason"), r.get("step", 0), "yes" if r.get("counted", True) else "no", r.get("time"))
         for r in run.status.get("restartHistory") or ()
     ]
 
 
 def _saves(run: Run) -> list[tuple[Any, ...]]:
-    saved = [r for r in run.records if r.get("kind") == "checkpoint"]
+    saved = [r for r in run.records if r.get("kind") == "checkpoint" and "time" in r]
     return [
-        (r.get("step"), r.get("attempt"), r.get("seconds"), timestamp(float(r["time"]))) for r in saved if "time" in r
+        (r.get("step"), _kept(run, r.get("step")), r.get("attempt"), r.get("seconds"), timestamp(float(r["time"])))
+        for r in saved
     ]
+
+
+def _kept(run: Run, step: Any) -> str:
+    if run.on_disk is None:
+        return "unknown"  # for example a copy of the metrics of a cluster job
+    if step not in run.on_disk:
+        return "deleted"
+    return "kept" if run.on_disk[step] else "incomplete"
 
 
 def _conditions(run: Run) -> list[tuple[Any, ...]]:
@@ -218,12 +244,12 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     return f"<h2>{escape(title)}</h2>{shown}"
 
 
-def _points(steps: Sequence[Record], key: str) -> list[tuple[float, float]]:
-    return [(float(r["step"]), float(r[key])) for r in steps if isinstance(r.get(key), int | float)]
+def _points(steps: Sequence[Record], key: str, factor: float = 1.0) -> list[tuple[float, float]]:
+    return [(float(r["step"]), factor * r[key]) for r in steps if isinstance(r.get(key), int | float)]
 
 
 def _object(text: str) -> dict[str, Any]:
-    """The JSON object of a text; a line that a crash tore is none."""
+    """Return the JSON object of a text; empty if it has none, such as a line that a crash cut off."""
     try:
         value = json.loads(text)
     except ValueError:

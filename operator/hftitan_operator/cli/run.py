@@ -14,12 +14,12 @@ from hftitan_operator.local.prepare import Prepared, localize, prepare
 def prepare_run(
     source: str, settings: Sequence[str], volumes: Sequence[str], workdir: Path | None
 ) -> tuple[JobFile, Prepared]:
-    """The job file fitted to this machine. Raises BadInput with every reason not to run."""
+    """Adapt the job file to this machine. Raises BadInput with every reason why it cannot run here."""
     loaded = parse(source, settings)
     if loaded.job is None:
         raise BadInput(lines(source, loaded.problems))
     folders = volume_folders(volumes)
-    # Localized first: in a work folder several nodes need no claim to save together, and paths below mounts move.
+    # Localized before the checks: the work folder replaces the checkpoint volume, and mapped volumes change paths.
     file = accept(source, localize(loaded.job, folders))
     name = file.job.metadata.name
     prepared, problems = prepare(
@@ -35,11 +35,11 @@ def prepare_run(
 
 
 def volume_folders(volumes: Sequence[str]) -> dict[str, Path]:
-    """`data=./corpus` -> the absolute folder. Raises BadInput."""
+    """Return the absolute folder of each volume from arguments such as `data=./corpus`. Raises BadInput."""
     found: dict[str, Path] = {}
     for volume in volumes:
         name, equals, folder = volume.partition("=")
         if not (name and equals and folder):
-            raise BadInput([f"--volume {volume}: write NAME=FOLDER"])
+            raise BadInput([f"--volume {volume}: use NAME=FOLDER"])
         found[name] = Path(folder).expanduser().absolute()
     return found

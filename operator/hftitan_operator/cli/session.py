@@ -1,4 +1,4 @@
-"""Shared steps of the cluster commands: connect, report errors, watch, repeat for several jobs."""
+"""Steps that the cluster commands share: connect, report errors, watch, repeat for several jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Work = Callable[[Cluster], Awaitable[int | None]]
 
 
 def on_cluster(access: Access, work: Work) -> None:
-    """Run it, say its trouble on stderr, and end with its exit code."""
+    """Run `work` with a connection, print its errors to stderr, and exit with its code."""
 
     async def connected() -> int | None:
         async with connect(access) as cluster:
@@ -33,7 +33,7 @@ def on_cluster(access: Access, work: Work) -> None:
     try:
         code = asyncio.run(connected())
     except Trouble as trouble:
-        _say(trouble)
+        _print_error(trouble)
         raise typer.Exit(trouble.code) from None
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -42,7 +42,7 @@ def on_cluster(access: Access, work: Work) -> None:
 
 
 def names(given: Mapping[str, Any], incomplete: str) -> list[str]:
-    """For the shell's completion: the names of the jobs; none when the cluster does not answer at once."""
+    """Return job names for shell completion; none if the cluster does not answer within COMPLETION_SECONDS."""
 
     async def fetch() -> list[str]:
         access = Access(given.get("kubeconfig"), given.get("context"), given.get("namespace"))
@@ -50,7 +50,7 @@ def names(given: Mapping[str, Any], incomplete: str) -> list[str]:
             found = [job["metadata"]["name"] for job in (await cluster.jobs())["items"]]
             return [name for name in found if name.startswith(incomplete)]
 
-    with contextlib.suppress(Exception):  # a traceback into the line that is being typed helps nobody
+    with contextlib.suppress(Exception):  # a traceback would break the line being typed
         return asyncio.run(fetch())
     return []
 
@@ -66,32 +66,32 @@ async def watch_job(cluster: Cluster, obj: Any, output: TextOrJson, *, from_star
     name = obj["metadata"]["name"]
     try:
         job = job_view(obj).job
-        with reporter(job, None, as_json=output is TextOrJson.JSON, age=age(job)) as told:
-            return await watch(cluster, name, told, from_start=from_start)
+        with reporter(job, None, as_json=output is TextOrJson.JSON, age=age(job)) as view:
+            return await watch(cluster, name, view, from_start=from_start)
     except asyncio.CancelledError:
-        typer.echo(f"no longer watching; {name} goes on", err=True)
+        typer.echo(f"stopped watching; job {name} keeps running", err=True)
         raise
 
 
 # --- several jobs at once -------------------------------------------------------------------------------------
 
 One = Callable[[Cluster, str], Awaitable[tuple[Any, str]]]
-"""With a job's name -> the answer of the API server, and words for it."""
+"""Function of a job's name: the API server's answer, and the line to print."""
 
 
 def on_each(access: Access, jobs: Sequence[str], output: TextOrJson, one: One) -> None:
-    """Every job, also when one of them cannot be; its exit code then. JSON: an object a line for each that could."""
+    """Run `one` for every job, also after an error; exit with the last error's code. JSON: one object per line."""
 
     async def work(cluster: Cluster) -> int:
         code = 0
         for name in dict.fromkeys(jobs):
             try:
-                answer, words = await one(cluster, name)
+                answer, line = await one(cluster, name)
             except Trouble as trouble:
                 code = trouble.code
-                _say(trouble)
+                _print_error(trouble)
                 continue
-            typer.echo(json.dumps(answer) if output is TextOrJson.JSON else words)
+            typer.echo(json.dumps(answer) if output is TextOrJson.JSON else line)
         return code
 
     on_cluster(access, work)
@@ -101,9 +101,9 @@ async def set_suspend(cluster: Cluster, name: str, suspend: bool) -> tuple[Any, 
     job = await cluster.job(name)
     phase = (job.get("status") or {}).get("phase")
     if phase in TERMINAL:
-        raise Trouble(f"job {name} is over ({phase}); it can be neither suspended nor resumed")
+        raise Trouble(f"job {name} has finished ({phase}); it cannot be suspended or resumed")
     if bool(((job.get("spec") or {}).get("runPolicy") or {}).get("suspend")) is suspend:
-        return job, f"{name} was {'suspended already' if suspend else 'not suspended'}"
+        return job, f"{name} is {'already' if suspend else 'not'} suspended"
     return await cluster.set_suspend(name, suspend), f"{'suspended' if suspend else 'resumed'} {name}"
 
 
@@ -111,6 +111,6 @@ async def delete(cluster: Cluster, name: str) -> tuple[Any, str]:
     return await cluster.delete(name), f"deleted {name}"
 
 
-def _say(trouble: Trouble) -> None:
+def _print_error(trouble: Trouble) -> None:
     for line in trouble.lines:
         typer.echo(line, err=True)

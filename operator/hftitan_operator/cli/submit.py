@@ -9,18 +9,17 @@ from hftitan_operator.cli.job_file import BadInput
 
 
 def namespace_of(source: str, job: HFTitanJob, asked: str | None) -> str | None:
-    """The file's, or what `--namespace` says; None: the context's. Raises BadInput when the two differ."""
+    """Return the namespace of the file or of `--namespace`; None: the context's. Raises BadInput if they differ."""
     if "namespace" not in job.metadata.model_fields_set:
         return asked
     if asked not in (None, job.metadata.namespace):
-        raise BadInput(
-            [f"{source}: metadata.namespace: is {job.metadata.namespace}, and --namespace says {asked}; leave one out"]
-        )
+        given = f"is {job.metadata.namespace}, but --namespace is {asked}"
+        raise BadInput([f"{source}: metadata.namespace: {given}; remove one of them"])
     return job.metadata.namespace
 
 
 def document(job: HFTitanJob, namespace: str) -> dict[str, Any]:
-    """What the user wrote and no defaults of ours: those are the cluster's to fill in."""
+    """Return the object to create. It has only the fields that the user set; the API server adds the defaults."""
     meta = job.metadata
     metadata: dict[str, Any] = {"name": meta.name, "namespace": namespace}
     metadata |= {key: dict(value) for key in ("labels", "annotations") if (value := getattr(meta, key))}

@@ -1,4 +1,4 @@
-"""Curves as inline SVG. Pure: numbers in, text out. The page's CSS variables define the colours."""
+"""Draws curves as inline SVG, as pure functions. The CSS variables of the page define the colors."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 560, 230
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 12, 26
+WIDTH, HEIGHT = 560, 256
+LEFT, RIGHT, TOP, BOTTOM = 98, 20, 12, 46
+"""Margins of the plot. Left and bottom have room for the labels of the ticks and for the title of the axis."""
 MOST_POINTS = 600
-"""Of a curve; beyond it every stretch keeps its lowest and highest value, so that a spike stays in sight."""
+"""Maximum number of points of a curve. A longer one keeps the lowest and highest value of each stretch: its spikes."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment on the x axis: a new attempt or a checkpoint."""
+    """A marked step on the x axis: `kind` is `attempt` (a new attempt) or `checkpoint`."""
 
     step: int
     kind: str
     words: str
 
 
-def chart(title: str, curves: Sequence[tuple[str, Sequence[Point]]], marks: Sequence[Mark], unit: str = "") -> str:
-    """A figure with one or two curves (name, points by step), or nothing when no value is finite."""
+def chart(
+    title: str, axis: str, curves: Sequence[tuple[str, Sequence[Point]]], marks: Sequence[Mark], unit: str = ""
+) -> str:
+    """Return a figure with one or two curves (name, points by step). Return nothing if no value is finite.
+
+    `axis` is the title of the y axis with its unit; `unit` follows the latest value in the caption.
+    """
     finite = [(name, [p for p in points if math.isfinite(p[1])]) for name, points in curves]
     values = [y for _, points in finite for _, y in points]
     steps = [x for _, points in finite for x, _ in points]
@@ -46,7 +52,8 @@ def chart(title: str, curves: Sequence[tuple[str, Sequence[Point]]], marks: Sequ
     for tick in ticks(first, last, 6):
         if tick == int(tick):
             x = at(tick, low)[0]
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{int(tick)}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{int(tick)}</text>')
+    parts += [*_titles(axis)]
     for mark in marks:
         if first <= mark.step <= last:
             x, top = at(mark.step, low)[0], TOP if mark.kind == "attempt" else HEIGHT - BOTTOM - 7
@@ -67,6 +74,14 @@ def chart(title: str, curves: Sequence[tuple[str, Sequence[Point]]], marks: Sequ
     )
 
 
+def _titles(axis: str) -> Iterator[str]:
+    """Yield the titles of both axes. The y axis's title is turned."""
+    x, y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    yield f'<text class="axis" x="{x:g}" y="{HEIGHT - 8}" text-anchor="middle">step</text>'
+    turned = f'transform="rotate(-90 13 {y:g})"'
+    yield f'<text class="axis" x="13" y="{y:g}" {turned} text-anchor="middle">{escape(axis)}</text>'
+
+
 def _curve(index: int, name: str, places: Sequence[Point]) -> str:
     if len(places) == 1:
         x, y = places[0]
@@ -76,7 +91,7 @@ def _curve(index: int, name: str, places: Sequence[Point]) -> str:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` of them: the lowest and the highest of each stretch, in their order."""
+    """Return about `most` points at most: the lowest and the highest of each stretch, in their order."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / (most / 2))
@@ -88,7 +103,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def ticks(low: float, high: float, count: int) -> Iterator[float]:
-    """Round numbers between, about `count`."""
+    """Yield about `count` round numbers from `low` to `high`."""
     rough = (high - low) / count
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(f * magnitude for f in (1, 2, 2.5, 5, 10) if f * magnitude >= rough * 0.999)
@@ -97,7 +112,7 @@ def ticks(low: float, high: float, count: int) -> Iterator[float]:
 
 
 def number(value: float) -> str:
-    """`4.13`, `0.0003`, `1.175e-4`, `12k`, `3.2M`: room for eight characters is enough, but for a sign."""
+    """Format a number for an axis: `4.13`, `0.0003`, `1.175e-4`, `12k`, `3.2M`. At most eight characters and a sign."""
     if value == 0:
         return "0"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -111,7 +126,7 @@ def number(value: float) -> str:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Wide enough that four digits tell the ticks apart."""
+    """Widen the range until ticks with four digits differ."""
     least = max(abs(low), abs(high)) * 2e-3
     room = (high - low) * 0.05 if high - low > least else least or 1.0
     return (0.0 if low >= 0 > low - room else low - room), high + room

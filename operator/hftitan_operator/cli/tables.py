@@ -15,11 +15,11 @@ NONE = "<none>"
 
 
 LEAST_MODEL = 16
-"""Columns of a model's name that are always shown."""
+"""Characters of a model's name that are always shown."""
 
 
 def jobs_table(jobs: Sequence[Json], now: float, *, namespaces: bool, width: int | None = None) -> str:
-    """A job a line, with the columns of `kubectl get htj`. In a terminal's `width` models lose their beginnings."""
+    """Return one line per job, with the columns of `kubectl get htj`. Models are cut at the start to fit `width`."""
     header = ["NAME", "PHASE", "MODEL", "MESH", "STEP", "LOSS", "TOK/S", "RESTARTS", "AGE"]
     rows = [_row(job, now) for job in jobs]
     if namespaces:
@@ -54,7 +54,7 @@ def _row(job: Json, now: float) -> list[str]:
 
 
 def summary(job: Json, now: float, width: int | None = None) -> str:
-    """What one wants to know of a job at a glance; what is not known yet has no line."""
+    """Return the main facts about a job; unknown ones have no line."""
     status = job.get("status") or {}
     progress, pods, checkpoint = (status.get(key) or {} for key in ("progress", "pods", "checkpoint"))
     attempt = f"attempt {status.get('attempt', 0)}, restarts {status.get('restarts', 0)}"
@@ -80,40 +80,48 @@ def summary(job: Json, now: float, width: int | None = None) -> str:
 
 
 def step_numbers(progress: Json) -> str:
-    """`loss 4.1250  grad 1.733  1,000 tok/s  eta 3m20s` of `status.progress`."""
+    """Format `status.progress` as `loss 4.1250  grad 1.733  1,000 tok/s  eta 3m20s`."""
     eta = progress.get("eta")
     return "  ".join(filter(None, (numbers(dict(progress)), f"eta {eta}" if eta else "")))
 
 
 def description(job: Json, pods: Sequence[Json], events: Sequence[Json], now: float, width: int | None = None) -> str:
-    """The summary, and what lies behind it: conditions, restarts, pods, events."""
+    """Return the summary with conditions, restarts, pods and events."""
     status = job.get("status") or {}
     conditions = [
         [c["type"], c["status"], c.get("reason", ""), _ago(c.get("lastTransitionTime"), now), c.get("message", "")]
         for c in status.get("conditions") or ()
     ]
     restarts = [
-        [str(r["attempt"]), r["reason"], str(r.get("step", 0)), "no" if r.get("free") else "yes", _ago(r["time"], now)]
+        [
+            str(r["attempt"]),
+            r["reason"],
+            str(r.get("step", 0)),
+            "yes" if r.get("counted", True) else "no",
+            _ago(r["time"], now),
+        ]
         for r in status.get("restartHistory") or ()
     ]
     parts = [
         summary(job, now, width),
         _section("conditions", ["TYPE", "STATUS", "REASON", "AGE", "MESSAGE"], conditions, width=width),
-        _section("restarts", ["ATTEMPT", "ENDED BY", "AT STEP", "COUNTED", "AGE"], restarts, width=width),
-        _section("pods", ["NAME", "PHASE", "READY", "NODE", "AGE", "WHY"], _pods(pods, now), width=width),
+        _section("restarts", ["ATTEMPT", "REASON", "STEP", "COUNTED", "AGE"], restarts, width=width),
+        _section("pods", ["NAME", "PHASE", "READY", "NODE", "AGE", "MESSAGE"], _pods(pods, now), width=width),
         _section("events", *_events(events, now), width=width),
     ]
     return "\n".join(part for part in parts if part)
 
 
 def events_table(events: Sequence[Json], now: float, width: int | None = None) -> str:
-    """An event a line, the newest last. In a terminal's `width` long messages are folded."""
+    """Return one line per event, newest last. Long messages are folded to `width`."""
     return table(*_events(events, now), width)
 
 
 def event_line(event: Json) -> str:
-    """The same as one goes by."""
-    return f"{_when(event) or ''}  {event.get('type', '')}  {_object(event)}  {event.get('reason', '')}: {_said(event)}"
+    """Return one event as a line."""
+    return (
+        f"{_when(event) or ''}  {event.get('type', '')}  {_object(event)}  {event.get('reason', '')}: {_message(event)}"
+    )
 
 
 def _section(title: str, header: list[str], rows: list[list[str]], width: int | None) -> str:
@@ -121,14 +129,14 @@ def _section(title: str, header: list[str], rows: list[list[str]], width: int | 
 
 
 def _pods(pods: Sequence[Json], now: float) -> list[list[str]]:
-    """Of the newest attempt first, in the order of their nodes."""
+    """Return rows for the pods: newest attempt first, then by node."""
     views = [(view, pod) for pod in pods if (view := pod_view(pod)) is not None]
     rows = []
     for view, pod in sorted(views, key=lambda pair: (-pair[0].attempt, pair[0].index)):
-        why = f"{view.report.reason}: {view.report.message}" if view.report else view.message or view.reason or ""
+        message = f"{view.report.reason}: {view.report.message}" if view.report else view.message or view.reason or ""
         phase = "Terminating" if view.deleting else view.phase
         age = _ago(pod["metadata"].get("creationTimestamp"), now)
-        rows.append([view.name, phase, "yes" if view.ready else "no", view.node or NONE, age, _one_line(why)])
+        rows.append([view.name, phase, "yes" if view.ready else "no", view.node or NONE, age, _one_line(message)])
     return rows
 
 
@@ -137,7 +145,7 @@ def _events(events: Sequence[Json], now: float) -> tuple[list[str], list[list[st
     for event in events:
         count = event.get("count") or 1
         age = _ago(_when(event), now) + (f" (x{count})" if count > 1 else "")
-        rows.append([age, event.get("type", ""), _object(event), event.get("reason", ""), _said(event)])
+        rows.append([age, event.get("type", ""), _object(event), event.get("reason", ""), _message(event)])
     return ["AGE", "TYPE", "OBJECT", "REASON", "MESSAGE"], rows
 
 
@@ -152,7 +160,7 @@ def _when(event: Json) -> str | None:
     return str(when) if when else None
 
 
-def _said(event: Json) -> str:
+def _message(event: Json) -> str:
     return _one_line(event.get("message") or "")
 
 
@@ -167,7 +175,7 @@ def _loss(loss: float | None) -> str:
 
 
 def _ago(time: str | None, now: float) -> str:
-    """`3m20s`; `?` for what is no time."""
+    """Return the time since then, as `3m20s`; `?` for an invalid or missing time."""
     try:
         return clock.duration(now - clock.unix(time)) if time else "?"
     except ValueError:

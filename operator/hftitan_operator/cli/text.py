@@ -1,4 +1,4 @@
-"""Times, durations and step records as text."""
+"""Formats times, durations and step records."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hftitan_operator.local.run import End
 
 
 def timestamp(when: float | None = None) -> str:
-    """RFC 3339 with milliseconds, UTC; of now, or of a Unix time."""
+    """Format a Unix time, or the current time, as RFC 3339 with milliseconds in UTC."""
     moment = datetime.now(UTC) if when is None else datetime.fromtimestamp(when, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def duration(seconds: float) -> str:
-    """`8s`, `3m07s`, `2h15m`, `3d04h`."""
+    """Format a duration: `8s`, `3m07s`, `2h15m`, `3d04h`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(record: dict[str, Any]) -> str:
-    """The metrics of a step in a line; what is not known is left out."""
+    """Format the metrics of a step as one line, without unknown ones."""
     words = []
     if record.get("loss") is not None:
         words.append(f"loss {record['loss']:.4f}")
@@ -45,13 +45,13 @@ def numbers(record: dict[str, Any]) -> str:
 
 
 def validation(record: dict[str, Any]) -> str:
-    """A line for a loss on held-out data."""
+    """Format a validation loss as one line."""
     loss = record.get("loss")
     return f"step {record.get('step')}  validation loss {'not finite' if loss is None else format(loss, '.4f')}"
 
 
 def last_words(end: End, told: str = "") -> str:
-    """How it ended, in a line; a message that was told just before is not repeated."""
+    """Format the result of a run as one line. `told` is the last printed message, which is not repeated."""
     took = f"in {duration(end.seconds)}"
     if end.phase == "Succeeded":
         export = f"; the model is in {end.export_path}" if end.export_path else ""
@@ -61,5 +61,5 @@ def last_words(end: End, told: str = "") -> str:
         return f"Failed{reason} at step {end.step} of {end.steps}, {took}" + (
             f": {end.message}" if end.message != told else ""
         )
-    saved = f"saved step {end.checkpoint_step}" if end.checkpoint_step is not None else "nothing saved"
-    return f"Stopped at step {end.step} of {end.steps}, {took}; {saved}. Run it again to continue."
+    saved = f"checkpoint at step {end.checkpoint_step}" if end.checkpoint_step is not None else "no checkpoint"
+    return f"Stopped at step {end.step} of {end.steps}, {took}; {saved}. To resume, run the same command again."

@@ -20,29 +20,30 @@ from hftitan_operator.kube.views import job_view, pod_view
 from hftitan_operator.local.run import EXIT_FAILED, EXIT_OK, End, Reporter
 
 EVENT_SECONDS = 2.0
-"""Between two looks at the events: they explain, and nothing waits for them."""
+"""Seconds between two reads of the events."""
 
 LAST_EVENT_SECONDS = 6.0
+"""Longest wait, after a job has ended, for the event that explains its end."""
 
-Told = set[tuple[str, int, str]]
-"""Events by uid, count and reason."""
+Reported = set[tuple[str, int, str]]
+"""Events that were already reported, by uid, count and reason."""
 
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 
 
 async def watch(cluster: Cluster, name: str, reporter: Reporter, *, from_start: bool = False) -> int:
-    """Until the job is over; the exit code of `hftitan run`. `from_start`: tell the events so far too."""
-    told: Told = set()
+    """Report on a job until it ends; return its exit code. `from_start`: also report past events."""
+    reported: Reported = set()
     if not from_start:
-        await _tell_events(cluster, name, None, told)
-    events = asyncio.create_task(_events(cluster, name, reporter, told))
+        await _report_events(cluster, name, None, reported)
+    events = asyncio.create_task(_events(cluster, name, reporter, reported))
     try:
         job = await _follow(cluster, name, reporter)
     finally:
         events.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await events
-    await _last_events(cluster, job, reporter, told)
+    await _last_events(cluster, job, reporter, reported)
     end = summary(job, await _reports(cluster, job))
     reporter.end(end)
     return end.exit_code
@@ -65,39 +66,39 @@ async def _follow(cluster: Cluster, name: str, reporter: Reporter) -> HFTitanJob
         reporter.progress(job, progress(job))
         if job.status.phase in TERMINAL:
             return job
-    raise AssertionError("a job is followed for ever")
+    raise AssertionError("Cluster.follow ended before the job")
 
 
-async def _events(cluster: Cluster, name: str, reporter: Reporter, told: Told) -> None:
+async def _events(cluster: Cluster, name: str, reporter: Reporter, reported: Reported) -> None:
     while True:
-        await _tell_events(cluster, name, reporter, told)
+        await _report_events(cluster, name, reporter, reported)
         await asyncio.sleep(EVENT_SECONDS)
 
 
-async def _tell_events(cluster: Cluster, name: str, reporter: Reporter | None, told: Told) -> None:
-    with contextlib.suppress(Trouble):  # a user who may not see events sees the job all the same
+async def _report_events(cluster: Cluster, name: str, reporter: Reporter | None, reported: Reported) -> None:
+    with contextlib.suppress(Trouble):  # without permission to list events, still show the job
         for event in await cluster.events(kind=KIND, name=name):
             key = (event["metadata"]["uid"], event.get("count") or 1, event.get("reason", ""))
-            if key not in told:
-                told.add(key)
+            if key not in reported:
+                reported.add(key)
                 if reporter is not None:
                     reporter.event(_event(event))
 
 
-async def _last_events(cluster: Cluster, job: HFTitanJob, reporter: Reporter, told: Told) -> None:
-    """The operator writes events after the status, and when it has much to do some seconds after: what a job that has
-    just ended died of is worth a moment."""
+async def _last_events(cluster: Cluster, job: HFTitanJob, reporter: Reporter, reported: Reported) -> None:
+    """Wait for the event that explains the end of the job. The operator writes events after the status, under load
+    several seconds later."""
     ended = clock.maybe_unix(job.status.completion_time) or 0.0
     while True:
-        await _tell_events(cluster, job.metadata.name, reporter, told)
+        await _report_events(cluster, job.metadata.name, reporter, reported)
         last = {"Succeeded"} | {c.reason for c in job.status.conditions if c.type == "Failed"}
-        if time.time() - ended > LAST_EVENT_SECONDS or last & {reason for _, _, reason in told}:
+        if time.time() - ended > LAST_EVENT_SECONDS or last & {reason for _, _, reason in reported}:
             return
         await asyncio.sleep(EVENT_SECONDS / 4)
 
 
 async def _reports(cluster: Cluster, job: HFTitanJob) -> list[ExitReport]:
-    """What the trainers of the last attempt left: they know a step that the operator may not have seen."""
+    """Return the exit reports of the last attempt. Their step may be newer than the one in the status."""
     with contextlib.suppress(Trouble):
         views = [pod_view(pod) for pod in await cluster.pods(job.metadata.name)]
         return [view.report for view in views if view and view.report and view.attempt == job.status.attempt]
@@ -110,7 +111,7 @@ def _event(event: Json) -> Event:
 
 
 def record(attempt: int, seen: ProgressStatus) -> dict[str, Any]:
-    """The status's newest step like a line of metrics.jsonl."""
+    """Return the newest step in the status, in the form of a line of metrics.jsonl."""
     found = seen.to_dict()
     eta = seconds(found.pop("eta", None))
     found["time"] = clock.maybe_unix(found.pop("updated", None))
@@ -118,7 +119,7 @@ def record(attempt: int, seen: ProgressStatus) -> dict[str, Any]:
 
 
 def progress(job: HFTitanJob) -> Progress | None:
-    """What the status says of the training, like the document at /progress."""
+    """Return the progress in the status, in the form of the document at /progress."""
     status = job.status
     if status.progress is None:
         return None
@@ -140,19 +141,19 @@ def progress(job: HFTitanJob) -> Progress | None:
 
 
 def seconds(text: str | None) -> float | None:
-    """`1h12m` -> 4320."""
+    """Parse a duration: `1h12m` -> 4320."""
     parts = re.findall(r"(\d+)([dhms])", text or "")
     return float(sum(int(count) * _UNITS[unit] for count, unit in parts)) if parts else None
 
 
 def age(job: HFTitanJob) -> float:
-    """Seconds since the job began, or was made."""
+    """Return the seconds since the job started, or was created."""
     since = clock.maybe_unix(job.status.start_time or job.metadata.creation_timestamp)
     return 0.0 if since is None else max(0.0, time.time() - since)
 
 
 def summary(job: HFTitanJob, reports: Sequence[ExitReport] = ()) -> End:
-    """How it ended, from the status and the exit reports of its pods."""
+    """Return the result of a job, from its status and the exit reports of its pods."""
     status = job.status
     failed = st.condition(status, "Failed")
     began = clock.maybe_unix(status.start_time or job.metadata.creation_timestamp)

@@ -1,6 +1,6 @@
-"""The operator's permissions: one table, and the RBAC objects that grant exactly these.
+"""The operator's permissions: one table, and the RBAC objects that grant exactly these permissions.
 
-Two modes: the whole cluster, or some namespaces, for tenants who may grant nothing outside their own.
+There are two modes: the whole cluster, or selected namespaces, for tenants who cannot grant cluster-wide permissions.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from hftitan_operator.core.scheduling import KUEUE, SCHEDULERS
 from hftitan_operator.core.state import Manifest
 
 Scope = Literal["jobs", "gangs", "cluster", "own"]
-"""Where: every namespace with jobs to serve; the same, where spec.scheduling.gang is used; the cluster itself; the
-operator's own namespace."""
+"""Where the permission applies: namespaces with jobs (gangs: if jobs use spec.scheduling.gang), cluster-scoped objects,
+or the operator's own namespace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Verbs on one resource, and what they are for."""
+    """The verbs on one resource, and their purpose."""
 
     group: str
     resource: str
@@ -31,25 +31,25 @@ class Access:
 
 
 GANGS = (
-    Access(KUEUE.group, KUEUE.resource, ("get",), "gangs", "whether the queue of a job is there"),
+    Access(KUEUE.group, KUEUE.resource, ("get",), "gangs", "check that a job's queue exists"),
     *(
-        Access(scheduler.group, scheduler.resource, ("create", "delete"), "gangs", f"one for each attempt: {gang}")
+        Access(scheduler.group, scheduler.resource, ("create", "delete"), "gangs", f"one per attempt, for gang: {gang}")
         for gang, scheduler in SCHEDULERS.items()
         if scheduler is not KUEUE
     ),
 )
 TABLE = (
-    Access(GROUP, PLURAL, ("get", "list", "watch", "delete"), "jobs", "reads jobs; deletes one when its TTL is over"),
-    Access(GROUP, f"{PLURAL}/status", ("patch",), "jobs", "writes the status, never the user's spec"),
-    Access("", "pods", ("get", "list", "watch", "create", "delete"), "jobs", "a gang is made and ended, never changed"),
-    Access("", "services", ("get", "list", "watch", "create"), "jobs", "the names of the pods"),
-    Access("", "configmaps", ("get", "list", "watch", "create"), "jobs", "the trainer's document, immutable"),
-    Access("", "events", ("create",), "jobs", "tells humans"),
+    Access(GROUP, PLURAL, ("get", "list", "watch", "delete"), "jobs", "read jobs; delete a job after its TTL"),
+    Access(GROUP, f"{PLURAL}/status", ("patch",), "jobs", "write the status, never the spec"),
+    Access("", "pods", ("get", "list", "watch", "create", "delete"), "jobs", "create and delete pods, never edit them"),
+    Access("", "services", ("get", "list", "watch", "create"), "jobs", "give pods DNS names"),
+    Access("", "configmaps", ("get", "list", "watch", "create"), "jobs", "store the trainer's immutable configuration"),
+    Access("", "events", ("create",), "jobs", "report events of a job"),
     *GANGS,
-    Access("", "nodes", ("list", "watch"), "cluster", "sees a lost node before its pods are given up"),
-    Access("coordination.k8s.io", "leases", ("create", "get", "update"), "own", "of several replicas one acts"),
+    Access("", "nodes", ("list", "watch"), "cluster", "detect a lost node before its pods are evicted"),
+    Access("coordination.k8s.io", "leases", ("create", "get", "update"), "own", "elect the active replica"),
 )
-"""No secrets (pods name them, the kubelet reads them), no exec, no patch of pods, no wildcard."""
+"""No secrets (pods reference them, the kubelet reads them), no exec, no patch of pods, no wildcard."""
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 
@@ -67,17 +67,18 @@ class Account:
 
 
 def cluster_wide(account: Account) -> tuple[Manifest, ...]:
-    """The objects for an operator that serves every namespace."""
+    """Return the objects for an operator that serves all namespaces."""
     return (*_own(account), *_granted(account, None, _global_name(account), "jobs", "gangs", "cluster"))
 
 
 def namespaced(
     account: Account, namespaces: Sequence[str], *, nodes: bool = False, gangs: bool = False
 ) -> tuple[Manifest, ...]:
-    """The objects for an operator that serves these namespaces only. ValueError for a name that is none.
+    """Return the objects for an operator that serves only these namespaces. Raises ValueError for an invalid name.
 
-    Without `nodes`, which takes a ClusterRole, lost nodes are noticed when the control plane gives their pods up.
-    `gangs` is for spec.scheduling.gang; who grants these rights must have them, as few admins of a namespace do.
+    `nodes` needs a ClusterRole; without it, the operator detects a lost node when the control plane evicts its pods.
+    `gangs` is for spec.scheduling.gang. Kubernetes lets a user grant only permissions that the user has; admins of a
+    namespace usually have no permissions for the objects of gang schedulers.
     """
     scopes: tuple[Scope, ...] = ("jobs", "gangs") if gangs else ("jobs",)
     found = [*_own(account)]
@@ -91,7 +92,7 @@ def namespaced(
 
 def _label(name: str, what: str) -> None:
     if not _LABEL.match(name):
-        raise ValueError(f"{name!r} is no name of a {what}; use at most 63 lower-case letters, digits and '-'")
+        raise ValueError(f"{name!r} is not a valid {what} name; use at most 63 lower-case letters, digits and '-'")
 
 
 def _own(account: Account) -> tuple[Manifest, ...]:
@@ -100,12 +101,12 @@ def _own(account: Account) -> tuple[Manifest, ...]:
 
 
 def _global_name(account: Account) -> str:
-    """Of what has no namespace: operators of two namespaces must not overwrite each other's."""
+    """Name cluster-scoped objects so that operators in two namespaces do not overwrite each other's."""
     return f"{account.namespace}:{account.name}"
 
 
 def _granted(account: Account, namespace: str | None, name: str, *scopes: Scope) -> tuple[Manifest, Manifest]:
-    """A role with the rules of the scopes and its binding to the account; in a namespace, or for the cluster."""
+    """Return a role with the rules of the scopes, and its binding; for the cluster if `namespace` is None."""
     kind = "ClusterRole" if namespace is None else "Role"
     version = {"apiVersion": "rbac.authorization.k8s.io/v1"}
     role = {

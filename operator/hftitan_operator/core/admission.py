@@ -1,4 +1,4 @@
-"""Decides whether a job may run at all: the API's rules, and what the renderer would have to reject."""
+"""Decides whether a job may run: the rules of the API, and the values that the renderer would reject."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hftitan_operator.core import podcheck, sizing
 
 
 def problems(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:
-    """Everything that keeps the job from running, each with its field; empty when it may run.
+    """Return all errors that prevent the job from running, each with its field.
 
-    `model_config` is the model's config.json, if at hand.
+    `model_config` is the model's config.json, if available.
     """
     found = admit(job, model_config) + podcheck.problems(job.spec)
     if found:

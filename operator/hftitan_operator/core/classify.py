@@ -1,7 +1,7 @@
-"""Finds out why an attempt ended: what each pod reported, and which of several failures came first.
+"""Classifies why an attempt ended: the cause of each pod's end, and the first cause of several failures.
 
-When one pod of a gang dies its peers lose their collectives and die too, saying NetworkError or InternalError; so the
-cause that explains the others is taken, not the one seen first.
+When one pod of a gang fails, the collectives of its peers fail too, and the peers report NetworkError or InternalError.
+So the cause that explains the others is chosen, not the cause that is observed first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hftitan_api.mesh import MeshPlan
 from hftitan_operator.core import reasons
 from hftitan_operator.core.state import PodView
 
-# Order of explanation: a smaller number explains the larger ones.
+# A smaller number explains the larger ones.
 _FATAL, _DISRUPTED, _STOPPED, _EXHAUSTED, _CRASHED, _DELETED, _ERROR, _CONSEQUENCE = range(8)
 _ORDER = {
     "OutOfMemory": _EXHAUSTED,
@@ -25,60 +25,60 @@ _ORDER = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cause:
-    """Why an attempt ended. Sorts by how much it explains, then by pod index."""
+    """Why an attempt ended. Sorts by explanatory order, then by pod index."""
 
     order: int
     index: int
     reason: str
     message: str
-    """Goes on a sentence: "... after pod x-1-1 was killed (exit 137)"."""
-    free: bool = False
-    """Not the job's doing: not charged to maxRestarts."""
+    """Must fit after "after": "... after pod x-1-1 was killed (exit 137)"."""
+    counted: bool = True
+    """The restart counts against maxRestarts; False if the job did not cause the failure."""
     fatal: bool = False
-    """A retry would fail alike: the job fails at once."""
+    """A retry would fail in the same way, so the job fails at once."""
 
 
 def finished(pod: PodView) -> bool:
-    """Nothing of it runs, now or later: it ended, or was deleted before it had a node.
+    """Return whether the pod does not run and never will: it ended, or was deleted before it was bound to a node.
 
-    The API server binds no pod that is being deleted, and a finalizer (Kueue puts one on pods) may keep its object.
+    The API server does not bind a pod that is being deleted. A finalizer (Kueue adds one to pods) may keep the object.
     """
     return pod.phase in ("Succeeded", "Failed") or (pod.phase == "Pending" and pod.deleting and pod.node is None)
 
 
 def completed(pod: PodView) -> bool:
-    """The pod ended well. One that exits 0 after SIGTERM did not: its report says Preempted."""
+    """Return whether the pod completed its work. After SIGTERM a pod may exit with 0 and report Preempted."""
     return pod.phase == "Succeeded" and (pod.report is None or pod.report.reason == "Completed")
 
 
 def first_cause(pods: Iterable[PodView], plan: MeshPlan) -> Cause | None:
-    """The cause that explains the others, over the pods of one attempt; None when none of them has ended badly."""
+    """Return the cause that explains the others among the pods of one attempt; None if no pod has failed."""
     return min((cause for pod in pods if (cause := of_pod(pod, plan))), default=None)
 
 
 def missing(name: str, index: int) -> Cause:
-    """A pod that was there is gone. Free: Kueue preempts by deleting, and a human who deletes a pod means it."""
-    return Cause(_DELETED, index, reasons.POD_DELETED, f"pod {name} was deleted", free=True)
+    """Return the cause for a deleted pod. Not counted: Kueue preempts by deletion, and a user deletes on purpose."""
+    return Cause(_DELETED, index, reasons.POD_DELETED, f"pod {name} was deleted", counted=False)
 
 
 def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
-    """What one pod's end says, or None while there is nothing to say."""
+    """Return why one pod failed, or None if it has not failed."""
     if completed(pod):
         return None
     if not finished(pod):
         return _of_unfinished(pod, plan)
     report = pod.report
     if report is not None and not report.retryable and report.reason not in ("Completed", "Preempted"):
-        return Cause(_FATAL, pod.index, report.reason, _told(pod, plan), fatal=True)
+        return Cause(_FATAL, pod.index, report.reason, _reported(pod, plan), fatal=True)
     if pod.node_lost:
         return _lost(pod, plan)
     if pod.disrupted:
-        return Cause(_DISRUPTED, pod.index, reasons.EVICTED, _disrupted(pod), free=True)
+        return Cause(_DISRUPTED, pod.index, reasons.EVICTED, _disrupted(pod), counted=False)
     if report is not None and report.reason == "Preempted":
         message = f"pod {pod.name} received SIGTERM and saved step {report.checkpoint_step}"
         if report.checkpoint_step is None:
             message = f"pod {pod.name} received SIGTERM"
-        return Cause(_STOPPED, pod.index, reasons.PREEMPTED, message, free=True)
+        return Cause(_STOPPED, pod.index, reasons.PREEMPTED, message, counted=False)
     if pod.deleting:
         return missing(pod.name, pod.index)
     if pod.reason == reasons.OOM_KILLED:
@@ -89,12 +89,12 @@ def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
             f"pod {pod.name} ran out of memory (OOMKilled; spec.pod.resources.limits.memory is the limit)",
         )
     if report is not None and report.reason != "Completed":
-        return Cause(_ORDER.get(report.reason, _ERROR), pod.index, report.reason, _told(pod, plan))
+        return Cause(_ORDER.get(report.reason, _ERROR), pod.index, report.reason, _reported(pod, plan))
     return _of_exit_code(pod)
 
 
 def _of_unfinished(pod: PodView, plan: MeshPlan) -> Cause | None:
-    # A silent node may be a mere blip of its kubelet, until the control plane has given the pod up.
+    # The kubelet of an unresponsive node may recover, until the control plane deletes the pod.
     if pod.node_gone or (pod.node_lost and pod.deleting):
         return _lost(pod, plan)
     if pod.phase == "Pending" and pod.reason in reasons.NEVER_STARTS:
@@ -114,7 +114,7 @@ def _of_exit_code(pod: PodView) -> Cause:
 def _lost(pod: PodView, plan: MeshPlan) -> Cause:
     how = "deleted" if pod.node_gone else "lost"
     message = f"node {pod.node} of pod {pod.name} was {how}, and with it {ranks_text(pod.index, plan)}"
-    return Cause(_DISRUPTED, pod.index, reasons.NODE_LOST, message, free=True)
+    return Cause(_DISRUPTED, pod.index, reasons.NODE_LOST, message, counted=False)
 
 
 def _disrupted(pod: PodView) -> str:
@@ -126,21 +126,21 @@ def _because(pod: PodView) -> str:
     return f" ({pod.message})" if pod.message else ""
 
 
-def _told(pod: PodView, plan: MeshPlan) -> str:
+def _reported(pod: PodView, plan: MeshPlan) -> str:
     assert pod.report is not None
-    said = f": {pod.report.message}" if pod.report.message else ""
-    return f"pod {pod.name} ended with {pod.report.reason} on {rank_text(pod.report.rank, plan)}{said}"
+    details = f": {pod.report.message}" if pod.report.message else ""
+    return f"pod {pod.name} ended with {pod.report.reason} on {rank_text(pod.report.rank, plan)}{details}"
 
 
 def ranks_text(index: int, plan: MeshPlan) -> str:
-    """The ranks of one pod: `rank 1 (dp_shard 1)`, `8 ranks from rank 8 (dp_shard 1, tp 0)`."""
+    """Name the ranks of one pod: `rank 1 (dp_shard 1)`, `8 ranks from rank 8 (dp_shard 1, tp 0)`."""
     per_node = plan.degrees.ranks_per_node
     first = rank_text(index * per_node, plan)
     return first if per_node == 1 else f"{per_node} ranks from {first}"
 
 
 def rank_text(rank: int, plan: MeshPlan) -> str:
-    """`rank 13 (dp_shard 1, tp 5)`: a global rank with its place on the axes in use."""
+    """Name a global rank with its coordinates on the axes in use: `rank 13 (dp_shard 1, tp 5)`."""
     if not 0 <= rank < plan.world_size:
         return f"rank {rank}"
     places = ", ".join(f"{axis} {at}" for axis, at in plan.coordinates(rank).items() if plan.degree(axis) > 1)

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 
 def rfc3339(at: float) -> str:
-    """Unix time -> `2026-11-05T14:03:22Z`, whole seconds like every Kubernetes time."""
+    """Convert Unix time to `2026-11-05T14:03:22Z`: whole seconds, as all Kubernetes times."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def unix(text: str) -> float:
-    """`2026-11-05T14:03:22Z` -> Unix time. ValueError when it is no RFC 3339 time."""
+    """Convert `2026-11-05T14:03:22Z` to Unix time. Raises ValueError for other formats."""
     return datetime.fromisoformat(text).timestamp()
 
 
@@ -20,7 +20,7 @@ def maybe_unix(text: str | None) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """`45s`, `3m20s`, `1h12m`, `2d3h`: the two largest units."""
+    """Format seconds in the two largest units: `45s`, `3m20s`, `1h12m`, `2d3h`."""
     left = max(0, round(seconds))
     days, left = divmod(left, 86_400)
     hours, left = divmod(left, 3600)

@@ -1,22 +1,23 @@
-"""Computes the next step of a job from the observed state alone.
+"""Computes the next step of a job from the observed state.
 
     decide(job, observed, now) -> Decision(actions, status, events, recheck_after)
 
-Pure and level-triggered. The life of a job:
+Pure and level-triggered. The phases of a job:
 
     (new) -> Pending -> Starting -> Running -> Succeeded
                 ^          |           |
                 |          v           v
                 +------ Restarting <---+---> Failed        any of them <-> Suspended
 
-Written down first, acted on after. A verdict on an attempt (Restarting, Failed, Succeeded) is a status; pods are
-deleted in later passes, which find the verdict. So a crash between any two of observe, act and write loses no reason
-and runs nothing twice: either the verdict is there, or the evidence is. `recheck_after` 0 asks for that later pass;
-with any other value the decision is a fixpoint: deciding again on the same observation changes nothing.
+The status is written before it is acted on. The result of an attempt (Restarting, Failed, Succeeded) goes into the
+status; later passes read it there and delete the pods. So the operator may crash between any two of observe, apply and
+write without losing a reason or doing anything twice: either the status has the result, or the failed pods still exist.
+`recheck_after` 0 requests that later pass. With any other value the decision is a fixpoint: deciding again on the same
+observation changes nothing.
 
-An attempt is a gang: its pods are created together, and none is ever replaced. The next attempt starts when every pod
-of the old one is finished or gone. Its number follows from status and pods; the condition PodsCreated says that all its
-pods have been seen, so that one that is missing was deleted and is not merely still to be created.
+An attempt is a gang: its pods are created together and are never replaced. The next attempt starts when every pod of
+the old attempt is finished or gone. Its number follows from the status and the pods. The condition PodsCreated means
+that all pods of the attempt have been observed: a pod that is missing later was deleted.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ from hftitan_operator.core.state import Decision, DeletePod, Observed, PodView
 
 
 def decide(job: HFTitanJob, observed: Observed, now: float, problems: Sequence[str] = ()) -> Decision:
-    """One step of the job. `now` is Unix time. Never raises for what a user wrote: that becomes the job's status.
+    """Return the next step of the job. `now` is Unix time. User errors go into the job's status; they do not raise.
 
-    `problems`: why its spec could not even be read; the spec in `job` then means nothing.
+    `problems` are the errors of a spec that cannot be parsed; the spec in `job` is then a placeholder.
     """
     if job.metadata.deletion_timestamp:
-        return Decision(status=job.status)  # the garbage collector takes what the job owns
+        return Decision(status=job.status)  # the garbage collector deletes the job's objects
     if job.status.phase in TERMINAL:
         return drain.after_the_end(job, observed, now)
     status = st.first_seen(job, now)
@@ -62,20 +63,22 @@ def decide(job: HFTitanJob, observed: Observed, now: float, problems: Sequence[s
         return Draft(job, now, status).reject(reasons.INVALID_SPEC, "; ".join(problems))
     try:
         plan = mesh.plan(job.spec)
-        refusal = _refusal(job, plan)
+        rejection = _rejection(job, plan)
     except mesh.SpecError:
-        refusal = _refusal(job, None)
-    if refusal:
-        return Draft(job, now, status).reject(*refusal)
+        rejection = _rejection(job, None)
+    if rejection:
+        return Draft(job, now, status).reject(*rejection)
     try:
         return _Pass(job, now, status, observed=observed, plan=plan).run()
-    except mesh.SpecError as problem:  # accepted by an operator that was less strict about pods than this one
+    except mesh.SpecError as problem:  # an older operator with fewer rules accepted it
         return Draft(job, now, status).reject(reasons.INVALID_SPEC, str(problem))
 
 
-def _refusal(job: HFTitanJob, plan: MeshPlan | None) -> tuple[str, str] | None:
-    """Reason and message when the job may not run (always, without a plan). What was accepted once is not judged again
-    until it changes: a rule that a newer operator brings must not end a job that runs."""
+def _rejection(job: HFTitanJob, plan: MeshPlan | None) -> tuple[str, str] | None:
+    """Return reason and message if the job must not run; always without a plan.
+
+    An accepted spec is checked again only when it changes: a new rule of a newer operator must not end a running job.
+    """
     accepted = st.condition(job.status, reasons.ACCEPTED)
     if plan and accepted and accepted.status == "True" and accepted.observed_generation == job.metadata.generation:
         return None
@@ -86,15 +89,15 @@ def _refusal(job: HFTitanJob, plan: MeshPlan | None) -> tuple[str, str] | None:
     before = job.status.mesh
     if job.status.attempt and before and before != plan.summary:
         return reasons.MESH_CHANGED, (
-            f"spec.mesh: changed from {before} to {plan.summary} after pods were made for it; a job's mesh is fixed: "
-            "make a new job that names the same checkpoint volume and folder"
+            f"spec.mesh: changed from {before} to {plan.summary} after pods were created; a job's mesh is immutable: "
+            "create a new job with the same checkpoint volume and folder"
         )
     return None
 
 
 @dataclass(kw_only=True)
 class _Pass(Draft):
-    """A pass over an accepted job that is not finished."""
+    """One pass over a valid job that is not finished."""
 
     observed: Observed
     plan: MeshPlan
@@ -118,11 +121,11 @@ class _Pass(Draft):
             self.wakes.append(due)
         cause = self._cause(gang)
         if cause is not None:
-            verdict = self._condemn(cause, gang)
-            if verdict is not None:
-                return verdict
+            failure = self._end_attempt(cause, gang)
+            if failure is not None:
+                return failure
         if self.status.phase == "Restarting" or self.status.attempt == 0:
-            return self._restart(verdict_is_new=cause is not None)
+            return self._restart(cause_is_new=cause is not None)
         return self._keep(gang)
 
     @property
@@ -137,7 +140,7 @@ class _Pass(Draft):
     def _progress(self) -> Progress | None:
         return watchdog.current(self.observed.progress, self.status.attempt)
 
-    # --- before the attempt is looked at ----------------------------------------------------------------------
+    # --- acceptance and active time ---------------------------------------------------------------------------
 
     def _accept(self) -> None:
         if not st.is_true(self.status, reasons.ACCEPTED):
@@ -145,12 +148,12 @@ class _Pass(Draft):
             self.condition(reasons.ACCEPTED, "True", reasons.VALID, message)
             self.event(reasons.ACCEPTED, message)
         if self.status.phase is None:
-            # Pods without a status (it was lost, say in a restored backup): go on with their newest attempt.
+            # The status was lost, for example in a restored backup: resume with the newest attempt of the pods.
             self.phase("Pending", "accepted")
             self.set(attempt=max((pod.attempt for pod in self.observed.pods), default=0))
 
     def _activate(self) -> None:
-        """The clock of the active time runs; a suspended job goes on with a new attempt, not charged."""
+        """Start the active time. A suspended job resumes with a new attempt that does not count as a restart."""
         if self.status.active_since is None:
             now = clock.rfc3339(self.now)
             self.set(active_since=now, start_time=self.status.start_time or now)
@@ -161,10 +164,10 @@ class _Pass(Draft):
             self.phase("Restarting", message)
             self.event(reasons.RESUMED, message)
 
-    # --- the verdict on an attempt ----------------------------------------------------------------------------
+    # --- the end of an attempt --------------------------------------------------------------------------------
 
     def _cause(self, gang: list[PodView]) -> Cause | None:
-        """Why the current attempt is over, or None. Of one given up before, only what changes that verdict."""
+        """Return why the current attempt has ended, or None. While restarting, only a cause that ends the job."""
         if self.status.attempt == 0:
             return None
         found = classify.first_cause(gang, self.plan)
@@ -188,29 +191,32 @@ class _Pass(Draft):
         return None
 
     def _corrected(self, found: Cause | None) -> Cause | None:
-        """The first cause may show up after its consequences: the peers' network error, then the node that was lost."""
+        """Correct the record when the first cause is found late: first a peer's network error, then the lost node.
+
+        Return a cause that ends the job, or None.
+        """
         if found is None or found.fatal:
             return found
         history = self.status.restart_history
         last = history[-1] if history else None
-        if last is None or last.attempt != self.status.attempt or last.free:
+        if last is None or last.attempt != self.status.attempt or not last.counted:
             return None
         if found.reason in (reasons.EVICTED, reasons.NODE_LOST):
-            freed = last.model_copy(update={"reason": found.reason, "free": True})
-            self.set(restart_history=[*history[:-1], freed])
+            corrected = last.model_copy(update={"reason": found.reason, "counted": False})
+            self.set(restart_history=[*history[:-1], corrected])
             self.condition(reasons.RUNNING, "False", found.reason, found.message)
             self.phase("Restarting", describe.restarting(self.status, found, 0, self.job.spec.run_policy))
         return None
 
-    def _condemn(self, cause: Cause, gang: list[PodView]) -> Decision | None:
-        """Give the attempt up. None when another one may follow, or the decision that fails the job."""
+    def _end_attempt(self, cause: Cause, gang: list[PodView]) -> Decision | None:
+        """Record the end of the attempt. Return the decision that fails the job, or None if it may restart."""
         policy = self.job.spec.run_policy
         record = RestartRecord(
             time=clock.rfc3339(self.now),
             attempt=self.status.attempt,
             reason=cause.reason,
             step=st.newest_step(self.status, gang, self._progress()),
-            free=cause.free,
+            counted=cause.counted,
         )
         history = budget.remember(self.status.restart_history, record)
         self.set(restart_history=history)
@@ -218,24 +224,24 @@ class _Pass(Draft):
             return self.fail(cause.reason, cause.message)
         if budget.no_progress(history):
             return self.fail(reasons.NO_PROGRESS, describe.no_progress(history, cause))
-        used = budget.charged(history, policy, self.now)
-        if not cause.free and used > policy.max_restarts:
+        used = budget.counted(history, policy, self.now)
+        if cause.counted and used > policy.max_restarts:
             return self.fail(reasons.RESTARTS_EXHAUSTED, describe.exhausted(policy, cause))
         self.actions += scheduling.over(self.job, [self.status.attempt])
         message = describe.restarting(self.status, cause, used, policy)
         self.condition(reasons.RUNNING, "False", cause.reason, cause.message)
         self.phase("Restarting", message)
-        self.event(cause.reason, message, warning=not cause.free)
+        self.event(cause.reason, message, warning=cause.counted)
         return None
 
-    # --- what follows from it ---------------------------------------------------------------------------------
+    # --- restart, create, describe, suspend -------------------------------------------------------------------
 
-    def _restart(self, *, verdict_is_new: bool) -> Decision:
-        """Wait until every pod is finished or gone, deleting those that are neither; then begin the next attempt."""
+    def _restart(self, *, cause_is_new: bool) -> Decision:
+        """Delete the pods that still run and wait until every pod is finished or gone; then start the next attempt."""
         number = self._next_attempt()
         old = [pod for pod in self.observed.pods if pod.attempt < number]
         if not all(finished(pod) for pod in old):
-            if verdict_is_new:
+            if cause_is_new:
                 self.decide_again()
             else:
                 self._drain(old, sizing.DRAIN_GRACE_SECONDS)
@@ -248,7 +254,8 @@ class _Pass(Draft):
         return self._begin(number)
 
     def _next_attempt(self) -> int:
-        """One more; or, when an interrupted pass created that one and somebody deletes its pods, the one after."""
+        """Return the number of the next attempt. Skip attempts with pods that are being deleted: a pass that did not
+        write its status may have created them."""
         spent = {pod.attempt for pod in self.observed.pods if pod.deleting}
         number = self.status.attempt + 1
         while number in spent:
@@ -266,23 +273,23 @@ class _Pass(Draft):
         gang = self._gang()
         self.observe(gang, self._progress(), self.plan)
         if gang:
-            # An interrupted pass created them already: they are judged before anything is created beside them.
+            # A pass that did not write its status created them: decide on them before creating more.
             self.decide_again()
             return self.decision()
         return self._keep(gang)
 
     def _keep(self, gang: list[PodView]) -> Decision:
-        """The attempt is alive: complete what is missing, and say how far it is."""
+        """Create missing objects of the running attempt, delete stray pods, and describe its state."""
         created = st.is_true(self.status, reasons.PODS_CREATED)
         strays = [pod for pod in self.observed.pods if pod.attempt != self.status.attempt or pod.index >= self._nodes]
         self._drain(strays, sizing.DRAIN_GRACE_SECONDS)
-        alone = all(finished(pod) for pod in strays)
-        pods, there = alone and not created, {pod.index for pod in gang}
-        actions, more = creation.missing(self.job, self.plan, self.status.attempt, self.observed, there, pods=pods)
+        pods = not created and all(finished(pod) for pod in strays)
+        existing = {pod.index for pod in gang}
+        actions, more = creation.missing(self.job, self.plan, self.status.attempt, self.observed, existing, pods=pods)
         self.actions += actions
         if more:
             self.decide_again()
-        # The last attempt's pods stay for `kubectl logs`; those before it go.
+        # Pods of the previous attempt are kept for `kubectl logs`; older ones are deleted.
         self.actions += [
             DeletePod(pod.name, pod.uid)
             for pod in strays
@@ -298,7 +305,7 @@ class _Pass(Draft):
         return self.decision()
 
     def _describe(self, gang: list[PodView]) -> None:
-        """Phase and message of a whole gang in which nothing has gone wrong."""
+        """Set phase and message of a complete gang without failures."""
         attempt = f"attempt {self.status.attempt}"
         if self.status.attempt_start_time is None:
             waiting = describe.waiting(gang, scheduling.gatekeeper(self.job, self.status.attempt))
@@ -310,7 +317,7 @@ class _Pass(Draft):
             self.set(attempt_start_time=clock.rfc3339(min(started, self.now)))
             self.condition(reasons.RUNNING, "True", reasons.PODS_RUNNING, message)
             self.event(reasons.PODS_RUNNING, message)
-            self.decide_again()  # the timers start with it
+            self.decide_again()  # starts the timers
         progress = self._progress()
         if self.status.phase != "Running" and watchdog.stepping(progress):
             resumed = progress.resumed_from if progress else None
@@ -323,22 +330,22 @@ class _Pass(Draft):
     def _suspend(self) -> Decision:
         if self.status.phase != "Suspended":
             message = "suspended by spec.runPolicy.suspend"
-            self._leave_the_queue()
+            self._delete_pod_groups()
             self.status = st.stopped_clock(self.status, self.now)
             self.condition(reasons.SUSPENDED, "True", reasons.BY_USER, message)
             self.condition(reasons.RUNNING, "False", reasons.SUSPENDED)
             self.event(reasons.SUSPENDED, message)
-        self._drain(self.observed.pods, None)  # with the pods' own grace: the ranks save before they end
+        self._drain(self.observed.pods, None)  # with the pods' own grace period: the ranks save before they exit
         live = sum(not finished(pod) for pod in self.observed.pods)
         self.phase("Suspended", describe.suspended(self.status, live))
         return self.decision()
 
     def fail(self, reason: str, message: str) -> Decision:
-        self._leave_the_queue()
+        self._delete_pod_groups()
         return super().fail(reason, message)
 
-    def _leave_the_queue(self) -> None:
-        """No attempt waits for nodes any more; nor the next one, which a pass that was cut short may have begun."""
+    def _delete_pod_groups(self) -> None:
+        """Delete the pod groups, also of the next attempt: a pass that did not write its status may have started it."""
         attempts = {self.status.attempt, *(pod.attempt for pod in self.observed.pods)}
         self.actions += scheduling.over(self.job, sorted({*attempts, max(attempts) + 1}))
 

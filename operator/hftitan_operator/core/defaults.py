@@ -10,8 +10,8 @@ NO_DEFAULTS = PodDefaults()
 
 
 def with_defaults(job: HFTitanJob, defaults: PodDefaults) -> HFTitanJob:
-    """The job with those of `defaults` that it says nothing about. What it says is its own as a whole: lists and maps
-    are replaced, not joined, and an empty one says nothing."""
+    """Return the job with its unset fields filled from `defaults`. A job's value replaces the default entirely: lists
+    and maps are not merged, and an empty one counts as unset."""
     pod = job.spec.pod
     filled: dict[str, Any] = {
         name: value
@@ -19,7 +19,7 @@ def with_defaults(job: HFTitanJob, defaults: PodDefaults) -> HFTitanJob:
         if (value := getattr(defaults, name)) and not getattr(pod, name)
     }
     if any(variable.name == "HF_TOKEN" for variable in pod.env):
-        filled.pop("hf_token_secret", None)  # its own token, in another way
+        filled.pop("hf_token_secret", None)  # the job sets its token itself
     if not filled:
         return job
     return job.model_copy(update={"spec": job.spec.model_copy(update={"pod": pod.model_copy(update=filled)})})

@@ -12,9 +12,10 @@ RECHECK_SECONDS = 10.0
 
 
 def denied(job: HFTitanJob, decision: Decision, why: str, now: float) -> Decision:
-    """The same status, saying why nothing comes of it; tried again in a while, since quotas and names get free.
+    """Return the decision's status with the reason of the rejection, and no actions. The pass is retried later, because
+    quotas change and names become available.
 
-    `job` carries the status as it is written; the event comes once for each reason, not with every try.
+    `job` has the status that was last written. The event is emitted once for each message, not at every retry.
     """
     message = f"the cluster rejected an object of attempt {decision.status.attempt}: {why}"[: st.MESSAGE_LIMIT]
     draft = Draft(job, now, decision.status)
@@ -28,8 +29,8 @@ def denied(job: HFTitanJob, decision: Decision, why: str, now: float) -> Decisio
 
 
 def unserved(job: HFTitanJob, decision: Decision, why: str, now: float) -> Decision:
-    """The cluster lacks the API of the job's gang scheduler: refused, without pods. A job that had pods already waits
-    instead: that API may be away for the moment of its own upgrade."""
+    """Reject a job whose gang scheduler's API the cluster does not serve. A job that already had pods waits instead,
+    because the API may be missing only during an upgrade of the scheduler."""
     if job.status.attempt:
         return denied(job, decision, why, now)
     return Draft(job, now, st.first_seen(job, now)).reject(reasons.NO_GANG_SCHEDULER, scheduling.absent(job))

@@ -1,4 +1,4 @@
-"""Messages for users: what a job waits for, why it restarted, how it ended. Text only."""
+"""Messages for users: what a job waits for, why it restarted, how it ended."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def pods(count: int) -> str:
 
 
 def from_step(status: JobStatus) -> str:
-    """Where the next attempt goes on."""
+    """Name the step from which the next attempt resumes."""
     step = status.checkpoint.step if status.checkpoint else 0
     return f"from step {step}" if step else "from the beginning"
 
 
 def restarting(status: JobStatus, cause: Cause, used: int, policy: RunPolicySpec) -> str:
-    charge = "does not count against maxRestarts" if cause.free else f"restart {used} of {policy.max_restarts}"
-    return f"attempt {status.attempt + 1}: restarting {from_step(status)} after {cause.message}; {charge}"
+    count = f"restart {used} of {policy.max_restarts}" if cause.counted else "does not count against maxRestarts"
+    return f"attempt {status.attempt + 1}: restarting {from_step(status)} after {cause.message}; {count}"
 
 
 def created(status: JobStatus, attempt: int, nodes: int) -> str:
-    """Of an attempt that begins; `status` is still the one before."""
+    """Message for a new attempt; `status` is the status before it."""
     message = f"attempt {attempt}: created {pods(nodes)}"
     if status.attempt == 0:
         return message
@@ -39,7 +39,7 @@ def created(status: JobStatus, attempt: int, nodes: int) -> str:
 
 
 def waiting(gang: Sequence[PodView], gatekeeper: str | None = None) -> str | None:
-    """What a whole gang waits for before all of it runs, or None when it does. `gatekeeper`: who holds pods back."""
+    """Say what a complete gang waits for, or None if all pods run. `gatekeeper` names what holds gated pods."""
     pending = [pod for pod in gang if pod.phase != "Running" and not finished(pod)]
     if not pending:
         return None
@@ -48,35 +48,35 @@ def waiting(gang: Sequence[PodView], gatekeeper: str | None = None) -> str | Non
         return f"waiting for {len(pending)} of {pods(len(gang))} to start"
     if troubled.reason == "SchedulingGated" and gatekeeper:
         return f"waiting for {gatekeeper}"
-    said = f": {troubled.message}" if troubled.message else ""
+    details = f": {troubled.message}" if troubled.message else ""
     if troubled.reason in ("Unschedulable", "SchedulingGated"):
-        return f"pod {troubled.name} is not scheduled ({troubled.reason}){said}"
-    return f"pod {troubled.name} waits ({troubled.reason}){said}"
+        return f"pod {troubled.name} is not scheduled ({troubled.reason}){details}"
+    return f"pod {troubled.name} waits ({troubled.reason}){details}"
 
 
 def unqueued(namespace: str, queue: str | None) -> str:
     return (
-        f"the pods do not wait in queue {queue}: Kueue manages no pods of namespace {namespace}; see its pod "
-        "integration and managedJobsNamespaceSelector"
+        f"the pods do not wait in queue {queue}: Kueue does not manage pods in namespace {namespace}; check Kueue's "
+        "pod integration and managedJobsNamespaceSelector"
     )
 
 
 def doing(status: JobStatus, gang: Sequence[PodView], *, blind: bool) -> str:
-    """Of a gang whose pods all run. `blind`: its first pod is ready and does not answer us."""
+    """Message for a gang whose pods all run. `blind`: the first pod is ready but the operator cannot reach it."""
     leaving = next((pod.name for pod in gang if pod.deleting and not finished(pod)), None)
     if leaving:
         return f"pod {leaving} is being deleted; waiting until it is gone"
     if blind:
         return (
             f"pod {gang[0].name} is ready, but the operator cannot reach its /progress: steps are not shown and hangs "
-            "not seen; does a NetworkPolicy forbid it?"
+            "are not detected; check that the NetworkPolicy allows it"
         )
     return "training" if status.phase == "Running" else "starting the trainer"
 
 
 def suspended(status: JobStatus, live: int) -> str:
     if live:
-        return f"suspended; waiting for {pods(live)} to save and end"
+        return f"suspended; waiting for {pods(live)} to save and exit"
     return f"suspended; will resume {from_step(status)}"
 
 

@@ -15,7 +15,7 @@ from hftitan_operator.core.state import Action, Decision, Event, PodView
 
 @dataclass
 class Draft:
-    """The status is replaced, never changed in place: the job that came in stays as it was."""
+    """Collects a decision. The status is replaced, never changed in place, so the job passed in does not change."""
 
     job: HFTitanJob
     now: float
@@ -23,7 +23,7 @@ class Draft:
     actions: list[Action] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     wakes: list[float] = field(default_factory=list)
-    """Unix times at which time alone may change the decision."""
+    """Unix times at which the decision may change without any other change."""
 
     def decision(self) -> Decision:
         wake = max(0.0, min(self.wakes) - self.now) if self.wakes else None
@@ -40,21 +40,21 @@ class Draft:
         self.set(phase=phase, message=message[: st.MESSAGE_LIMIT])
 
     def event(self, reason: str, message: str, *, warning: bool = False) -> None:
-        """Events belong to transitions: the status written with them keeps the next pass from emitting them again."""
+        """Emit an event of a transition. The status written with it prevents the next pass from emitting it again."""
         self.events.append(Event("Warning" if warning else "Normal", reason, message[: st.EVENT_LIMIT]))
 
     def observe(self, pods: Sequence[PodView], progress: Progress | None, plan: MeshPlan) -> None:
-        """What is seen of the current attempt goes into the status; a checkpoint saved since is told now and then."""
+        """Write the state of the current attempt into the status. Emit an event for a new checkpoint, not too often."""
         before = self.status.checkpoint
         self.status = st.with_observation(self.status, pods, progress, plan)
         after = self.status.checkpoint
         if progress is None or after is None or not watchdog.stepping(progress):
             return
-        if st.worth_telling(before, after, progress.resumed_from or 0):
+        if st.needs_event(before, after, progress.resumed_from or 0):
             self.event(reasons.CHECKPOINT_SAVED, f"attempt {progress.attempt}: saved step {after.step}")
 
     def decide_again(self) -> None:
-        """This pass writes something down that the next one acts on."""
+        """Request another pass at once, which acts on the status that this pass writes."""
         self.wakes = [self.now]
 
     def succeed(self, message: str) -> Decision:
@@ -70,7 +70,7 @@ class Draft:
         return self._end("Failed", message)
 
     def reject(self, reason: str, message: str) -> Decision:
-        """Not accepted: failed, and if it never was accepted, without pods."""
+        """Fail the job because its spec is not accepted."""
         self.condition(reasons.ACCEPTED, "False", reason, message)
         return self.fail(reason, message)
 

@@ -1,4 +1,4 @@
-"""Ends pods: those of a failed or suspended attempt and those of a finished job. Then deletes the job itself."""
+"""Deletes the pods of a failed or suspended attempt or of a finished job, and the job itself after its TTL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hftitan_operator.core.state import Action, Decision, DeleteJob, DeletePod, 
 
 
 def drain(pods: Iterable[PodView], grace: int | None, now: float) -> tuple[list[Action], list[float]]:
-    """Deletes what is neither finished nor being deleted; returns the actions and the Unix times to look again.
+    """Delete the pods that are neither finished nor being deleted. Return the actions and the Unix times to look again.
 
-    A pod on a lost node never reports its end: it gets the short grace of a broken gang, whatever its own was, and when
-    that is over it is forced (grace 0), in case the node is only cut off and its trainer is still writing. On a node
-    that was deleted nothing runs: forced at once. A pod that takes long on a living node is waited for, since two
-    attempts must not write one checkpoint.
+    A pod on an unresponsive node never reports its end. It gets the short grace period of a failed gang, because the
+    node may only be disconnected and the trainer may still write. After that the deletion is forced (grace 0). Nothing
+    runs on a deleted node: its pods are forced at once. On a responsive node the operator waits for the pod, however
+    long it takes, since two attempts must not write to the same checkpoint.
     """
     actions: list[Action] = []
     wakes: list[float] = []
@@ -33,7 +33,7 @@ def drain(pods: Iterable[PodView], grace: int | None, now: float) -> tuple[list[
             if left <= 0:
                 actions.append(DeletePod(pod.name, pod.uid, 0))
             elif left > sizing.DRAIN_GRACE_SECONDS:
-                # The API server counts the shorter grace from the first deletion, and only ever shortens it.
+                # The API server counts a shorter grace period from the first deletion, and never extends it.
                 actions.append(DeletePod(pod.name, pod.uid, sizing.DRAIN_GRACE_SECONDS))
                 wakes.append(now + left - sizing.DRAIN_GRACE_SECONDS)
             else:
@@ -42,7 +42,7 @@ def drain(pods: Iterable[PodView], grace: int | None, now: float) -> tuple[list[
 
 
 def after_the_end(job: HFTitanJob, observed: Observed, now: float) -> Decision:
-    """A finished job: pods by cleanPodPolicy, the job by its TTL. The verdict stands, whatever is seen or edited."""
+    """Clean up a finished job: pods by cleanPodPolicy, the job by its TTL. Its phase does not change any more."""
     policy = job.spec.run_policy
     status = job.status
     ended = clock.maybe_unix(status.completion_time)
@@ -60,7 +60,7 @@ def after_the_end(job: HFTitanJob, observed: Observed, now: float) -> Decision:
         actions += [DeletePod(p.name, p.uid) for p in observed.pods if finished(p) and not p.deleting]
     mine = [pod for pod in observed.pods if pod.attempt == status.attempt]
     if status.pods is not None and st.counts(mine).active != status.pods.active:
-        # How many still run is worth knowing; how many had succeeded or failed at the end is kept.
+        # Only the number of running pods is updated; succeeded and failed stay as they were at the end.
         status = st.updated(status, pods=status.pods.model_copy(update={"active": st.counts(mine).active, "ready": 0}))
     wake = max(0.0, min(wakes) - now) if wakes else None
     return Decision(tuple(actions), status, (), wake)

@@ -1,4 +1,4 @@
-"""Names, labels and owners of a job's objects. They depend on the job alone, so every pass finds the objects again."""
+"""Names, labels and owners of a job's objects. They depend only on the job, so every pass finds the same objects."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ LABEL_NODE_INDEX = "hftitan.io/node-index"
 MANAGED_BY = "hftitan-operator"
 
 LABEL_LIMIT = 63
-"""Of a pod's host name and of a label's value (RFC 1123)."""
+"""Maximum length of a pod's host name and of a label value (RFC 1123)."""
 
 RENDEZVOUS_PORT = 29400
 CONFIG_KEY = "trainer.json"
 
 
 def pod_name(job: str, attempt: int, index: int, nodes: int) -> str:
-    """Also the pod's host name. The attempt is part of it, so that no name outlives its gang.
+    """Return the pod's name, which is also its host name. It contains the attempt, so each attempt has its own names.
 
-    With as many digits as the last of the `nodes` has: torchrun numbers them in the order of their names as text.
+    The index is padded to the digits of the last index: torchrun sorts the nodes by their names as text.
     """
     return f"{job}-{attempt}-{index:0{len(str(nodes - 1))}d}"
 
@@ -37,17 +37,17 @@ def config_name(job: str) -> str:
 
 
 def host_fqdn(pod: str, job: str, namespace: str) -> str:
-    """The DNS name of a pod under the job's headless Service; resolves inside the cluster whatever its domain."""
+    """Return the pod's DNS name under the job's headless Service; it resolves in a cluster of any domain."""
     return f"{pod}.{service_name(job)}.{namespace}.svc"
 
 
 def rendezvous_id(uid: str, attempt: int) -> str:
-    """New for each attempt: torchrun closes an id for good, and a reused one is refused (pytorch#82160)."""
+    """Return an id for one attempt. torchrun closes an id permanently and rejects its reuse (pytorch#82160)."""
     return f"{uid}-{attempt}"
 
 
 def job_labels(job: str) -> dict[str, str]:
-    """Labels of every object of the job."""
+    """Return the labels of every object of the job."""
     return {
         LABEL_JOB: job,
         "app.kubernetes.io/name": "hftitan",
@@ -62,24 +62,24 @@ def pod_labels(job: str, attempt: int, index: int) -> dict[str, str]:
 
 
 def selector(job: str) -> dict[str, str]:
-    """Finds the job's pods of every attempt."""
+    """Return the selector of the job's pods, of all attempts."""
     return {LABEL_JOB: job}
 
 
 def is_pod_of(name: str, job: str) -> bool:
-    """Whether a pod of this name is the job's, of any attempt: `x-1-0` is of `x`, and `x-1-1-0` is of `x-1`."""
+    """Return whether the job has a pod of this name in any attempt: `x` has `x-1-0`, and `x-1` has `x-1-1-0`."""
     return re.fullmatch(rf"{re.escape(job)}-[0-9]+-[0-9]+", name) is not None
 
 
 def metadata(
     job: HFTitanJob, name: str, labels: dict[str, str], annotations: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Of an object that belongs to the job."""
+    """Return the metadata of an object that the job owns."""
     found: dict[str, Any] = {
         "name": name,
         "namespace": job.metadata.namespace,
         "labels": dict(sorted(labels.items())),
-        # No finalizers anywhere: the garbage collector follows the owner, also when no operator runs.
+        # No finalizers: the garbage collector follows the owner reference, also while no operator runs.
         "ownerReferences": [
             {
                 "apiVersion": API_VERSION,

@@ -1,4 +1,4 @@
-"""Rejects values of `spec.pod` that would collide with what the operator sets. None is dropped or overridden."""
+"""Rejects values of `spec.pod` that conflict with values set by the operator. No value is dropped or overridden."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ HARMLESS = frozenset(
         "kubectl.kubernetes.io/default-container",
     }
 )
-"""The labels and annotations of Kubernetes' domains that a job may set: one by one, since the others switch off
-seccomp and AppArmor, hand the pod to a queue, or are read by the next controller somebody installs."""
+"""The labels and annotations in Kubernetes' domains that a job may set. This is an allowlist: others disable seccomp
+and AppArmor, put the pod into a queue, or are read by a controller that is installed later."""
 SCHEDULER_DOMAINS = (
     "kueue.x-k8s.io",
     "scheduling.x-k8s.io",
@@ -40,16 +40,16 @@ SCHEDULER_DOMAINS = (
     "scheduling.volcano.sh",
     "kai.scheduler",
 )
-"""Of labels and annotations by which a gang scheduler finds the group and the queue of a pod."""
+"""Domains of labels and annotations from which gang schedulers read a pod's group and queue."""
 SCHEDULER_KEYS = ("pod-group-name",)
-"""KAI's, which has no domain."""
+"""The key of KAI Scheduler, which has no domain."""
 RUNTIME_PREFIXES = ("io.kubernetes.", "io.katacontainers.", "io.containerd.", "dev.gvisor.", "run.oci.")
 RUNTIME_DOMAINS = ("crio.io", "nri.io")
-"""Annotations that a container runtime obeys: devices, mounts and settings of the sandbox past the pod's own fields."""
+"""Annotations that container runtimes read: devices, mounts and sandbox settings that bypass the pod's fields."""
 
 
 def problems(spec: JobSpec) -> list[SpecError]:
-    """Every collision, in the order of the fields."""
+    """Return every conflict, in the order of the fields."""
     return [*_env(spec), *_volumes(spec), *_mounts(spec), *_metadata(spec), *_priority(spec), *_ports(spec)]
 
 
@@ -65,7 +65,7 @@ def _env(spec: JobSpec) -> Iterator[SpecError]:
         if var.name.startswith(RESERVED_ENV_PREFIXES) or var.name in RESERVED_ENV:
             yield SpecError(f"{path}.name", f"{var.name} is set by the operator; remove it")
         if var.name in by_field:
-            yield SpecError(f"{path}.name", f"{var.name} comes from {by_field[var.name]} already; keep one of them")
+            yield SpecError(f"{path}.name", f"{var.name} is already set by {by_field[var.name]}; keep one of them")
         if var.name in seen:
             yield SpecError(f"{path}.name", f"{var.name} is set twice; keep one of them")
         seen.add(var.name)
@@ -87,9 +87,9 @@ def _volumes(spec: JobSpec) -> Iterator[SpecError]:
     for i, volume in enumerate(spec.pod.volumes):
         path = f"spec.pod.volumes[{i}]"
         if volume.name in OUR_VOLUMES:
-            yield SpecError(f"{path}.name", f"{volume.name!r} is a volume of the operator's; choose another name")
+            yield SpecError(f"{path}.name", f"{volume.name!r} is a volume of the operator; choose another name")
         if volume.name in seen:
-            yield SpecError(f"{path}.name", f"{volume.name!r} is given twice; keep one of them")
+            yield SpecError(f"{path}.name", f"{volume.name!r} is defined twice; keep one of them")
         seen.add(volume.name)
         sources = (volume.persistent_volume_claim, volume.config_map, volume.secret, volume.empty_dir)
         count = sum(source is not None for source in sources)
@@ -105,12 +105,10 @@ def _mounts(spec: JobSpec) -> Iterator[SpecError]:
     for i, mount in enumerate(spec.pod.volume_mounts):
         path = f"spec.pod.volumeMounts[{i}]"
         if mount.name not in volumes:
-            yield SpecError(f"{path}.name", f"no volume {mount.name!r} in spec.pod.volumes; add it there")
+            yield SpecError(f"{path}.name", f"spec.pod.volumes has no volume {mount.name!r}; add it there")
         where = "/" + "/".join(part for part in mount.mount_path.split("/") if part not in ("", "."))
         if ":" in where or ".." in where.split("/"):
-            yield SpecError(
-                f"{path}.mountPath", f"{mount.mount_path} has ':' or '..' in it; give a plain absolute path"
-            )
+            yield SpecError(f"{path}.mountPath", f"{mount.mount_path} contains ':' or '..'; use a plain absolute path")
         if where in seen:
             yield SpecError(f"{path}.mountPath", f"{where} is mounted twice; keep one of them")
         seen.add(where)
@@ -136,7 +134,7 @@ def _metadata(spec: JobSpec) -> Iterator[SpecError]:
 
 
 def _reserved_key(key: str) -> str | None:
-    """Why a label or annotation of a pod is not for a job to set."""
+    """Return why a job must not set this label or annotation, or None if it may."""
     domain = key.partition("/")[0]
     if key in RESERVED_LABELS or key.startswith(naming.GROUP_LABEL_PREFIX):
         return "is set by the operator; remove it"
@@ -145,9 +143,9 @@ def _reserved_key(key: str) -> str | None:
     if key in SCHEDULER_KEYS or _of_domain(domain, SCHEDULER_DOMAINS):
         return "is read by gang schedulers; remove it, and use spec.scheduling"
     if _of_domain(domain, RUNTIME_DOMAINS) or key.startswith(RUNTIME_PREFIXES):
-        return "is read by container runtimes, which would obey it; remove it"
+        return "changes how container runtimes run the pod; remove it"
     if "/" in key and _of_domain(domain, KUBERNETES_DOMAINS):
-        return f"belongs to Kubernetes, which would act on it; remove it (allowed are {', '.join(sorted(HARMLESS))})"
+        return f"is reserved for Kubernetes; remove it (allowed are {', '.join(sorted(HARMLESS))})"
     return None
 
 
@@ -160,7 +158,7 @@ def _priority(spec: JobSpec) -> Iterator[SpecError]:
     if chosen is not None and chosen.startswith("system-"):
         yield SpecError(
             "spec.scheduling.priorityClass",
-            f"{chosen} would let the job push out what the cluster runs on; use a PriorityClass for jobs",
+            f"{chosen} would let the job preempt system pods; use another PriorityClass",
         )
 
 

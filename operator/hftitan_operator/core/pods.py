@@ -1,4 +1,4 @@
-"""The pods of an attempt: one container in each, within Pod Security `restricted`."""
+"""Renders the pods of an attempt: one container each, compliant with Pod Security `restricted`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hftitan_operator.core.state import Manifest
 RUN_AS = 1000
 """User and group of the trainer image."""
 NODE_LOSS_SECONDS = 30
-"""How long a pod stays on a node that went silent, instead of Kubernetes' five minutes."""
+"""How long a pod stays on an unresponsive node; Kubernetes' default is five minutes."""
 
 
 def pods(job: HFTitanJob, plan: MeshPlan, attempt: int, indices: Sequence[int]) -> list[Manifest]:
-    """Nodes of the gang: torchrun, and the trainer below it.
+    """Return the pods with these indices. Each pod is one node of the gang and runs torchrun, which starts the trainer.
 
-    What does not depend on the index is made once and is the same object in all of them: a job may have thousands.
-    Raises SpecError when it may not have those that are asked for.
+    The parts that do not depend on the index are shared objects: a job may have thousands of pods. Raises SpecError if
+    `spec.pod` has conflicts.
     """
     for problem in podcheck.problems(job.spec) if indices else ():
         raise problem
@@ -55,7 +55,7 @@ def pods(job: HFTitanJob, plan: MeshPlan, attempt: int, indices: Sequence[int]) 
 
 
 def _container(job: HFTitanJob, resources: dict[str, Any]) -> dict[str, Any]:
-    """Without its arguments and environment."""
+    """Return the container without arguments and environment."""
     wanted = job.spec.pod
     container: dict[str, Any] = {
         "name": "trainer",
@@ -67,7 +67,7 @@ def _container(job: HFTitanJob, resources: dict[str, Any]) -> dict[str, Any]:
             {"name": "metrics", "containerPort": job.spec.monitoring.port, "protocol": "TCP"},
             {"name": "rendezvous", "containerPort": naming.RENDEZVOUS_PORT, "protocol": "TCP"},
         ],
-        # Readiness only, and only for display: a probe that kills would end steps that are merely long.
+        # Readiness only: a liveness probe would kill the trainer during a long step.
         "readinessProbe": {
             "httpGet": {"path": "/healthz", "port": "metrics", "scheme": "HTTP"},
             "periodSeconds": 10,
@@ -91,7 +91,7 @@ def _container(job: HFTitanJob, resources: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pod_spec(job: HFTitanJob, plan: MeshPlan, attempt: int, shm: int) -> dict[str, Any]:
-    """Without host name and container."""
+    """Return the pod spec without host name and container."""
     return {
         "restartPolicy": "Never",
         "hostname": "",
@@ -104,7 +104,7 @@ def _pod_spec(job: HFTitanJob, plan: MeshPlan, attempt: int, shm: int) -> dict[s
             "runAsUser": RUN_AS,
             "runAsGroup": RUN_AS,
             "fsGroup": RUN_AS,
-            # A checkpoint volume may hold a million files: do not walk them at every start.
+            # A checkpoint volume may hold a million files; changing the group of each at every start would be slow.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -164,7 +164,7 @@ def _tolerations(job: HFTitanJob, *, gpu: bool) -> list[dict[str, Any]]:
 
 
 def _placement(job: HFTitanJob, attempt: int) -> dict[str, Any]:
-    """The optional fields, left out when unset."""
+    """Return the optional placement fields that are set."""
     wanted = job.spec.pod.to_dict()
     term = scheduling.together(job, attempt)
     if term is not None:

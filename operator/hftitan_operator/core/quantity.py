@@ -7,7 +7,7 @@ from fractions import Fraction
 MIB = 2**20
 GIB = 2**30
 LARGEST = 2**63 - 1
-"""Of what Kubernetes counts with."""
+"""The largest number that Kubernetes can represent."""
 
 _SUFFIXES = {
     "": Fraction(1),
@@ -26,15 +26,15 @@ _SUFFIXES = {
 
 
 def parse(quantity: str) -> Fraction:
-    """The value in bytes, cores or pieces. ValueError when it is no quantity."""
+    """Return the value in bytes, cores or units. Raises ValueError for an invalid quantity."""
     number = quantity.rstrip("mkMGTPi")
     suffix = quantity[len(number) :]
     if suffix not in _SUFFIXES or not number:
-        raise ValueError(f"{quantity!r} is no Kubernetes quantity; write for example 500m, 4 or 16Gi")
+        raise ValueError(f"{quantity!r} is not a Kubernetes quantity; use for example 500m, 4 or 16Gi")
     return Fraction(number) * _SUFFIXES[suffix]
 
 
 def mebibytes(size: int) -> str:
-    """Bytes, rounded up, in the largest binary unit that needs no fraction: `2Gi`, `1536Mi`."""
+    """Format bytes, rounded up to MiB, in the larger unit that needs no fraction: `2Gi`, `1536Mi`."""
     mib = -(-size // MIB)
     return f"{mib // 1024}Gi" if mib % 1024 == 0 else f"{mib}Mi"

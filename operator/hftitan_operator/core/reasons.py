@@ -1,6 +1,6 @@
 """Every reason that the operator writes to conditions, the restart history and events. CamelCase, as the API requires.
 
-Reports of the trainer bring their own (hftitan_api.wire.ExitReason); they are used unchanged.
+The reasons in the trainer's exit reports (hftitan_api.wire.ExitReason) are used unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SUCCEEDED: Final = "Succeeded"
 FAILED: Final = "Failed"
 CONDITION_TYPES: Final = (ACCEPTED, PODS_CREATED, RUNNING, SUSPENDED, SUCCEEDED, FAILED)
 
-# --- in conditions
+# --- reasons of conditions
 VALID: Final = "Valid"
 INVALID_SPEC: Final = "InvalidSpec"
 MESH_CHANGED: Final = "MeshChanged"
@@ -32,7 +32,7 @@ RESUMED: Final = "Resumed"
 NOT_FINISHED: Final = "NotFinished"
 COMPLETED: Final = "Completed"
 
-# --- why an attempt ended, beside the trainer's own reasons
+# --- why an attempt ended, in addition to the trainer's reasons
 EVICTED: Final = "Evicted"
 NODE_LOST: Final = "NodeLost"
 PREEMPTED: Final = "Preempted"
@@ -59,7 +59,7 @@ NOT_QUEUED: Final = "NotQueued"
 TRAINING: Final = "Training"
 CHECKPOINT_SAVED: Final = "CheckpointSaved"
 
-# --- Kubernetes' words for a container that does not start
+# --- Kubernetes' reasons for a container that does not start
 NEVER_STARTS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """Waiting does not fix these."""
 MAY_START: Final = frozenset(
@@ -73,4 +73,4 @@ MAY_START: Final = frozenset(
         "RunContainerError",
     }
 )
-"""A registry that is down, or a Secret that somebody is about to create: given time, but not for ever."""
+"""May pass (a registry that is down, a Secret that is not created yet): the operator waits for a limited time."""

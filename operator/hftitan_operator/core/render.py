@@ -1,6 +1,7 @@
-"""Renders the cluster's objects from job, plan and attempt: a headless Service, a ConfigMap, one pod per node.
+"""Renders the objects of an attempt: a headless Service, a ConfigMap, one pod per node, and optionally a PodGroup.
 
-Deterministic; plain dicts; the input is never changed. Whoever runs the pods (a cluster, or this machine) runs these.
+Rendering is deterministic, returns plain dicts and never changes its input. A cluster and `hftitan run` use the same
+objects.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ from hftitan_operator.core.state import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The objects of one attempt; Service and ConfigMap are the same for each."""
+    """The objects of one attempt; Service and ConfigMap are the same for all attempts."""
 
     service: Manifest
     config: Manifest
     pods: tuple[Manifest, ...]
     pod_group: Manifest | None = None
-    """What spec.scheduling.gang reads of the attempt, if it is an object."""
+    """The PodGroup, if the scheduler of spec.scheduling.gang uses one."""
 
     @property
     def objects(self) -> tuple[Manifest, ...]:
-        """In the order to create them: a pod finds its group, its config and its name service."""
+        """All objects in creation order: a pod needs its group, its config and its Service."""
         group = () if self.pod_group is None else (self.pod_group,)
         return (*group, self.service, self.config, *self.pods)
 
 
 def render(job: HFTitanJob, plan: MeshPlan, attempt: int) -> Rendered:
-    """All objects of an attempt (from 1). Raises SpecError when `spec.pod` collides with what the operator sets."""
+    """Return all objects of an attempt (from 1). Raises SpecError if `spec.pod` has conflicts."""
     made = tuple(pods(job, plan, attempt, range(plan.degrees.nodes)))
     return Rendered(service(job), config(job, plan), made, pod_group(job, plan, attempt))
 
 
 def service(job: HFTitanJob) -> Manifest:
-    """The headless Service that gives the pods their DNS names, before they are ready: rendezvous comes first."""
+    """Return the headless Service that gives pods DNS names, also before they are ready (for the rendezvous)."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -64,7 +65,7 @@ def service(job: HFTitanJob) -> Manifest:
 
 
 def config(job: HFTitanJob, plan: MeshPlan) -> Manifest:
-    """The ConfigMap with the TrainerSpec. Immutable: every attempt of a job reads the same document."""
+    """Return the ConfigMap with the TrainerSpec. It is immutable, so all attempts of a job read the same document."""
     document = json.dumps(trainer_spec(job, plan).to_dict(), indent=2, sort_keys=True)
     return {
         "apiVersion": "v1",
@@ -76,7 +77,7 @@ def config(job: HFTitanJob, plan: MeshPlan) -> Manifest:
 
 
 def pod_group(job: HFTitanJob, plan: MeshPlan, attempt: int) -> Manifest | None:
-    """The PodGroup of an attempt, where spec.scheduling.gang has one."""
+    """Return the PodGroup of an attempt, or None if the scheduler of spec.scheduling.gang uses none."""
     asked = scheduling.pod_group(job, plan.degrees.nodes)
     if asked is None:
         return None
@@ -87,7 +88,7 @@ def pod_group(job: HFTitanJob, plan: MeshPlan, attempt: int) -> Manifest | None:
 
 
 def trainer_spec(job: HFTitanJob, plan: MeshPlan) -> TrainerSpec:
-    """What the trainer reads, with the defaults that depend on the device or mesh filled in."""
+    """Return the trainer's document, with the defaults that depend on the device or the mesh resolved."""
     spec, gpu = job.spec, plan.degrees.device == "gpu"
     resolved: dict[str, Any] = {}
     if spec.training.mixed_precision is None:

@@ -1,8 +1,8 @@
-"""Gang schedulers: the objects, labels and annotations with which each places all pods of an attempt or none.
+"""Gang schedulers: the objects, labels and annotations that make each of them place all pods of an attempt or none.
 
-Kueue admits plain pods by their labels and annotations. The others read one object for each attempt, a PodGroup of
-their own kind, which is created before the pods and named by them. Read in the sources of Kueue 0.19.2, Volcano 1.15.1,
-scheduler-plugins 0.34.7, KAI Scheduler 0.17.0 and Kubernetes 1.37.
+Kueue admits plain pods by their labels and annotations. Each of the others reads one object per attempt, a PodGroup of
+its own kind. The PodGroup is created before the pods, and the pods reference it by name. Sources: Kueue 0.19.2,
+Volcano 1.15.1, scheduler-plugins 0.34.7, KAI Scheduler 0.17.0 and Kubernetes 1.37.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from hftitan_operator.core.state import DeletePodGroup, Require
 POD_GROUP: Final = "PodGroup"
 KUEUE_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 KUEUE_MANAGED: Final = "kueue.x-k8s.io/managed"
-"""Kueue's webhook puts it on the pods that it takes care of."""
+"""Kueue's webhook adds this label to the pods that it manages."""
 UID_CHARACTERS = 8
 JOB_CHARACTERS = naming.LABEL_LIMIT - UID_CHARACTERS - len("--999999")
-"""What a label value leaves for the job's name in a group's."""
+"""Characters of the job's name in a group's name, so that the group's name fits into a label value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """A gang scheduler, as a job finds it in a cluster."""
+    """A gang scheduler and its API."""
 
     name: str
     api_version: str
     resource: str
-    """The cluster serves this when the scheduler is installed."""
+    """Plural; the cluster serves this resource if the scheduler is installed."""
     remedy: str
-    """What to do when it is not."""
+    """How to fix a missing scheduler."""
     scheduler_name: str | None = None
-    """Of the pods' spec, as each project's own installation calls it; None: Kubernetes' own scheduler binds them."""
+    """The pods' spec.schedulerName: the default name in the project's installation. None: Kubernetes' own scheduler."""
 
     @property
     def group(self) -> str:
@@ -71,19 +71,21 @@ SCHEDULERS: Final[Mapping[str, Scheduler]] = {
     "kai": KAI,
     "kubernetes": KUBERNETES,
 }
-"""By the value of spec.scheduling.gang."""
+"""Keys are the values of spec.scheduling.gang."""
 
 
 def group_name(job: HFTitanJob, attempt: int) -> str:
-    """A group for each attempt, and none that a job of the same name had before: what is left of its groups would take
-    the new pods for its own. Fits a label."""
+    """Return the name of the attempt's group, which fits into a label value.
+
+    It contains the job's UID: a leftover group of an earlier job with the same name must not adopt the new pods.
+    """
     name = job.metadata.name[:JOB_CHARACTERS].rstrip("-.")
     return f"{name}-{job.metadata.uid[:UID_CHARACTERS]}-{attempt}"
 
 
 @dataclass(frozen=True, slots=True)
 class PodAdditions:
-    """What the pods of an attempt carry for their scheduler."""
+    """Labels, annotations and spec fields that the pods of an attempt need for their scheduler."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -91,7 +93,7 @@ class PodAdditions:
 
 
 def required(job: HFTitanJob) -> Require | None:
-    """What must be there before the pods, beside an object of ours: without Kueue nobody would hold them back."""
+    """Return the object that must exist before the pods are created: without Kueue, the pods would start at once."""
     wanted = job.spec.scheduling
     if wanted.gang != "kueue" or wanted.queue is None:
         return None
@@ -99,7 +101,7 @@ def required(job: HFTitanJob) -> Require | None:
 
 
 def pod_group(job: HFTitanJob, nodes: int) -> tuple[str, dict[str, Any]] | None:
-    """API version and spec of the PodGroup of an attempt with so many pods; None for those who read none."""
+    """Return API version and spec of the PodGroup of an attempt with `nodes` pods; None if the scheduler uses none."""
     wanted = job.spec.scheduling
     priority = {"priorityClassName": wanted.priority_class} if wanted.priority_class else {}
     queue = {"queue": wanted.queue} if wanted.queue else {}
@@ -113,7 +115,7 @@ def pod_group(job: HFTitanJob, nodes: int) -> tuple[str, dict[str, Any]] | None:
         case "kubernetes":
             spec: dict[str, Any] = {
                 "schedulingPolicy": {"gang": {"minCount": nodes}},
-                # One pod less ends the gang: preempted as a whole it gives all of its nodes at once.
+                # The gang cannot run with one pod less, so it is preempted as a whole and releases all its nodes.
                 "disruptionMode": {"all": {}},
                 **priority,
             }
@@ -125,7 +127,7 @@ def pod_group(job: HFTitanJob, nodes: int) -> tuple[str, dict[str, Any]] | None:
 
 
 def gatekeeper(job: HFTitanJob, attempt: int) -> str | None:
-    """Who puts a gate on the pods of an attempt and takes it off, and where to look: `waiting for ...`."""
+    """Return what removes the scheduling gate of the pods; must fit after `waiting for`. None without a gate."""
     wanted = job.spec.scheduling
     if wanted.gang != "kueue":
         return None
@@ -133,13 +135,13 @@ def gatekeeper(job: HFTitanJob, attempt: int) -> str | None:
 
 
 def over(job: HFTitanJob, attempts: Iterable[int]) -> list[DeletePodGroup]:
-    """Takes back what was asked of a scheduler for these attempts: without pods a PodGroup would wait for ever."""
-    asked = pod_group(job, 1)
-    return [DeletePodGroup(asked[0], group_name(job, number)) for number in attempts if number] if asked else []
+    """Return the deletions of these attempts' PodGroups: without its pods, a PodGroup would wait forever."""
+    group = pod_group(job, 1)
+    return [DeletePodGroup(group[0], group_name(job, number)) for number in attempts if number] if group else []
 
 
 def pod_additions(job: HFTitanJob, attempt: int, nodes: int) -> PodAdditions:
-    """For the pods of an attempt, the same for each."""
+    """Return what each pod of the attempt needs for its scheduler."""
     wanted, group = job.spec.scheduling, group_name(job, attempt)
     usual = SCHEDULERS[wanted.gang].scheduler_name if wanted.gang != "none" else None
     name = wanted.scheduler_name or usual
@@ -152,7 +154,7 @@ def pod_additions(job: HFTitanJob, attempt: int, nodes: int) -> PodAdditions:
         case "coscheduling":
             return PodAdditions(labels={"scheduling.x-k8s.io/pod-group": group}, spec=spec)
         case "kai":
-            # By itself KAI makes a group for an owner that it does not know, of which one pod is enough to start.
+            # By default KAI creates a group for an unknown owner, and that group starts as soon as one pod fits.
             annotations = {"pod-group-name": group, "kai.scheduler/skip-podgrouper": "true"}
             labels = {"kai.scheduler/queue": wanted.queue} if wanted.queue else {}
             return PodAdditions(labels, annotations, spec)
@@ -163,16 +165,16 @@ def pod_additions(job: HFTitanJob, attempt: int, nodes: int) -> PodAdditions:
 
 
 def _kueue(job: HFTitanJob, group: str, nodes: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Labels and annotations."""
+    """Return labels and annotations."""
     wanted = job.spec.scheduling
     labels = {"kueue.x-k8s.io/pod-group-name": group}
     if wanted.queue:
         labels[KUEUE_QUEUE] = wanted.queue
     annotations = {
-        # Read from the annotation first with Kueue's feature gate WorkloadIdentifierAnnotations, else from the label.
+        # With the feature gate WorkloadIdentifierAnnotations, Kueue reads the annotation first, then the label.
         "kueue.x-k8s.io/pod-group-name": group,
         "kueue.x-k8s.io/pod-group-total-count": str(nodes),
-        # No pod of a group is ever replaced: Kueue gives its quota, and its finalizers, back when all of them ended.
+        # Pods of a group are never replaced: Kueue releases the quota and its finalizers when all pods have ended.
         "kueue.x-k8s.io/retriable-in-group": "false",
         "kueue.x-k8s.io/pod-group-pod-index-label": naming.LABEL_NODE_INDEX,
     }
@@ -182,10 +184,10 @@ def _kueue(job: HFTitanJob, group: str, nodes: int) -> tuple[dict[str, str], dic
 
 
 def together(job: HFTitanJob, attempt: int) -> dict[str, Any] | None:
-    """A required pod affinity term that holds an attempt within one value of topologyKey; None where it is not asked
-    for, or its scheduler takes the key itself.
+    """Return a required pod affinity term that keeps an attempt within one value of topologyKey. None without a
+    topologyKey, or if the scheduler handles the key itself.
 
-    Volcano and KAI know topologies too, but as objects of their own whose names a node label does not tell.
+    Volcano and KAI support topologies too, but as objects whose names cannot be derived from a node label.
     """
     wanted = job.spec.scheduling
     if wanted.topology_key is None or wanted.gang in ("kueue", "kubernetes"):
@@ -195,7 +197,7 @@ def together(job: HFTitanJob, attempt: int) -> dict[str, Any] | None:
 
 
 def absent(job: HFTitanJob) -> str:
-    """Why a job cannot run where its scheduler's API is not served."""
+    """Return the error message for a cluster that does not serve the API of the job's scheduler."""
     wanted = job.spec.scheduling.gang
     scheduler = SCHEDULERS[wanted]
     return (

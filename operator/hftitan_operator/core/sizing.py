@@ -1,4 +1,4 @@
-"""Sizes of a pod that follow from the mesh and the checkpoint: /dev/shm, requests, threads, grace period."""
+"""Computes sizes of a pod from the mesh and the checkpoint: /dev/shm, requests, threads, grace period."""
 
 from __future__ import annotations
 
@@ -10,45 +10,48 @@ from hftitan_api.wire import MeshDegrees
 from hftitan_operator.core import quantity
 
 SHM_PER_COMMUNICATOR = 64 * quantity.MIB
-"""NCCL takes about 33 MB for each communicator and rank; twice that leaves room for point-to-point channels."""
+"""NCCL uses about 33 MB for each communicator and rank; twice that leaves room for point-to-point channels."""
 SHM_PER_CPU_RANK = 64 * quantity.MIB
-"""gloo uses sockets; what is left are the data loader's workers."""
+"""gloo uses sockets; only the data loader's workers use shared memory."""
 
 CPU_PER_GPU, MEMORY_PER_GPU = 4, 16 * quantity.GIB
 CPU_PER_CPU_RANK, MEMORY_PER_CPU_RANK = 1, 2 * quantity.GIB
 
 GRACE_STEP_SECONDS = 60
-"""Finish the step that runs and agree on it over all ranks."""
+"""To finish the current step and agree on it over all ranks."""
 GRACE_AGENT_SECONDS = 30
-"""torchrun and the interpreters end; the last SHUTDOWN_MARGIN of it belongs to torchrun alone."""
+"""For torchrun and the Python processes to exit; the last SHUTDOWN_MARGIN_SECONDS are for torchrun only."""
 GRACE_SAVE_SECONDS = 300
-"""One checkpoint to a network volume."""
+"""To write one checkpoint to a network volume."""
 GRACE_SCRATCH_SAVE_SECONDS = 30
-"""Scratch space is gone with the pod: nothing there is worth a long wait."""
+"""Scratch space is deleted with the pod, so a long wait is not useful."""
 SHUTDOWN_MARGIN_SECONDS = 15
 DRAIN_GRACE_SECONDS = 15
-"""For the pods of a gang that is broken already: their ranks cannot agree on a step any more, so none will be saved."""
+"""For the pods of a failed gang: its ranks can no longer agree on a step, so they do not save."""
 
 
 def shm(pod: PodSpec, mesh: MeshDegrees) -> int:
-    """Size of /dev/shm in bytes: the user's, or what the mesh needs. Raises SpecError for one that holds nothing."""
+    """Return the size of /dev/shm in bytes: the user's, or the one that the mesh needs. Raises SpecError below 1Mi."""
     if pod.shm_size is None:
         return shm_bytes(mesh)
     size = _parse("spec.pod.shmSize", pod.shm_size)
     if size < quantity.MIB:
-        raise SpecError("spec.pod.shmSize", f"{pod.shm_size} is too small; use at least 1Mi, or leave it out")
+        raise SpecError("spec.pod.shmSize", f"{pod.shm_size} is too small; use at least 1Mi, or omit it")
     return int(size)
 
 
 def _parse(path: str, text: str) -> Fraction:
     value = quantity.parse(text)
     if value > quantity.LARGEST:
-        raise SpecError(path, f"{text} is more than Kubernetes can count; use at most {quantity.LARGEST}")
+        raise SpecError(path, f"{text} is too large for Kubernetes; use at most {quantity.LARGEST}")
     return value
 
 
 def shm_bytes(mesh: MeshDegrees) -> int:
-    """Size of /dev/shm: a communicator for the world, one for the loss, one for each axis in use; whole GiB on GPUs."""
+    """Return the size of /dev/shm in bytes, whole GiB on GPUs.
+
+    A rank has one communicator for the world, one for the loss and one for each axis in use.
+    """
     if mesh.device == "cpu":
         return max(256 * quantity.MIB, mesh.ranks_per_node * SHM_PER_CPU_RANK)
     axes = sum(degree > 1 for degree in (mesh.dp_replicate, mesh.dp_shard, mesh.cp, mesh.tp, mesh.pp, mesh.ep))
@@ -57,9 +60,9 @@ def shm_bytes(mesh: MeshDegrees) -> int:
 
 
 def grace_seconds(checkpoint: CheckpointSpec) -> int:
-    """terminationGracePeriodSeconds: a step, the agreement, and the save that follows SIGTERM.
+    """Return terminationGracePeriodSeconds: the step in progress, the agreement on it, and the save after SIGTERM.
 
-    With asyncMode an earlier checkpoint may still be on its way to the volume and is waited for: the save counts twice.
+    With asyncMode the save counts twice, because the trainer first waits for an earlier save in progress.
     """
     if checkpoint.volume is None:
         save = GRACE_SCRATCH_SAVE_SECONDS
@@ -69,17 +72,17 @@ def grace_seconds(checkpoint: CheckpointSpec) -> int:
 
 
 def resources(pod: PodSpec, mesh: MeshDegrees, shm: int) -> dict[str, dict[str, str]]:
-    """Requests and limits of the trainer container.
+    """Return requests and limits of the trainer container.
 
-    GPUs come from the mesh; CPU and memory are requested so that the pod is not BestEffort, memory with /dev/shm on
-    top since a memory-backed volume counts as the pod's memory. What the user says wins; a limit without a request is
-    the request too (as the API server would have it). Raises SpecError for numbers that cannot hold.
+    GPUs follow from the mesh. CPU and memory are requested so that the pod is not BestEffort; the memory includes
+    /dev/shm, because a memory-backed volume counts as the pod's memory. Values set by the user take precedence. A limit
+    without a request is also the request, as in the API server. Raises SpecError for impossible numbers.
     """
     for field, given in (("requests", pod.resources.requests), ("limits", pod.resources.limits)):
         if pod.gpu_resource in given:
             raise SpecError(
                 f"spec.pod.resources.{field}",
-                f"{pod.gpu_resource} comes from spec.mesh.gpusPerNode ({mesh.ranks_per_node}); remove it here",
+                f"{pod.gpu_resource} is set by spec.mesh.gpusPerNode ({mesh.ranks_per_node}); remove it here",
             )
     gpu = mesh.device == "gpu"
     cpus = mesh.ranks_per_node * (CPU_PER_GPU if gpu else CPU_PER_CPU_RANK)
@@ -98,7 +101,7 @@ def resources(pod: PodSpec, mesh: MeshDegrees, shm: int) -> dict[str, dict[str, 
     if "memory" in limits and quantity.parse(limits["memory"]) <= shm:
         raise SpecError(
             "spec.pod.resources.limits.memory",
-            f"{limits['memory']} does not hold the {quantity.mebibytes(shm)} of /dev/shm, which is part of it; "
+            f"{limits['memory']} must be more than /dev/shm, which is part of it ({quantity.mebibytes(shm)}); "
             "raise it or set a smaller spec.pod.shmSize",
         )
     if gpu:
@@ -109,5 +112,5 @@ def resources(pod: PodSpec, mesh: MeshDegrees, shm: int) -> dict[str, dict[str, 
 
 
 def threads_per_rank(requests: dict[str, str], mesh: MeshDegrees) -> int:
-    """OMP_NUM_THREADS: the requested cores, shared out. Without it one process would start a thread for each core."""
+    """Return OMP_NUM_THREADS: requested cores per rank. Without it each rank would start a thread for every core."""
     return max(1, int(quantity.parse(requests["cpu"]) / mesh.ranks_per_node))

@@ -16,7 +16,7 @@ PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """The compact projection of one pod of the job (about 1 KiB, not the 37 KiB of a whole pod)."""
+    """The compact projection of one pod of the job: about 1 KiB; a typed pod takes 37 KiB."""
 
     name: str
     uid: str
@@ -27,34 +27,34 @@ class PodView:
     deleting: bool = False
     """deletionTimestamp is set; the pod may still run."""
     deletion_deadline: float | None = None
-    """Unix time at which its grace period is over."""
+    """Unix time at which the grace period ends."""
     node: str | None = None
     node_lost: bool = False
-    """Its node is not ready, or gone: the pod does not report its own end."""
+    """The node is not ready or was deleted: the pod cannot report its end."""
     node_gone: bool = False
-    """Its Node object was deleted: nothing that ran there comes back, while a node that is not ready may."""
+    """The Node object was deleted: the pod never returns. A node that is not ready may recover."""
     address: str | None = None
-    """Its IP address, once it has one."""
+    """The pod's IP address, once assigned."""
     created_at: float | None = None
     """Unix time at which the pod was created."""
     started_at: float | None = None
-    """Unix time at which its container started."""
+    """Unix time at which the container started."""
     exit_code: int | None = None
     """Of the trainer container, once terminated."""
     reason: str | None = None
-    """Kubernetes' word for the end or the wait: Evicted, Preempting, OOMKilled, ErrImagePull, Unschedulable, ..."""
+    """Kubernetes' reason for the end or the wait: Evicted, Preempting, OOMKilled, ErrImagePull, Unschedulable, ..."""
     message: str | None = None
     report: ExitReport | None = None
     """Parsed from the termination message."""
     unqueued: bool = False
-    """Its labels give it to a queue of Kueue, which does not manage it: nobody holds it back."""
+    """The pod's labels name a Kueue queue, but Kueue does not manage the pod: it starts without admission."""
     disrupted: bool = False
     """Ended by preemption, eviction or drain (condition DisruptionTarget, or reason Evicted)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything seen in one pass; the job itself carries the status last written."""
+    """Everything observed in one pass; the job itself has the status last written."""
 
     pods: tuple[PodView, ...] = ()
     service: bool = False
@@ -62,9 +62,9 @@ class Observed:
     config: bool = False
     """The ConfigMap with the TrainerSpec exists."""
     progress: Progress | None = None
-    """Newest /progress of node 0, of whatever attempt it names."""
+    """The newest /progress of node 0; it may be of an earlier attempt."""
     unreachable: bool = False
-    """Node 0 is ready, so that its kubelet can reach it, and we cannot: nothing is known of its steps."""
+    """Node 0 is ready, so its kubelet can reach it, but the operator cannot: its steps are unknown."""
 
 
 # --- actions ------------------------------------------------------------------------------------------------
@@ -72,24 +72,27 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Create the object; one that exists under this name and owner is left as it is."""
+    """Create the object. If the owner already has an object of this name, do nothing."""
 
     manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Require:
-    """Done when the cluster has this object of the job's namespace, which is somebody else's."""
+    """Check that an object of another owner exists in the job's namespace."""
 
     api_version: str
     resource: str
-    """Plural, as in the API's paths."""
+    """Plural, as in API paths."""
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class DeletePodGroup:
-    """The attempt is over, and no scheduler shall wait for its pods. Its name has the job's uid in it."""
+    """Delete the PodGroup of an ended attempt, so that no scheduler waits for its pods.
+
+    No UID precondition: the group's name contains the job's UID.
+    """
 
     api_version: str
     name: str
@@ -99,14 +102,14 @@ class DeletePodGroup:
 class DeletePod:
     name: str
     uid: str
-    """Precondition: a pod of the same name but another uid is left alone."""
+    """Precondition: a pod with the same name but another UID is not deleted."""
     grace_seconds: int | None = None
-    """None: the pod's own grace period; 0: force."""
+    """None: the pod's own grace period; 0: force the deletion."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteJob:
-    """The TTL is over: delete the job; the garbage collector takes what it owns."""
+    """Delete the job after its TTL; the garbage collector deletes its objects."""
 
 
 Action = Require | Apply | DeletePodGroup | DeletePod | DeleteJob
@@ -114,7 +117,7 @@ Action = Require | Apply | DeletePodGroup | DeletePod | DeleteJob
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A line for humans, written after the status."""
+    """A Kubernetes event, emitted after the status is written."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -129,14 +132,14 @@ class Decision:
     status: JobStatus = field(default_factory=JobStatus)
     events: tuple[Event, ...] = ()
     recheck_after: float | None = None
-    """Seconds until time alone could change the decision; None: wait for a change."""
+    """Seconds until the decision may change without any other change; None: wait for a change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A job and what surrounds it, as one observation returns it."""
+    """A job and its observed state."""
 
     job: HFTitanJob
     observed: Observed
     problems: tuple[str, ...] = ()
-    """Why its spec cannot be read, field by field; `job` then has only its identity and status right."""
+    """Parse errors of the spec, one for each field; only the identity and the status of `job` are then valid."""

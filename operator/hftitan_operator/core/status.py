@@ -14,11 +14,11 @@ from hftitan_operator.core.state import PodView
 
 Truth = Literal["True", "False", "Unknown"]
 MESSAGE_LIMIT = 4096
-"""A pod's message may be long; a status is read by humans."""
+"""Maximum length of a message in the status; a pod's message may be long."""
 EVENT_LIMIT = 1024
-"""Of an event's message; the API server refuses longer ones."""
-SAVES_TOLD_EVERY_SECONDS = 600
-"""A job may save every minute for a week; events are for humans, and kept for an hour."""
+"""Maximum length of an event's message; the API server rejects longer ones."""
+SAVE_EVENT_SECONDS = 600
+"""Minimum time between CheckpointSaved events: a job may save every minute, and events are kept for an hour."""
 
 _INITIAL: tuple[tuple[str, Truth, str, str], ...] = (
     (reasons.ACCEPTED, "Unknown", reasons.NOT_STARTED, ""),
@@ -31,7 +31,7 @@ _INITIAL: tuple[tuple[str, Truth, str, str], ...] = (
 
 
 def updated(status: JobStatus, **changes: Any) -> JobStatus:
-    """A copy with other values; the original is not touched."""
+    """Return a copy with other values; the original does not change."""
     return status.model_copy(update=changes)
 
 
@@ -47,7 +47,7 @@ def is_true(status: JobStatus, kind: str) -> bool:
 def with_condition(
     status: JobStatus, kind: str, truth: Truth, reason: str, message: str, *, generation: int, now: float
 ) -> JobStatus:
-    """The status with one condition set. lastTransitionTime moves only when `status` of the condition does."""
+    """Return the status with one condition set. lastTransitionTime changes only with the condition's `status`."""
     old = condition(status, kind)
     changed = old is None or old.status != truth
     new = Condition(
@@ -64,7 +64,7 @@ def with_condition(
 
 
 def first_seen(job: HFTitanJob, now: float) -> JobStatus:
-    """The status with every condition present and the generation noted."""
+    """Return the status with all conditions present and the current generation."""
     status, generation = job.status, job.metadata.generation
     for kind, truth, reason, message in _INITIAL:
         if condition(status, kind) is None:
@@ -86,20 +86,21 @@ def counts(pods: Iterable[PodView]) -> PodCounts:
 
 
 def active_seconds(status: JobStatus, at: float) -> float:
-    """Seconds not suspended up to `at` (Unix time): what activeDeadlineSeconds and goodput are measured against."""
+    """Return the seconds up to `at` (Unix time) in which the job was not suspended, for activeDeadlineSeconds and
+    goodput."""
     since = clock.maybe_unix(status.active_since)
     return status.active_seconds + (max(0.0, at - since) if since is not None else 0.0)
 
 
 def stopped_clock(status: JobStatus, now: float) -> JobStatus:
-    """The stretch of activity closed: suspended, or over."""
+    """Return the status with the active time stopped, for a suspended or finished job."""
     if status.active_since is None:
         return status
     return updated(status, active_seconds=round(active_seconds(status, now), 1), active_since=None)
 
 
 def newest_step(status: JobStatus, pods: Sequence[PodView], progress: Progress | None) -> int:
-    """The newest step the attempt finished, from all who would know: progress, reports, and the passes before."""
+    """Return the newest step that the attempt finished, from progress, exit reports and earlier passes."""
     steps = [pod.report.step for pod in pods if pod.report is not None]
     if progress is not None:
         steps.append(progress.step)
@@ -113,7 +114,7 @@ def newest_step(status: JobStatus, pods: Sequence[PodView], progress: Progress |
 def with_observation(
     status: JobStatus, pods: Sequence[PodView], progress: Progress | None, plan: MeshPlan
 ) -> JobStatus:
-    """Mesh, counts, progress, checkpoint and results as seen. `pods` and `progress` are the current attempt's."""
+    """Return the status with observed mesh, pod counts, progress, checkpoint and results of the current attempt."""
     status = updated(status, mesh=plan.summary, world_size=plan.world_size, pods=counts(pods))
     if progress is not None:
         status = _with_progress(status, progress)
@@ -130,16 +131,16 @@ def with_observation(
             status = updated(status, model_revision=report.model_revision)
         shown = status.progress or ProgressStatus(steps=report.step)
         if report.reason == "Completed" and report.step > shown.step:
-            # /progress was last read before the last steps, or never: a short job ends between two looks.
+            # The last steps came after the last poll of /progress; a short job may end before the first poll.
             status = updated(status, progress=shown.model_copy(update={"step": report.step, "eta": None}))
     return status
 
 
-def worth_telling(before: CheckpointStatus | None, after: CheckpointStatus | None, resumed_from: int) -> bool:
-    """Whether a checkpoint gets an event: the first one, then one in each ten minutes of the clock.
+def needs_event(before: CheckpointStatus | None, after: CheckpointStatus | None, resumed_from: int) -> bool:
+    """Return whether a checkpoint gets an event: the first one, then one in each ten-minute slot of the clock.
 
-    The statuses on both sides of a write decide, so the same status is never told twice. The checkpoint that the
-    attempt resumed from was saved by another one.
+    The result depends only on the old and the new status, so no status gets two events. The checkpoint from which the
+    attempt resumed gets none: an earlier attempt saved it.
     """
     if after is None or after.step <= max(resumed_from, before.step if before else 0):
         return False
@@ -148,7 +149,7 @@ def worth_telling(before: CheckpointStatus | None, after: CheckpointStatus | Non
 
 def _slot(checkpoint: CheckpointStatus) -> float | None:
     at = clock.maybe_unix(checkpoint.time)
-    return None if at is None else at // SAVES_TOLD_EVERY_SECONDS
+    return None if at is None else at // SAVE_EVENT_SECONDS
 
 
 def _with_progress(status: JobStatus, progress: Progress) -> JobStatus:
@@ -174,11 +175,11 @@ def _with_progress(status: JobStatus, progress: Progress) -> JobStatus:
 
 
 def _goodput(status: JobStatus, progress: Progress) -> float | None:
-    """Steps kept x seconds for a step / seconds active when the step moved.
+    """Return newest step x seconds per step / active seconds at that step.
 
-    Steps done twice count once, so restarts, starts and saves all lower it. Known only when the job itself started from
-    step 0: what an earlier job left in the folder was not paid for by this one's time. Measured at the newest step and
-    not at the present, so that time alone does not change the status.
+    A repeated step counts once, so restarts, starts and saves lower the goodput. None if the job did not start from
+    step 0: its active time does not include the steps of an earlier job. Measured at the newest step, not now, so that
+    the status does not change while no step finishes.
     """
     if status.goodput is None and progress.resumed_from:
         return None

@@ -1,4 +1,4 @@
-"""Arguments and environment of a pod's container, which tell torchrun and the trainer their place in the gang."""
+"""Arguments and environment of a pod's container: the place of torchrun and the trainer in the gang."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ from hftitan_operator.core import naming, sizing
 from hftitan_operator.core.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, TERMINATION_LOG, TMP_DIR
 
 RENDEZVOUS_SECONDS = 86_400
-"""torchrun never gives up waiting for its peers: a pod may sit in a scheduler's queue for hours, and whether to wait
-or to start anew is the operator's decision. A peer that dies breaks the connection at once."""
+"""One day: pods may wait in a scheduler's queue for hours, and the operator decides when to restart, not torchrun. If
+a peer dies, the connection breaks at once."""
 WORKER_RESTARTS = 3
-"""In-place restarts by torchrun when a process dies: the pods, their images and caches stay. What no restart can mend
-(the user's mistakes) the trainer ends itself, by stopping its own torchrun, so that it is not repeated."""
+"""In-place restarts by torchrun when a process dies; pods, images and caches stay. On an error that a restart cannot
+fix (a user error), the trainer stops its own torchrun, so that torchrun does not restart it."""
 MONITOR_SECONDS = 0.5
 
 
 def arguments(job: HFTitanJob, plan: MeshPlan, index: int) -> list[str]:
-    """Of a node. Not as PET_* variables: the API server tracks the owner of each field of each variable, and a list of
-    words is one field to it. A client that only creates such pods makes 7 % more a second (median of 14 runs in turns).
+    """Return torchrun's arguments for node `index`.
+
+    Arguments instead of PET_* variables: the API server tracks the owner of every field of every variable, but an
+    argument list is one field. A client that only creates such pods creates 7 % more per second (median of 14
+    alternating runs).
     """
     conf = {
-        # Given, not guessed: torchrun's guess compares host names and misreads those of pods (pytorch#73380).
+        # Explicit, because torchrun's detection compares host names and fails for those of pods (pytorch#73380).
         "is_host": "true" if index == 0 else "false",
         "join_timeout": str(RENDEZVOUS_SECONDS),
         "read_timeout": str(RENDEZVOUS_SECONDS),
     }
-    # After SIGTERM torchrun would kill its workers at 30 s, in the middle of their last checkpoint.
+    # By default torchrun kills its workers 30 s after SIGTERM, while they save their last checkpoint.
     shutdown = sizing.grace_seconds(job.spec.checkpoint) - sizing.SHUTDOWN_MARGIN_SECONDS
     return [
         f"--nnodes={plan.degrees.nodes}",
@@ -52,18 +55,18 @@ def arguments(job: HFTitanJob, plan: MeshPlan, index: int) -> list[str]:
 
 
 def environment(job: HFTitanJob, name: str, host: str, attempt: int, index: int, threads: int) -> list[dict[str, Any]]:
-    """`name`: of the pod; `host`: of the pod with the rendezvous."""
+    """Return the container's environment. `name` is the pod's name, `host` the name of the pod with the rendezvous."""
     meta, spec = job.metadata, job.spec
     fixed = {
-        # torchrun reads every option from PET_<OPTION> (torch/distributed/argparse_util.py): these three, since a local
-        # run puts addresses of its own in their place.
+        # torchrun reads every option from PET_<OPTION> (torch/distributed/argparse_util.py). These three are variables
+        # because a local run replaces their values.
         "PET_RDZV_ENDPOINT": f"{naming.host_fqdn(host, meta.name, meta.namespace)}:{naming.RENDEZVOUS_PORT}",
         "PET_RDZV_ID": naming.rendezvous_id(meta.uid, attempt),
-        # A name, not the address: in its order as text torchrun numbers the nodes, so that rank and index agree (and
-        # stages of a pipeline are where `hftitan plan` says). Resolved for node 0 alone, as the endpoint is.
+        # The name instead of the IP address: torchrun sorts the nodes by this text, so ranks follow the pod index (and
+        # pipeline stages are where `hftitan plan` shows them). Only the name of node 0 is resolved, as the endpoint.
         "PET_LOCAL_ADDR": naming.host_fqdn(name, meta.name, meta.namespace),
-        # torch 2.15 keeps one store over restarts in place, with the addresses of dead peers under the same keys: more
-        # than half of such restarts hang or fail. With this each round of the rendezvous has a store of its own.
+        # torch 2.15 reuses one store after in-place restarts, and its keys hold the addresses of dead peers: more than
+        # half of these restarts hang or fail. With this variable each rendezvous round has its own store.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         ENV_CONFIG: f"{CONFIG_DIR}/{naming.CONFIG_KEY}",
         ENV_OUTPUT: OUTPUT_DIR,
@@ -74,7 +77,7 @@ def environment(job: HFTitanJob, name: str, host: str, attempt: int, index: int,
     theirs = {var.name for var in spec.pod.env}
     defaults = {
         "HF_HOME": CACHE_DIR,
-        "HOME": TMP_DIR,  # the root file system is read-only, and compilers write below HOME
+        "HOME": TMP_DIR,  # the root filesystem is read-only, and compilers write below HOME
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
     }
@@ -89,5 +92,5 @@ def environment(job: HFTitanJob, name: str, host: str, attempt: int, index: int,
 
 
 def _from_secret(name: str, secret: SecretKey) -> dict[str, Any]:
-    """By reference: the value is in no object that the operator writes or reads."""
+    """Reference a Secret: no object that the operator reads or writes contains the value."""
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}

@@ -1,4 +1,4 @@
-"""Time limits of an attempt: a start or a step that takes too long, a pod that never starts."""
+"""Computes the time limits of an attempt: for its start, for its steps, and for pods that do not start."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from hftitan_operator.core.classify import Cause
 from hftitan_operator.core.state import PodView
 
 STUCK_DELETION_SECONDS = 30
-"""After the end of a pod's grace period; from then on one that should be gone is taken as deleted."""
+"""Time after the end of a pod's grace period at which a pod that still exists counts as deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """At `due` (Unix time) the attempt ends for this cause, unless something moves first."""
+    """A limit: at `due` (Unix time) the attempt ends with this cause."""
 
     due: float
     cause: Cause
 
 
 def current(progress: Progress | None, attempt: int) -> Progress | None:
-    """The progress when it is this attempt's; a document left over from another one says nothing about this."""
+    """Return the progress if it is of this attempt, else None."""
     return progress if progress is not None and progress.attempt == attempt else None
 
 
 def stepping(progress: Progress | None) -> bool:
-    """The first step is finished, so that from now on the steps are watched, not the start."""
+    """Return whether the first step is finished: from then on the hang timeout applies, not the startup timeout."""
     if progress is None or progress.phase in ("starting", "loading"):
         return False
     return progress.phase != "training" or progress.step > (progress.resumed_from or 0)
@@ -45,19 +45,19 @@ def timers(
     *,
     blind: bool = False,
 ) -> Iterator[Timer]:
-    """All timers of an attempt. `progress` must be of this attempt or None.
+    """Yield all timers of an attempt. `progress` must be of this attempt or None.
 
-    `blind`: node 0 is ready but we cannot reach it, so its steps are not judged: a NetworkPolicy must not end a healthy
-    job. A trainer that hangs so badly that it answers nobody is not ready either.
+    `blind`: node 0 is ready but the operator cannot reach it, so no timer watches its steps: a NetworkPolicy must not
+    end a healthy job. A trainer that does not answer the kubelet is not ready, and its timers run.
     """
     for pod in pods:
         if pod.deletion_deadline is not None and not classify.finished(pod):
             yield Timer(pod.deletion_deadline + STUCK_DELETION_SECONDS, classify.missing(pod.name, pod.index))
         if pod.phase == "Pending" and pod.reason in reasons.MAY_START and pod.created_at is not None:
-            said = f" ({pod.message})" if pod.message else ""
+            details = f" ({pod.message})" if pod.message else ""
             message = (
                 f"pod {pod.name} could not start for {clock.duration(policy.startup_timeout_seconds)}: "
-                f"{pod.reason}{said}"
+                f"{pod.reason}{details}"
             )
             cause = Cause(0, pod.index, reasons.POD_CANNOT_START, message, fatal=True)
             yield Timer(pod.created_at + policy.startup_timeout_seconds, cause)
@@ -74,8 +74,8 @@ def _steps(
     progress: Progress | None,
     plan: MeshPlan,
 ) -> Timer:
-    # What was seen in an earlier pass of this attempt still counts when /progress is silent now; what an earlier
-    # attempt left does not, or a healthy restart would be killed for its predecessor's silence.
+    # Progress from an earlier pass of this attempt counts if /progress does not answer now. Progress of an earlier
+    # attempt does not count: it would end a healthy restart.
     seen = (clock.maybe_unix(status.progress.updated) if status.progress else None) or 0.0
     moved = max(started, progress.updated if progress else 0.0, seen)
     if stepping(progress) or (progress is None and seen > started and status.phase == "Running"):
@@ -83,21 +83,21 @@ def _steps(
         doing = "no progress report"
         if progress is not None:
             doing = f"{progress.phase} after step {progress.step}"
-        message = f"no progress for {clock.duration(limit)} ({doing}{_silent(pods, plan)})"
+        message = f"no progress for {clock.duration(limit)} ({doing}{_unresponsive(pods, plan)})"
         return Timer(moved + limit, Cause(0, 0, reasons.HUNG, message))
-    # Counted anew from each phase (loading a large checkpoint, then the first step) and from each restart of the
-    # workers in place: what moves is not dead.
+    # The limit starts again with each phase (loading a large checkpoint, then the first step) and with each in-place
+    # restart of the workers, because these are signs of life.
     limit = policy.startup_timeout_seconds
     doing = progress.phase if progress is not None else "no progress report"
-    message = f"no step finished within {clock.duration(limit)} ({doing}{_silent(pods, plan)})"
+    message = f"no step finished within {clock.duration(limit)} ({doing}{_unresponsive(pods, plan)})"
     return Timer(moved + limit, Cause(0, 0, reasons.STARTUP_TIMEOUT, message))
 
 
-def _silent(pods: Sequence[PodView], plan: MeshPlan) -> str:
-    """Names the pods that do not answer while others do, and where their first rank sits on the mesh."""
-    silent = [pod for pod in pods if not pod.ready and not classify.finished(pod)]
-    if not silent or len(silent) == len(pods):
+def _unresponsive(pods: Sequence[PodView], plan: MeshPlan) -> str:
+    """Name the pods that are not ready while others are, with the mesh coordinates of the first one's first rank."""
+    unready = [pod for pod in pods if not pod.ready and not classify.finished(pod)]
+    if not unready or len(unready) == len(pods):
         return ""
-    first = silent[0]
-    more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+    first = unready[0]
+    more = f" and {len(unready) - 1} more" if len(unready) > 1 else ""
     return f"; unresponsive: pod {first.name}, {classify.ranks_text(first.index, plan)}{more}"

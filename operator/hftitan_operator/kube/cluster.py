@@ -1,8 +1,8 @@
 """The Kubernetes adapter of the port: jobs are custom resources.
 
-Observing costs no request: lists and watches keep stores of small values (store.py) up to date, and every answer
-to a write of ours goes there as well, so that a pass sees what the pass before it did. Writes are safe to repeat: names
-are functions of the job, deletions and status writes name the uid and version that they mean.
+Observing needs no request: lists and watches update stores of small values (store.py). Responses to the operator's own
+writes also go into the stores, so that a pass sees the writes of the pass before it. Writes are idempotent: names
+depend only on the job, and deletions and status writes have preconditions on UID and resource version.
 """
 
 from __future__ import annotations
@@ -53,33 +53,34 @@ from hftitan_operator.port import Conflict, Denied
 log = logging.getLogger(__name__)
 
 WRITES_AT_ONCE = 28
-"""More gain nothing (16 to 96 tried: bench/operate.py), and its fair queueing begins to refuse."""
+"""More concurrent writes are not faster (measured with 16 to 96 in bench/operate.py), and API Priority and Fairness
+starts to reject requests."""
 STATUS_PATIENCE_SECONDS, EVENT_PATIENCE_SECONDS = 4.0, 8.0
-"""When more is to be written than that, pods come first: GPUs wait for them. What is told of them has so much time."""
+"""Seconds that status writes and events may wait while pods, for which GPUs wait, are written first."""
 EVENTS_WAITING = 2000
-NO_CRD = f"the resource {PLURAL}.{GROUP} is not installed: hftitan crd | kubectl apply -f -"
+NO_CRD = f"the CRD {PLURAL}.{GROUP} is not installed; run: hftitan crd | kubectl apply -f -"
 COMPONENT = naming.MANAGED_BY
 _PLURALS = {"Pod": "pods", "Service": "services", "ConfigMap": "configmaps"}
 
 
 class KubeCluster:
-    """Implements ClusterPort. `wake` is called with a job's key whenever something about it is new.
+    """Implements ClusterPort. Calls `wake` with a job's key whenever the job or its objects change.
 
-    `async with` runs the lists and watches; `synced()` waits until the first lists are in. Of jobs, only lists are made
-    here: `jobs` is fed by whoever watches them (handlers.py).
+    `async with` runs the lists and watches; `synced()` waits for the first lists. Jobs are only listed here;
+    handlers.py watches them and updates `jobs`.
     """
 
     def __init__(self, api: KubeApi, namespaces: Sequence[str] = (), wake: Callable[[Key], None] = lambda key: None):
-        """`namespaces`: those served; none: all."""
+        """`namespaces` are the namespaces to serve; all if empty."""
         self.api = api
         self.progress: dict[str, Progress] = {}
-        """The newest /progress of node 0, by the uid of the job."""
+        """The newest /progress of node 0, by the UID of the job."""
         self.unreachable: set[str] = set()
-        """Uids of jobs whose node 0 has not answered us several times in a row."""
-        self.told: Callable[[HFTitanJob, Event], None] = lambda job, event: None
-        """Hears every event as well."""
-        self.wrote: Callable[[HFTitanJob, JobStatus], None] = lambda job, status: None
-        """Hears of every status that was written: the job as it was, and its new status."""
+        """UIDs of the jobs whose node 0 did not answer several times in a row."""
+        self.on_event: Callable[[HFTitanJob, Event], None] = lambda job, event: None
+        """Called with every event."""
+        self.on_status: Callable[[HFTitanJob, JobStatus], None] = lambda job, status: None
+        """Called after every status write, with the job before the write and its new status."""
         self.jobs = Store[JobRecord](job_record, self._job_changed)
         self.pods = Store[PodRecord](pod_record, lambda record: wake(record.key))
         self._services = Store[ObjectRecord](object_record, lambda record: wake(record.key))
@@ -89,7 +90,7 @@ class KubeCluster:
         self._writes = Turns(WRITES_AT_ONCE)
         self._events: asyncio.Queue[Json] = asyncio.Queue(EVENTS_WAITING)
         self._gone_nodes: set[str] = set()
-        """Those that were seen to go while pods were bound to them."""
+        """Nodes that were deleted while pods were bound to them."""
         self._nodes_as_of = 0
         """The resource version of the newest list of nodes."""
         self._node_list = Reflector(api, "/api/v1/nodes", self._nodes, optional=True, listed=self._nodes_listed)
@@ -139,11 +140,11 @@ class KubeCluster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def synced(self) -> None:
-        """Returns when everything that is there now is known."""
+        """Wait until the first list of every kind is complete."""
         await asyncio.gather(*(reflector.synced.wait() for reflector in self._reflectors))
 
     def unlisted(self) -> list[str]:
-        """What is not known yet, and why."""
+        """Return the lists that are not complete yet, with the reason."""
         return [reflector.waits_for for reflector in self._reflectors if not reflector.synced.is_set()]
 
     # --- the port -------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ class KubeCluster:
     async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
         record = self.job((job.metadata.namespace, job.metadata.name))
         stale = record.view.stale_status if record is not None else ()
-        # A first status is sent whole: what equals a default is there for kubectl and dashboards to see.
+        # The first status is sent in full, so that kubectl and dashboards also see values that equal the defaults.
         before = {} if job.status == JobStatus() else job.status.to_dict()
         changes = {**dict.fromkeys(stale), **views.status_patch(before, status.to_dict())}
         patch = {
@@ -203,26 +204,26 @@ class KubeCluster:
                 return
             if error.status == 409:
                 await self._refresh(job)
-                raise Conflict(f"the job changed meanwhile: {error}") from error
+                raise Conflict(f"the job changed concurrently: {error}") from error
             raise
         self.jobs.put(written)
-        self.wrote(job, status)
+        self.on_status(job, status)
 
     async def emit(self, job: HFTitanJob, event: Event) -> None:
-        """Queued: nothing waits for what only humans read, and when thousands wait already it is dropped."""
-        self.told(job, event)
+        """Queue the event: no pass waits for it. A full queue drops the event."""
+        self.on_event(job, event)
         with contextlib.suppress(asyncio.QueueFull):
             self._events.put_nowait(_event(job, event))
 
     # --- beyond the port --------------------------------------------------------------------------------------
 
     def job(self, key: Key) -> JobRecord | None:
-        """The job of this name; of one that was deleted and made anew in a moment, the newer."""
+        """Return the job of this name. If it was deleted and created again quickly, return the newer job."""
         found = self.jobs.group(key)
         return max(found, key=lambda r: self.jobs.version(r.view.job.metadata.uid), default=None)
 
     def nodes_known(self) -> bool:
-        """Whether losses of nodes are seen: without the right to list nodes they are not."""
+        """Return whether lost nodes are detected; that needs permission to list nodes."""
         return self._node_list.synced.is_set() and not self._node_list.denied
 
     # --- writes ---------------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ class KubeCluster:
         kind, name, namespace = manifest["kind"], manifest["metadata"]["name"], job.metadata.namespace
         collection = f"/api/v1/namespaces/{namespace}/{_PLURALS[kind]}"
         try:
-            # The rest of the answer is what was sent; what the server adds to it, the watch tells.
+            # Metadata is enough: the rest was sent in the request, or arrives with the watch.
             made = await self.api.request("POST", collection, manifest, accept=METADATA_ONLY)
         except ApiError as error:
             if error.reason == "AlreadyExists":
@@ -243,14 +244,16 @@ class KubeCluster:
         self._store(kind).put(made)
 
     async def _adopt(self, job: HFTitanJob, kind: str, path: str) -> Json:
-        """The object that has the name already: ours from an earlier try, or somebody's."""
+        """Return the existing object of this name if the job owns it, from an earlier pass. Else raise Denied."""
         found = await self.api.request("GET", path)
         if views.owner_uid(found) == job.metadata.uid:
             return found
         name = found["metadata"]["name"]
         if found["metadata"].get("deletionTimestamp"):
             raise Denied(f"{kind} {name} of an earlier owner is still being deleted")
-        raise Denied(f"a {kind} named {name} is there already and is not this job's; delete it, or rename the job")
+        raise Denied(
+            f"a {kind} named {name} already exists and does not belong to this job; delete it, or rename the job"
+        )
 
     async def _delete_pod(self, namespace: str, name: str, uid: str, grace: int | None) -> None:
         options: Json = {} if grace is None else {"gracePeriodSeconds": grace}
@@ -261,7 +264,7 @@ class KubeCluster:
             self.pods.forget(uid)
 
     async def _delete(self, path: str, uid: str, options: Json) -> Json | None:
-        """What is left of it, or None when it was gone (or replaced by another of the same name) already."""
+        """Delete the object with this UID. Return its last state, or None if it was already gone or replaced."""
         try:
             return await self.api.request("DELETE", path, {**options, "preconditions": {"uid": uid}})
         except ApiError as error:
@@ -269,16 +272,19 @@ class KubeCluster:
                 return None
             if error.status != 409:
                 raise
-            await self._replaced(path, uid, error)
+            await self._check_replaced(path, uid, error)
             return None
 
-    async def _replaced(self, path: str, uid: str, error: ApiError) -> None:
-        """A deletion conflicts when the uid is another one, or when the object changed at that very moment; then
-        `Conflict`. A pod that is wrongly taken for gone would have the next attempt beside it."""
+    async def _check_replaced(self, path: str, uid: str, error: ApiError) -> None:
+        """Raise `Conflict` if the object with this UID still exists after a deletion conflict.
+
+        A deletion conflicts if the UID differs, or if the object changed at the same time. If a pod that still runs
+        counted as gone, the next attempt would start beside it.
+        """
         try:
             found = await self.api.request("GET", path)
-        except ApiError as answer:
-            if answer.status == 404:
+        except ApiError as response:
+            if response.status == 404:
                 return
             raise
         if found["metadata"]["uid"] == uid:
@@ -302,11 +308,11 @@ class KubeCluster:
                 failures = 0
             except OSError as error:
                 failures += 1
-                log.log(level(failures), "event %s is lost: %s", event["metadata"]["name"], error)
+                log.log(level(failures), "event %s was not written: %s", event["metadata"]["name"], error)
             finally:
                 self._events.task_done()
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    # --- stores ---------------------------------------------------------------------------------------------
 
     def _store(self, kind: str) -> Store[Any]:
         stores: dict[str, Store[Any]] = {"Pod": self.pods, "Service": self._services, "ConfigMap": self._configs}
@@ -317,7 +323,7 @@ class KubeCluster:
             return pod
         found = self._node(pod.node)
         if found is None:
-            # A pod may be bound to a node that was not seen yet. One that a newer list does not hold is gone.
+            # The pod may be bound to a node that is not listed yet. A node that a newer list lacks was deleted.
             gone = pod.node in self._gone_nodes or self.pods.version(pod.uid) <= self._nodes_as_of
             return replace(pod, node_lost=True, node_gone=True) if gone else pod
         return pod if found.ready else replace(pod, node_lost=True)

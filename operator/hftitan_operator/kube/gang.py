@@ -1,7 +1,7 @@
-"""Objects of gang schedulers on a Kubernetes API server that may not serve their kinds.
+"""Creates, deletes and checks objects of gang schedulers, whose kinds the API server may not serve.
 
-A 404 may mean the namespace, the object or the kind. Which of them says the API's own discovery: only when it answers,
-and without the kind, is the scheduler known not to be installed.
+A 404 may mean that the namespace, the object or the kind is missing. API discovery decides: the scheduler counts as not
+installed only if discovery answers and does not list the kind.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from hftitan_operator.kube.api import METADATA_ONLY, ApiError, KubeApi
 from hftitan_operator.port import Denied, Unserved
 
 NOT_NOW = frozenset({401, 408, 409, 410, 425, 429})
-"""Answers that say nothing against the object: the same request may pass a moment later."""
+"""Statuses that do not reject the object: a retry may succeed."""
 PLURAL = "podgroups"
 
 
 def passing(error: ApiError) -> bool:
-    """Whether the same request may pass a moment later."""
+    """Return whether a retry of the same request may succeed."""
     return error.status in NOT_NOW or error.status >= 500
 
 
 async def create(api: KubeApi, manifest: Manifest) -> None:
-    """Create a PodGroup. One of this name is the job's own from an earlier try: the name has its uid in it."""
+    """Create a PodGroup. An existing one belongs to the job, from an earlier pass: its name contains the job's UID."""
     api_version, metadata = manifest["apiVersion"], manifest["metadata"]
     try:
         await api.request("POST", _path(api_version, metadata["namespace"], PLURAL), manifest, accept=METADATA_ONLY)
@@ -32,7 +32,7 @@ async def create(api: KubeApi, manifest: Manifest) -> None:
 
 
 async def delete(api: KubeApi, namespace: str, action: DeletePodGroup) -> None:
-    """Delete a PodGroup. One that may not be deleted goes with its job: no attempt waits for it."""
+    """Delete a PodGroup. If the server rejects that, it is deleted with its job; no attempt waits for it."""
     try:
         await api.request("DELETE", f"{_path(action.api_version, namespace, PLURAL)}/{action.name}")
     except ApiError as error:
@@ -41,7 +41,7 @@ async def delete(api: KubeApi, namespace: str, action: DeletePodGroup) -> None:
 
 
 async def require(api: KubeApi, namespace: str, action: Require) -> None:
-    """Raises Denied when there is no such object in the namespace, Unserved when there can be none."""
+    """Raise Denied if the object does not exist in the namespace, Unserved if the cluster does not serve its kind."""
     path = f"{_path(action.api_version, namespace, action.resource)}/{action.name}"
     try:
         await api.request("GET", path, accept=METADATA_ONLY)
@@ -53,7 +53,7 @@ async def _refused(api: KubeApi, api_version: str, resource: str, what: str, err
     if passing(error):
         raise error
     if error.status == 404 and not await _served(api, api_version, resource):
-        raise Unserved(f"{what}: there is no {resource} of {api_version} here") from error
+        raise Unserved(f"{what}: this cluster does not serve {resource} of {api_version}") from error
     raise Denied(f"{what}: {error}") from error
 
 

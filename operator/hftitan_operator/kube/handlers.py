@@ -1,7 +1,7 @@
 """The kopf handler that watches HFTitanJobs. It updates the store, which wakes the job.
 
-Only `on.event` handlers: they write nothing. kopf's create, update, delete and daemon handlers put finalizers and
-annotations on the user's objects, and repeat an error after a minute.
+It is an `on.event` handler because these do not write. kopf's create, update, delete and daemon handlers add finalizers
+and annotations to users' objects, and retry an error only after a minute.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Backoffs:
-    """kopf gives a request up after the last of these, and itself with it; so there is no last one."""
+    """An endless sequence of pauses in seconds: after the last one kopf would stop."""
 
     def __iter__(self) -> Iterator[float]:
         failures = 0
@@ -32,7 +32,7 @@ class Backoffs:
 
 
 class NoDiffs(kopf.DiffBaseStorage):
-    """Nobody here asks what changed; to be able to say it, kopf copies each object twice at each event."""
+    """Disables kopf's diffs: they copy each object twice at each event, and no handler needs them."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -49,7 +49,7 @@ def registry(api: KubeApi, cluster: KubeCluster) -> kopf.OperatorRegistry:
 
     @kopf.on.login(registry=handlers)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        """The same access as the rest of the operator. Asked for again whenever the server says 401."""
+        """Use the same access as the rest of the operator. kopf calls this again after a 401."""
         session = api.new_session(await api.authorization())
         return kopf.AiohttpSession(server=api.server, aiohttp_session=session)
 
@@ -66,8 +66,8 @@ def registry(api: KubeApi, cluster: KubeCluster) -> kopf.OperatorRegistry:
 def settings() -> kopf.OperatorSettings:
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
-    chosen.scanning.disabled = True  # watching all CRDs and namespaces would take rights over the whole cluster
-    chosen.peering.standalone = True  # two replicas agree by a Lease
+    chosen.scanning.disabled = True  # scanning CRDs and namespaces needs cluster-wide permissions
+    chosen.peering.standalone = True  # replicas use a Lease instead
     chosen.watching.chunk_size = PAGE
     chosen.watching.server_timeout = 270
     chosen.networking.error_backoffs = Backoffs()
@@ -80,19 +80,19 @@ def settings() -> kopf.OperatorSettings:
 async def watch(
     api: KubeApi, cluster: KubeCluster, namespaces: Sequence[str] = (), started: Callable[[], None] = lambda: None
 ) -> None:
-    """Runs kopf until cancelled. What kopf takes for fatal (say, an error inside a watch) only makes it start anew.
+    """Run kopf until cancelled. An error that stops kopf (for example inside a watch) restarts it.
 
-    `started` is called after each start: kopf has then put its own signal handlers in place.
+    `started` is called after each start, because kopf then has replaced the signal handlers.
     """
     failures = 0
     while True:
         began = asyncio.get_running_loop().time()
-        # Not kopf.operator(): when that ends, it cancels every task of the event loop that it did not know before.
+        # Not kopf.operator(): when that ends, it cancels all tasks of the event loop that started after it.
         tasks = await kopf.spawn_tasks(
             registry=registry(api, cluster),
             settings=settings(),
-            # Never told to anybody (standalone), but kopf's own guess fails for a user id without a name, which is what
-            # a container has: getpass in kopf/_core/engines/peering.py.
+            # Unused with `standalone`, but kopf's default (getpass in kopf/_core/engines/peering.py) fails for a user
+            # ID without a name, as in a container.
             identity=cast(Any, PLURAL),
             standalone=True,
             clusterwide=not namespaces,
@@ -107,5 +107,5 @@ async def watch(
             await asyncio.gather(*tasks, return_exceptions=True)
         reasons = [task.exception() for task in done if not task.cancelled()]
         failures = 1 if asyncio.get_running_loop().time() - began > 60 else failures + 1
-        log.warning("the watch on %s.%s ended (%s); starting it anew", PLURAL, GROUP, next(filter(None, reasons), ""))
+        log.warning("the watch on %s.%s ended (%s); restarting it", PLURAL, GROUP, next(filter(None, reasons), ""))
         await asyncio.sleep(backoff(failures))

@@ -1,10 +1,10 @@
 """Leader election with a Lease (coordination.k8s.io): one of several replicas is active, the others stand by.
 
-Not kubernetes.aio.leaderelection: that never gives the lease back, so that every orderly hand-over takes the whole
-lease, and it goes by the wall clock. kopf's own peering is no lock at all.
+kubernetes.aio.leaderelection is not used: it never releases the lease, so that every orderly takeover lasts the whole
+lease duration, and it uses the wall clock. kopf's peering is not a lock.
 
-A replica trusts a lease only as long as it has itself seen it unchanged for less than the lease's duration, by its own
-monotonic clock: clocks of two machines are never compared (as in client-go's leaderelection.go).
+A lease of another replica expires when this replica has observed it unchanged for the lease duration, measured with its
+own monotonic clock. Clocks of two machines are never compared (as in client-go's leaderelection.go).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 DURATION_SECONDS = 10.0
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = 0.5
-"""Of a replica that waits: so a lease that was given back is taken within half a second."""
+"""Interval of a waiting replica: it acquires a released lease within half a second."""
 REQUEST_SECONDS = 3.0
 
 
@@ -41,25 +41,25 @@ class Lease:
     _seen_at: float = 0.0
 
     def held(self) -> bool:
-        """Whether this replica may write now. False from the moment that another one might take over."""
+        """Return whether this replica may write now. False as soon as another replica can take over."""
         return time.monotonic() < self._held_until
 
     async def acquire(self) -> None:
-        """Returns once the lease is held."""
+        """Wait until this replica holds the lease."""
         failures = 0
         while True:
             try:
                 if await self._try():
-                    log.info("%s leads (%s/%s)", self.identity, self.namespace, self.name)
+                    log.info("%s is the leader (lease %s/%s)", self.identity, self.namespace, self.name)
                     return
                 failures = 0
             except OSError as error:
                 failures += 1
-                log.log(level(failures), "lease: %s; trying again", error)
+                log.log(level(failures), "lease not acquired: %s; retrying", error)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def renew(self) -> None:
-        """Renews the lease until it is lost, and returns then: the process must not act any more."""
+        """Renew the lease until it is lost, then return: the process must not write any more."""
         while self.held():
             await asyncio.sleep(min(RENEW_SECONDS, max(0.0, self._held_until - time.monotonic())))
             try:
@@ -71,7 +71,7 @@ class Lease:
                 log.warning("lease not renewed: %s", error or type(error).__name__)
 
     async def release(self) -> None:
-        """Gives the lease back, so that another replica need not wait for its end."""
+        """Release the lease, so that another replica does not wait until it expires."""
         if not self.held():
             return
         self._held_until = 0.0
@@ -81,10 +81,10 @@ class Lease:
                 lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
                 await self._write("PUT", f"{self._collection}/{self.name}", lease)
         except OSError as error:
-            log.warning("lease not given back: %s", error)
+            log.warning("lease not released: %s", error)
 
     async def _try(self) -> bool:
-        """One try to take or to renew the lease; whether it is held."""
+        """Try once to acquire or renew the lease; return whether it is held."""
         began = time.monotonic()
         lease = await self._read()
         if lease is None:
@@ -111,7 +111,7 @@ class Lease:
         try:
             await self._write(method, path, lease)
         except ApiError as error:
-            if error.status == 409:  # another one was faster
+            if error.status == 409:  # another replica was faster
                 return False
             raise
         self._held_until = began + self.duration

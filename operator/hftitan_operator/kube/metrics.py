@@ -1,4 +1,4 @@
-"""The operator's own metrics, named in hftitan_api.metric_names. Values from job statuses are read at each scrape."""
+"""The operator's metrics, named in hftitan_api.metric_names. Values from job statuses are read at each scrape."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
 
 
 class OperatorMetrics:
-    """What this process does; `registry` takes a JobsCollector beside it."""
+    """Metrics of this process. A JobsCollector can be added to `registry`."""
 
     def __init__(self, version: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nothing reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each metric, unused
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         info = Gauge(
@@ -57,7 +57,7 @@ class OperatorMetrics:
         self._events = _counter(names.JOB_EVENTS, self.registry)
         self._restarts = _counter(names.RESTARTS, self.registry)
         for reason in {*reasons.ATTEMPT_ENDS, *get_args(ExitReason)} - {"Completed"}:
-            self._restarts.labels(reason=reason)  # from 0: Prometheus sees no increase in a series that begins at 1
+            self._restarts.labels(reason=reason)  # start at 0: Prometheus sees no increase in a series that starts at 1
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -72,13 +72,13 @@ class OperatorMetrics:
         self._events.labels(type=event.type, reason=event.reason).inc()
 
     def wrote(self, job: HFTitanJob, status: JobStatus) -> None:
-        """`job` carries the status before. The end of an attempt and the next one may be one write."""
+        """Count a restart. `job` has the status before the write; one write may end an attempt and start the next."""
         if status.restarts > job.status.restarts and status.restart_history:
             self._restarts.labels(reason=status.restart_history[-1].reason).inc()
 
 
 class JobsCollector(Collector):
-    """Families over all jobs as last seen, made when somebody asks."""
+    """Collects metrics of all jobs from their last observed state, at each scrape."""
 
     def __init__(self, jobs: Iterable[HFTitanJob]) -> None:
         self._jobs = jobs

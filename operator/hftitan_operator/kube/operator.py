@@ -36,9 +36,9 @@ from hftitan_operator.step import step
 log = logging.getLogger(__name__)
 
 WORKERS = 256
-"""Jobs in work at once; what bounds the load on the API server is KubeCluster's own limit on writes."""
+"""Concurrent passes; KubeCluster limits the concurrent writes to the API server."""
 LAST_PASSES_SECONDS = 1.0
-"""On SIGTERM, for the passes that are under way. A pass cut short costs nothing but its repetition."""
+"""Time for running passes after SIGTERM. An interrupted pass is simply repeated."""
 LEASE_NAME = "hftitan-operator"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 EXIT_LEASE_LOST = 1
@@ -47,37 +47,37 @@ EXIT_LEASE_LOST = 1
 @dataclass(frozen=True, slots=True)
 class Options:
     namespaces: tuple[str, ...] = ()
-    """Served; none: all."""
+    """Namespaces to serve; all if empty."""
     kubeconfig: str | None = None
     context: str | None = None
     leader_elect: bool = False
     lease_namespace: str | None = None
-    """Default: the pod's own."""
+    """Default: the pod's namespace."""
     defaults: PodDefaults = NO_DEFAULTS
-    """Of spec.pod, for jobs that leave it out."""
+    """Defaults of spec.pod for fields that a job omits."""
     host: str = "0.0.0.0"
     port: int = 8080
-    """Of /metrics, /healthz and /readyz; 0: none."""
+    """Port of /metrics, /healthz and /readyz; 0 disables them."""
 
 
 class Operator:
-    """The parts, and how they are started and stopped."""
+    """Starts and stops the parts of the operator."""
 
     def __init__(self, api: KubeApi, options: Options) -> None:
         self._api, self._options = api, options
         self._queue = WorkQueue[Key](self._pass, WORKERS)
-        self._queue.failed = self._failed
+        self._queue.on_error = self._failed
         self._cluster = KubeCluster(api, options.namespaces, self._queue.wake)
-        self._cluster.told = self._told
+        self._cluster.on_event = self._on_event
         self._metrics = OperatorMetrics(version("hftitan"))
-        self._cluster.wrote = self._metrics.wrote
+        self._cluster.on_status = self._metrics.wrote
         self._metrics.queue_depth.set_function(lambda: self._queue.depth)
         self._ready = False
         self._stop = asyncio.Event()
         api.observe_request = self._metrics.request
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT."""
+        """Run until SIGTERM or SIGINT."""
         defaults = self._options.defaults.model_dump_json(by_alias=True, exclude_defaults=True)
         if defaults != "{}":
             log.info("defaults for jobs: %s", defaults)
@@ -104,7 +104,9 @@ class Operator:
     async def _serve(self) -> None:
         began = time.monotonic()
         await self._cluster.synced()
-        log.info("%d jobs, %d pods known after %.1f s", len(self._cluster.jobs), len(self._cluster.pods), _since(began))
+        log.info(
+            "listed %d jobs and %d pods in %.1f s", len(self._cluster.jobs), len(self._cluster.pods), _since(began)
+        )
         async with asyncio.TaskGroup() as tasks:
             watch = handlers.watch(self._api, self._cluster, self._options.namespaces, self._catch_signals)
             tasks.create_task(watch)
@@ -113,9 +115,10 @@ class Operator:
             if lease is not None:
                 await lease.acquire()
                 self._api.may_write = lease.held
-                tasks.create_task(_leave_when_lost(lease))
+                tasks.create_task(_exit_when_lost(lease))
             self._metrics.leader.set(1)
-            self._metrics.registry.register(JobsCollector(_Jobs(self._cluster)))  # here: one replica tells of the jobs
+            # Only the leader exports metrics of jobs.
+            self._metrics.registry.register(JobsCollector(_Jobs(self._cluster)))
             try:
                 await self._act()
             finally:
@@ -123,7 +126,7 @@ class Operator:
                     await lease.release()
 
     async def _act(self) -> None:
-        """What only the leader does."""
+        """Reconcile jobs and poll their progress; only the leader does this."""
         for key in self._cluster.jobs.job_keys():
             self._queue.wake(key)
         work = asyncio.create_task(self._queue.run())
@@ -159,7 +162,7 @@ class Operator:
         unexpected = not isinstance(error, OSError | Conflict)
         log.log(logging.ERROR if unexpected else logging.WARNING, "%s/%s: %s", *key, error, exc_info=unexpected)
 
-    def _told(self, job: HFTitanJob, event: Event) -> None:
+    def _on_event(self, job: HFTitanJob, event: Event) -> None:
         self._metrics.told(event)
         level = logging.WARNING if event.type == "Warning" else logging.INFO
         log.log(level, "%s/%s: %s: %s", job.metadata.namespace, job.metadata.name, event.reason, event.message)
@@ -175,7 +178,7 @@ class Operator:
             return web.Response(text="ok\n")
 
         async def ready(_: web.Request) -> web.Response:
-            # A replica that waits for the lease is ready as well: ready to take over.
+            # A replica that waits for the lease is also ready: it can take over.
             if self._ready:
                 return web.Response(text="ok\n")
             return web.Response(text="\n".join([*self._cluster.unlisted(), ""]), status=503)
@@ -196,7 +199,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class _Jobs:
-    """All jobs at the time of each iteration."""
+    """Iterates over all jobs that exist at the time of the iteration."""
 
     cluster: KubeCluster
 
@@ -204,10 +207,10 @@ class _Jobs:
         return (record.view.job for record in self.cluster.jobs.all())
 
 
-async def _leave_when_lost(lease: Lease) -> None:
-    """Another replica acts now. Nothing is tidied up: whatever this one would still do could be wrong."""
+async def _exit_when_lost(lease: Lease) -> None:
+    """Exit when the lease is lost, without cleaning up: another replica acts now, so any further write may be wrong."""
     await lease.renew()
-    log.critical("the lease is lost; leaving")
+    log.critical("the lease is lost; exiting")
     logging.shutdown()
     os._exit(EXIT_LEASE_LOST)
 
@@ -224,19 +227,20 @@ def _since(began: float) -> float:
 
 
 async def operate(options: Options) -> None:
-    """Raises OSError when there is no cluster to talk to."""
+    """Run the operator. Raises OSError without access to a cluster."""
     configuration = await load_configuration(options.kubeconfig, options.context)
     async with KubeApi(configuration) as api:
         await Operator(api, options).run()
 
 
 NESTING = 25_000
-"""An API server takes objects nested 10,000 deep where a schema lets it, and one of them must not end the reading of
-all: Python's JSON reader counts its levels against the interpreter's recursion limit, 1,000."""
-
+"""Recursion limit. An API server accepts objects with 10,000 nested levels where the schema allows it, and Python's
+JSON reader fails at the default limit of 1,000. One such object must not prevent the operator from reading the others.
+"""
 
 COLLECT_EVERY = 10_000
-"""New objects (Python: 700). A collection of all was a pause of 50 to 100 ms, every thirty jobs, and found nothing."""
+"""New objects before a garbage collection (Python's default: 700). Full collections paused the operator for 50 to
+100 ms every thirty jobs and freed nothing."""
 
 
 def main(options: Options, level: str = "info") -> None:
@@ -244,6 +248,6 @@ def main(options: Options, level: str = "info") -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     for noisy in ("kopf", "aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    gc.freeze()  # what the imports made stays to the end
+    gc.freeze()  # objects of the imports live until the end
     gc.set_threshold(COLLECT_EVERY)
     uvloop.run(operate(options))

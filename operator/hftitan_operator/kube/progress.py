@@ -1,4 +1,4 @@
-"""Polls node 0 of every running job for its progress. The pace scales to a thousand jobs and never blocks a step."""
+"""Polls node 0 of every running job for its progress, at a rate that scales to a thousand jobs."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from hftitan_operator.net import fetch_progress
 
 POLL_SECONDS = 2.0
 JOBS_PER_SECOND = 100
-"""More jobs than so many in POLL_SECONDS are asked less often."""
+"""Maximum polling rate; with more jobs, each job is polled less often."""
 AT_ONCE = 64
 WRITE_SECONDS = 5.0
-"""A step that moved is worth a status write this often, for one job."""
+"""Minimum time between two status writes of one job that only show a new step."""
 WRITES_PER_SECOND = 20
-"""And over all jobs at most so many: a thousand jobs show a new step every fifty seconds."""
+"""Maximum rate of such writes over all jobs: with a thousand jobs, each shows a new step every fifty seconds."""
 UNREACHABLE_AFTER = 5
-"""Times in a row without an answer."""
+"""Polls in a row without an answer."""
 
 
 class ProgressPoller:
-    """Fills `cluster.progress` and wakes a job when what changed is worth writing down."""
+    """Updates `cluster.progress` and wakes a job when a change is worth a status write."""
 
     def __init__(self, cluster: KubeCluster, wake: Callable[[Key], None]) -> None:
         self._cluster, self._wake = cluster, wake
-        self._told: dict[str, tuple[float, Progress]] = {}
-        """When each job, by uid, was last woken, and with what."""
+        self._reported: dict[str, tuple[float, Progress]] = {}
+        """When each job was last woken and with which progress, by UID."""
         self._failures: dict[str, int] = {}
-        """Times in a row that a job did not answer."""
+        """Polls in a row without an answer, by UID."""
 
     async def run(self) -> None:
         while True:
             began = time.monotonic()
             targets = self._targets()
             asked = {uid for uid, *_ in targets}
-            self._told = {uid: told for uid, told in self._told.items() if uid in asked}
+            self._reported = {uid: reported for uid, reported in self._reported.items() if uid in asked}
             self._failures = {uid: count for uid, count in self._failures.items() if uid in asked}
             gate = asyncio.Semaphore(AT_ONCE)
             pause = max(WRITE_SECONDS, len(targets) / WRITES_PER_SECOND)
@@ -49,7 +49,7 @@ class ProgressPoller:
             await asyncio.sleep(max(POLL_SECONDS - spent, len(targets) / JOBS_PER_SECOND - spent, 0.1))
 
     def _targets(self) -> list[tuple[str, Key, str, int]]:
-        """uid, key, address and port of each job whose first pod runs."""
+        """Return UID, key, address and port of each job whose first pod runs."""
         found = []
         for record in self._cluster.jobs.all():
             address = self._first_pod(record)
@@ -79,11 +79,11 @@ class ProgressPoller:
             self._wake(key)
         self._cluster.progress[uid] = new
         now = time.monotonic()
-        at, old = self._told.get(uid, (now, None))
-        # Compared with what the job was woken with, not with the last answer: the step at which a trainer hangs must
-        # not stay untold because a pause was running when it came.
+        at, old = self._reported.get(uid, (now, None))
+        # Compare with the last reported progress, not with the last answer: the step at which a trainer hangs may
+        # arrive during the pause and must still be reported.
         if old is None or matters(old, new) or (new != old and now - at >= pause):
-            self._told[uid] = (now, new)
+            self._reported[uid] = (now, new)
             self._wake(key)
 
     def _unanswered(self, uid: str, key: Key) -> None:
@@ -94,6 +94,6 @@ class ProgressPoller:
 
 
 def matters(old: Progress, new: Progress) -> bool:
-    """More than another step: a new attempt or phase, the first step, a checkpoint, a result."""
+    """Return whether more than the step changed: attempt, phase, first step, checkpoint or result."""
     fields = ("attempt", "phase", "checkpoint_step", "export_path", "resumed_from", "worker_restarts")
     return stepping(old) != stepping(new) or any(getattr(old, field) != getattr(new, field) for field in fields)

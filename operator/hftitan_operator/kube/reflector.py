@@ -1,8 +1,7 @@
 """Keeps a store equal to the API server's objects of one kind: list, watch, and list again.
 
-A watch can lose events: connections break, and proxies or bugs drop some. So the reflector also lists the kind again at
-intervals, longer ones for long lists, and corrects the differences. It decides nothing; the store knows which job an
-object concerns.
+A watch can lose events: connections break, and proxies or bugs drop events. The reflector therefore lists the kind
+again at intervals, which are longer for long lists, and corrects differences.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from hftitan_operator.kube.api import METADATA_LIST, METADATA_ONLY, ApiError, Js
 log = logging.getLogger(__name__)
 
 PAGE = 250
-"""Objects in a page: 250 pods are about 2 MB of text, and as Python values ten times that, for a moment."""
+"""Objects per page: 250 pods are about 2 MB of text, and temporarily ten times that as Python values."""
 RELIST_SECONDS = 3.0
-"""The shortest pause between two lists: an event that a watch lost is noticed within about this time."""
+"""Minimum pause between two lists: a lost watch event is corrected after about this time."""
 RELIST_SECONDS_PER_OBJECT = 0.01
-"""Reading one takes about a fiftieth of it. Not the time that a list took is the measure: one that a busy machine or a
-network held up for seconds would put the next one off for minutes."""
+"""Reading an object takes about a fiftieth of this. The pause is not a multiple of the last list's duration: after one
+slow list (busy machine, slow network) the next list would be minutes late."""
 WATCH_SECONDS = (240, 300)
 BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 0.1, 2.0
 
 
 class Store(Protocol):
-    """Where objects go. An older version of what is known already must be passed over."""
+    """Receives objects. It must ignore an older version of a known object."""
 
     def __len__(self) -> int: ...
 
@@ -39,11 +38,12 @@ class Store(Protocol):
     def remove(self, obj: Json) -> None: ...
 
     def keep(self, uids: set[str], version: int, namespace: str | None) -> None:
-        """Drop what a complete list (of one namespace, or of all) as of `version` does not hold, but nothing newer."""
+        """Drop objects that are missing in a complete list (of one namespace, or of all) as of `version`, except newer
+        objects."""
 
 
 class Reflector:
-    """One kind, in one namespace or in all. `run()` goes on until cancelled."""
+    """Lists and watches one kind, in one namespace or in all. `run()` runs until cancelled."""
 
     def __init__(
         self,
@@ -59,16 +59,16 @@ class Reflector:
         listed: Callable[[int], None] = lambda version: None,
         absent: str = "",
     ) -> None:
-        """`watched` False: only listed; somebody else watches. `optional`: it stays empty without the right to.
+        """`watched` False: only list; other code watches. `optional`: without permission the store stays empty.
 
-        `listed` hears the resource version of every complete list once the store is equal to it. `absent` is what to
-        do when the server knows no such kind.
+        `listed` is called with the resource version of every complete list after the store is updated. `absent` is the
+        message with the fix if the server does not serve the kind.
         """
         self.synced = asyncio.Event()
-        """The first list is in the store."""
+        """Set when the first list is in the store."""
         self.denied = False
         self.waits_for = f"{path}: not listed yet"
-        """Why it is not synced; until it is."""
+        """Why it is not synced yet."""
         self._api, self._path, self._store, self._namespace = api, path, store, namespace
         self._params = {"labelSelector": selector} if selector else {}
         self._accept = (METADATA_LIST, METADATA_ONLY) if metadata_only else ("application/json", "application/json")
@@ -82,7 +82,7 @@ class Reflector:
                 tasks.create_task(self._watch())
 
     async def list_once(self) -> tuple[str, int]:
-        """Bring the store up to date; the resource version of the list, and how many objects it holds."""
+        """Update the store from a new list; return the list's resource version and its number of objects."""
         uids: set[str] = set()
         version = ""
         async with self._listing:
@@ -111,7 +111,7 @@ class Reflector:
     async def _relist(self) -> None:
         failures = 0
         if self._watched:
-            await self.synced.wait()  # the watch begins with a list of its own
+            await self.synced.wait()  # the watch starts with a list
             await self._rest(len(self._store), 0.0)
         while not self.denied:
             started = time.monotonic()
@@ -119,20 +119,20 @@ class Reflector:
                 _, count = await self.list_once()
             except OSError as error:
                 failures += 1
-                if self._gives_up(error):
+                if self._not_permitted(error):
                     return
-                self._tell("list", error, failures)
+                self._report("list", error, failures)
                 await asyncio.sleep(backoff(failures))
                 continue
             failures = 0
             await self._rest(count, time.monotonic() - started)
 
     async def _rest(self, count: int, took: float) -> None:
-        """The pause after a list of `count` objects. It grows with what comes meanwhile: a burst is not listed too."""
+        """Pause after a list of `count` objects. The pause grows with objects that arrive, so a burst is not listed."""
         began, known, share = time.monotonic(), len(self._store), random.uniform(0.9, 1.1)
         while True:
-            now_there = count + max(0, len(self._store) - known)
-            pause = max(RELIST_SECONDS, RELIST_SECONDS_PER_OBJECT * now_there, took) * share
+            total = count + max(0, len(self._store) - known)
+            pause = max(RELIST_SECONDS, RELIST_SECONDS_PER_OBJECT * total, took) * share
             left = began + pause - time.monotonic()
             if left <= 0:
                 return
@@ -153,14 +153,14 @@ class Reflector:
                         self._store.remove(obj)
                     elif event["type"] in ("ADDED", "MODIFIED"):
                         self._store.put(obj)
-                await asyncio.sleep(0.01)  # a server that ends every watch at once is not asked in a busy loop
+                await asyncio.sleep(0.01)  # prevents a busy loop with a server that ends every watch at once
             except OSError as error:
                 failures += 1
-                if self._gives_up(error):
+                if self._not_permitted(error):
                     return
                 if isinstance(error, ApiError):
-                    version = None  # most of all 410 Gone, but a list recovers from any cause
-                self._tell("watch", error, failures)
+                    version = None  # usually 410 Gone; a new list recovers from any error
+                self._report("watch", error, failures)
                 await asyncio.sleep(backoff(failures))
 
     def _watch_params(self, version: str) -> dict[str, str]:
@@ -172,36 +172,38 @@ class Reflector:
             "timeoutSeconds": seconds,
         }
 
-    def _tell(self, doing: str, error: OSError, failures: int) -> None:
+    def _report(self, doing: str, error: OSError, failures: int) -> None:
         unknown = self._absent and isinstance(error, ApiError) and error.status == 404
-        what = self._absent if unknown else f"{error}; trying again"
+        what = self._absent if unknown else f"{error}; retrying"
         self.waits_for = f"{self._path}: {what}"
         log.log(level(failures), "%s %s: %s", doing, self._path, what)
 
-    def _gives_up(self, error: OSError) -> bool:
+    def _not_permitted(self, error: OSError) -> bool:
         if not (self._optional and isinstance(error, ApiError) and error.status == 403):
             return False
         if not self.denied:
-            log.warning("%s: %s; going on without", self._path, error)
+            log.warning("%s: %s; continuing without it", self._path, error)
         self.denied = True
         self.synced.set()
         return True
 
 
 def level(failures: int) -> int:
-    """Of the log, for the last of so many in a row: one failure is the network's everyday; of more the second is said,
-    the fourth, the eighth, ..."""
+    """Return the log level for the last of `failures` in a row: warning for the 2nd, 4th, 8th, ..., else debug.
+
+    Single failures are normal on a network.
+    """
     return logging.WARNING if failures > 1 and failures & (failures - 1) == 0 else logging.DEBUG
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row: doubling up to two seconds, with jitter."""
+    """Return the seconds to wait after `failures` in a row: doubles up to two seconds, with jitter."""
     longest = min(BACKOFF_LIMIT_SECONDS, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
     return longest * random.uniform(0.5, 1.0)
 
 
 def number(version: Any) -> int:
-    """A resource version as a number. Kubernetes 1.35 says that they may be compared; etcd's always could be."""
+    """Return a resource version as a number. Kubernetes 1.35 documents their order; etcd's versions always had one."""
     try:
         return int(version)
     except (TypeError, ValueError):

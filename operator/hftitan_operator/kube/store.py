@@ -1,7 +1,7 @@
 """The last observed state of the cluster, as small values. Versions only increase; a deleted object stays deleted.
 
-Watch events, lists and the answers to our own writes all end here, in any order and more than once: the resource
-version says which is newer. So a pass never decides on less than what it did itself a moment ago.
+Watch events, lists and responses to the operator's own writes arrive here in any order and more than once. The resource
+version decides which one is newer. So a pass always sees the writes of the pass before it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Key = tuple[str, str]
 """Namespace and name of a job."""
 
 REMEMBERED_DELETIONS = 20_000
-"""Uids that an older list or a late answer must not bring back."""
+"""Deleted UIDs to remember: an older list or a late response must not restore the object."""
 
 
 class Record(Protocol):
     @property
     def key(self) -> Key:
-        """Namespace and job."""
+        """Namespace and name of the job."""
 
 
 R = TypeVar("R", bound=Record)
 
 
 class Store(Generic[R]):
-    """Records by the uid of their object, grouped by job. `changed` is told of each record that became different."""
+    """Records by UID, grouped by job. Calls `changed` with each record that is new, different or removed."""
 
     def __init__(self, project: Callable[[Json], R | None], changed: Callable[[R], None]) -> None:
         self._project, self._changed = project, changed
@@ -45,7 +45,7 @@ class Store(Generic[R]):
         return len(self._records)
 
     def group(self, key: Key) -> Collection[R]:
-        """The records of one job."""
+        """Return the records of one job."""
         return self._groups.get(key, {}).values()
 
     def all(self) -> list[R]:
@@ -75,7 +75,7 @@ class Store(Generic[R]):
         self.forget(obj["metadata"]["uid"])
 
     def forget(self, uid: str) -> None:
-        """The object with this uid is gone for good."""
+        """Remove the record with this UID permanently."""
         self._deleted[uid] = None
         while len(self._deleted) > REMEMBERED_DELETIONS:
             self._deleted.popitem(last=False)
@@ -112,13 +112,13 @@ class JobRecord:
 class PodRecord:
     key: Key
     owner: str | None
-    """Uid of the job that made it."""
+    """UID of the job that owns the pod."""
     view: PodView
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
-    """A Service or a ConfigMap: that it is there, and whose."""
+    """The existence and the owner of a Service or ConfigMap."""
 
     key: Key
     name: str
@@ -128,7 +128,7 @@ class ObjectRecord:
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     key: Key
-    """Of no job: an empty namespace and the node's name."""
+    """An empty namespace and the node's name; a node belongs to no job."""
     ready: bool
 
 

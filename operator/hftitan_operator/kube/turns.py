@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator
 
 
 class Turns:
-    """`async with turns.take(patience)`: at most `at_once` at the same time. From one event loop only."""
+    """Use as `async with turns.take(patience)`: at most `at_once` holders at a time. For one event loop only."""
 
     def __init__(self, at_once: int) -> None:
         self._free = at_once
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
-        """A heap by the time each is due; while somebody waits, nothing is free."""
+        """A heap ordered by deadline; it is empty while a slot is free."""
         self._tickets = itertools.count()
 
     @contextlib.asynccontextmanager
     async def take(self, patience: float = 0.0) -> AsyncIterator[None]:
-        """`patience`: seconds for which others, who came later but are due earlier, may go first."""
+        """Hold a slot. The deadline is `patience` seconds from now; later callers with an earlier deadline go first."""
         if self._free:
             self._free -= 1
         else:
@@ -37,7 +37,7 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it was given in the same moment
+            if not turn.cancelled():  # the slot was granted at the same moment
                 self._pass_on()
             raise
 

@@ -1,4 +1,4 @@
-"""Projects large API objects to the small values that are kept. Pure functions."""
+"""Projects large API objects to the small values that the stores keep. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Json = Mapping[str, Any]
 MESSAGE_LIMIT = 1024
 TRAINER = "trainer"
 _DISRUPTIONS = frozenset({"Evicted", "Preempting", "NodeShutdown", "Shutdown", "Terminated"})
-"""Words in status.reason of a pod that its node ended for reasons of its own."""
+"""Values of a pod's status.reason if its node ended it for reasons unrelated to the job."""
 
 
 def owner_uid(obj: Json) -> str | None:
-    """The uid of the HFTitanJob that controls the object."""
+    """Return the UID of the HFTitanJob that controls the object."""
     for owner in obj["metadata"].get("ownerReferences") or ():
         if owner.get("kind") == KIND and owner.get("controller"):
             return str(owner["uid"])
@@ -30,13 +30,13 @@ def owner_uid(obj: Json) -> str | None:
 
 
 def job_name(obj: Json) -> str | None:
-    """The job an object belongs to, by its label."""
+    """Return the name of the job in the object's label."""
     name = (obj["metadata"].get("labels") or {}).get(LABEL_JOB)
     return None if name is None else str(name)
 
 
 def pod_view(obj: Json) -> PodView | None:
-    """The projection of a pod; None for one that carries our label but was not rendered by us."""
+    """Return the projection of a pod; None for a pod that has the job label but was not rendered by the operator."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     labels = metadata.get("labels") or {}
     try:
@@ -73,17 +73,17 @@ def pod_view(obj: Json) -> PodView | None:
 
 
 def _why(status: Json, conditions: Mapping[Any, Any], state: Json) -> tuple[str | None, str | None]:
-    """Kubernetes' word and sentence for an end or a wait: of the pod, its container, its scheduling, in this order."""
+    """Return Kubernetes' reason and message why a pod ended or waits: of the pod, its container or its scheduling."""
     if status.get("reason"):
         return status["reason"], _short(status.get("message"))
     disruption = _disruption(conditions)
     if disruption:
         return disruption.get("reason"), _short(disruption.get("message"))
     for kind in ("terminated", "waiting"):
-        said = state.get(kind) or {}
-        if said.get("reason"):
-            # A terminated container's message is the exit report, kept apart.
-            return said["reason"], _short(said.get("message")) if kind == "waiting" else None
+        details = state.get(kind) or {}
+        if details.get("reason"):
+            # The message of a terminated container is the exit report, which is parsed separately.
+            return details["reason"], _short(details.get("message")) if kind == "waiting" else None
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         return scheduled.get("reason"), _short(scheduled.get("message"))
@@ -91,13 +91,13 @@ def _why(status: Json, conditions: Mapping[Any, Any], state: Json) -> tuple[str 
 
 
 def _disruption(conditions: Mapping[Any, Any]) -> Json:
-    """Why the cluster ended the pod: Kubernetes' own condition, or Kueue's, which it sets before it deletes the pod."""
+    """Return the condition with which the cluster ended the pod: Kubernetes' own, or Kueue's, set before a deletion."""
     found = (conditions.get(kind, {}) for kind in ("DisruptionTarget", "TerminationTarget"))
     return next((condition for condition in found if condition.get("status") == "True"), {})
 
 
 def exit_report(text: str | None) -> ExitReport | None:
-    """The exit report in a termination message; None when it is anything else."""
+    """Return the exit report in a termination message; None for any other text."""
     if not text:
         return None
     try:
@@ -107,7 +107,7 @@ def exit_report(text: str | None) -> ExitReport | None:
 
 
 def node_ready(obj: Json) -> bool:
-    """False once the control plane says that the node does not answer; an unknown state of a new node is no loss."""
+    """Return False if the control plane reports the node as not ready. A new node without the condition is ready."""
     conditions = (obj.get("status") or {}).get("conditions") or ()
     ready = next((c for c in conditions if c.get("type") == "Ready"), None)
     return ready is None or ready.get("status") == "True"
@@ -118,22 +118,22 @@ def node_ready(obj: Json) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as the API server holds it: readable, or with the reasons why not."""
+    """A parsed job, or the errors of a job that cannot be parsed."""
 
     job: HFTitanJob
     problems: tuple[str, ...] = ()
-    """Why the spec cannot be read, field by field; `job` then has the right identity and status, and an empty spec."""
+    """Parse errors of the spec, one for each field. `job` then has its identity, its status and a placeholder spec."""
     stale_status: tuple[str, ...] = ()
-    """Fields of a status that could not be read: to be removed when the next one is written."""
+    """Fields of a status that cannot be parsed; the next status write removes them."""
 
 
 def job_view(obj: Json) -> JobView:
-    """Reads whatever an API server may hold, also what was written past an older schema. Never raises."""
+    """Parse any stored job, also one that an older schema admitted. Never raises."""
     try:
         status = JobStatus.model_validate(obj.get("status") or {}, strict=True, by_alias=True, by_name=False)
         stale: tuple[str, ...] = ()
     except ValueError:
-        # Somebody damaged it. It is written anew from what is seen; what was in it goes.
+        # The status is damaged. It is discarded and written again from the observed state.
         status, stale = JobStatus(), tuple(obj["status"]) if isinstance(obj["status"], Mapping) else ()
     read = parse_object({key: value for key, value in obj.items() if key != "status"})
     if read.job is not None:
@@ -146,11 +146,11 @@ def job_view(obj: Json) -> JobView:
 _UNREADABLE = JobSpec.model_validate(
     {"model": {"name": "unreadable"}, "dataset": {"name": "unreadable"}, "training": {"steps": 1}}
 )
-"""Stands where a spec should be; no decision looks into it."""
+"""A placeholder spec; no decision reads it."""
 
 
 def status_patch(old: Json, new: Json) -> dict[str, Any]:
-    """A merge patch (RFC 7396) from one status to the other: lists as a whole, null for what goes."""
+    """Return a merge patch (RFC 7396) from the old to the new status: entire lists, null for removed fields."""
     patch: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)

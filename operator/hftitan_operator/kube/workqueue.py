@@ -1,7 +1,7 @@
-"""The queue of jobs to look at: each key at most once in the queue, and never with two workers at a time.
+"""The queue of jobs to reconcile: each key is at most once in the queue, and never with two workers at the same time.
 
-A key that is woken while it is worked on is worked on once more afterwards; however often it was woken, once. What
-fails is repeated after a moment that grows to two seconds.
+A key that is woken while a worker processes it, once or many times, is processed once more afterwards. A failed key is
+retried after a pause that grows to two seconds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ K = TypeVar("K", bound=Hashable)
 
 CONFLICTS_AT_ONCE = 2
 LONGEST_PAUSE = 5.0
-"""However long a server asks to wait: it may be well again sooner."""
+"""Upper limit for a server's Retry-After: the server may recover sooner."""
 LONGEST_SLEEP = 86_400.0
-"""A timer beyond a day is set anew then: the event loop's clock is not made for years."""
+"""Longer timers are split: the event loop does not support timers of years."""
 
 
 class WorkQueue(Generic[K]):
@@ -33,22 +33,22 @@ class WorkQueue(Generic[K]):
         self._work, self._workers = work, workers
         self._ready: deque[K] = deque()
         self._waiting: set[K] = set()
-        """In `_ready`."""
+        """The keys in `_ready`."""
         self._busy: set[K] = set()
         self._again: set[K] = set()
-        """Woken while busy."""
+        """Keys that were woken while busy."""
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._signal = asyncio.Semaphore(0)
         self._closed = False
-        self.failed: Callable[[K, Exception], None] = lambda key, error: None
+        self.on_error: Callable[[K, Exception], None] = lambda key, error: None
 
     @property
     def depth(self) -> int:
         return len(self._ready)
 
     def wake(self, key: K) -> None:
-        """Look at this key soon; one that just failed, when its pause is over. From the event loop's thread only."""
+        """Queue this key; a key that failed waits until its pause is over. Call from the event loop's thread only."""
         timer = self._timers.get(key)
         if timer is not None:
             if key in self._failures:
@@ -63,7 +63,7 @@ class WorkQueue(Generic[K]):
             self._signal.release()
 
     async def drain(self, seconds: float) -> None:
-        """Take nothing more, and wait so long for what is under way."""
+        """Start no more work, and wait up to `seconds` for running work."""
         self._closed = True
         deadline = asyncio.get_running_loop().time() + seconds
         while self._busy and asyncio.get_running_loop().time() < deadline:
@@ -92,7 +92,7 @@ class WorkQueue(Generic[K]):
             finally:
                 self._busy.discard(key)
             if key in self._again:
-                # Something new is known; after an error that is no reason to come sooner.
+                # The key changed: process it again at once, except after an error.
                 self._again.discard(key)
                 delay = delay if key in self._failures else 0.0
             if delay is not None:
@@ -102,8 +102,8 @@ class WorkQueue(Generic[K]):
     def _pause(self, key: K, error: Exception) -> float:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         if isinstance(error, Conflict) and failures <= CONFLICTS_AT_ONCE:
-            return 0.0  # somebody was faster, which is nobody's fault
-        self.failed(key, error)
+            return 0.0  # conflicts are normal
+        self.on_error(key, error)
         wanted: float | None = getattr(error, "retry_after", None)
         return backoff(failures) if wanted is None else min(wanted, LONGEST_PAUSE)
 

@@ -1,8 +1,8 @@
-"""The local adapter of the port: one job, with its rendered pods as processes.
+"""The local adapter of the port: runs the pods of one job as processes.
 
-The same port as a Kubernetes cluster, so the same core decides. The job is held in memory and its status in the work
-folder; a pod is a supervised process tree (process.py), what its manifest means here is the table in
-pod.py. Linux only: loopback addresses for pods and the subreaper that leaves nothing behind are Linux's.
+It implements the same port as the Kubernetes adapter, so the same core decides. The job is kept in memory and its
+status in the work folder. A pod is a supervised process tree (process.py); the table in pod.py lists the meaning of
+each manifest field. Linux only, because it needs a loopback address per pod and a child subreaper.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ POLL_SECONDS = 0.4
 class LocalCluster:
     """Runs one job in `machine.workdir`. Use as `async with LocalCluster(job, machine) as cluster`.
 
-    Entering takes the lock of the work folder (`Busy` when another run has it) and ends what a run that died left
-    there; leaving ends every process of the run. `changed` is set whenever observing again is worth while.
+    Entering locks the work folder (raises `Busy` if another run holds it) and kills processes that a killed run left
+    behind. Leaving kills every process of this run. `changed` is set when `observe` may return something new.
     """
 
     def __init__(self, job: HFTitanJob, machine: Machine, on_event: Callable[[Event], None] | None = None) -> None:
@@ -58,7 +58,7 @@ class LocalCluster:
         self.changed = asyncio.Event()
         self.progress: Progress | None = None
         self.ended: list[PodView] = []
-        """Every pod that ended, oldest first: its exit report outlives the pod."""
+        """Every pod that ended, oldest first. Its exit report is kept after the pod is deleted."""
         self._job = job
         self._on_event = on_event
         self._pods: dict[str, LocalPod] = {}
@@ -76,7 +76,7 @@ class LocalCluster:
         try:
             killed = store.kill_tagged(WORKDIR_TAG, str(self.machine.workdir))
             if killed:
-                log.warning("ended %d processes of an earlier run in %s", killed, self.machine.workdir)
+                log.warning("killed %d processes of an earlier run in %s", killed, self.machine.workdir)
             saved = store.load(self.machine.workdir)
         except BaseException:
             self._lock.release()
@@ -107,20 +107,20 @@ class LocalCluster:
             return None
         pods = tuple(pod.view() for pod in self._pods.values())
         for gone in [pod.name for pod in self._pods.values() if pod.ended and pod.deletion_deadline is not None]:
-            # Deleted while it ran: the object goes once its end, and so its report, was seen, as a kubelet does it.
+            # As with a kubelet, a pod deleted while it ran is removed only after its end and report were observed.
             del self._pods[gone]
             self.changed.set()
         observed = Observed(pods, bool(self._services), bool(self._configs), self.progress)
         return Seen(job, observed)
 
     async def apply(self, job: HFTitanJob, action: Action) -> None:
-        """Raises `Conflict` for a job that is not the one held, `Refused` for a field without meaning here."""
+        """Raises `Conflict` for another job or an older spec, `Refused` for a field that is not supported here."""
         self._same(job)
         match action:
             case Apply(manifest):
                 self._create(manifest)
             case Require() | DeletePodGroup():
-                pass  # one machine has nobody to ask: what it runs it runs at once
+                pass  # one machine has no gang scheduler
             case DeletePod(name, uid, grace):
                 pod = self._pods.get(name)
                 if pod is not None and pod.place.uid == uid:
@@ -129,7 +129,7 @@ class LocalCluster:
                     else:
                         del self._pods[name]
             case DeleteJob():
-                # The job is a file of the user's and its folder a result; what a cluster would collect are the pods.
+                # Keep the user's job file and work folder; stop only the pods, which a cluster would garbage-collect.
                 for pod in self.alive:
                     pod.stop(sizing.DRAIN_GRACE_SECONDS)
         self.changed.set()
@@ -143,14 +143,14 @@ class LocalCluster:
         if self._on_event is not None:
             self._on_event(event)
 
-    # --- beyond the port: the run command's own verbs ----------------------------------------------------------
+    # --- beyond the port: operations of `hftitan run` ---------------------------------------------------------
 
     @property
     def job(self) -> HFTitanJob:
         return self._job
 
     def suspend(self) -> None:
-        """What `kubectl patch` with suspend: true would do: the core stops the pods, which save what they have."""
+        """Set spec.runPolicy.suspend, as `kubectl patch` would. The core stops the pods, which save a checkpoint."""
         if self._job.spec.run_policy.suspend:
             return
         policy = self._job.spec.run_policy.model_copy(update={"suspend": True})
@@ -160,7 +160,7 @@ class LocalCluster:
         self.changed.set()
 
     def kill(self) -> None:
-        """End every pod at once."""
+        """Kill every pod immediately."""
         for pod in self._pods.values():
             pod.stop(0)
 
@@ -172,7 +172,7 @@ class LocalCluster:
 
     def _same(self, job: HFTitanJob) -> HFTitanJob:
         if job.metadata.uid != self._job.metadata.uid:
-            raise Conflict(f"job {job.metadata.uid} is not the one that runs here")
+            raise Conflict(f"job {job.metadata.uid} is not the job of this run")
         if job.metadata.generation != self._job.metadata.generation:
             raise Conflict("the job's spec has changed")
         return self._job
@@ -195,9 +195,9 @@ class LocalCluster:
         elif kind == "Service":
             self._services.add(name)
         elif kind == POD_GROUP:
-            pass  # placement, as nodeSelector is
+            pass  # affects only placement, like nodeSelector
         else:
-            raise Refused(kind, "no such object in a local run")
+            raise Refused(kind, "a local run does not support this kind of object")
 
     def _start(self, manifest: Manifest) -> LocalPod:
         metadata = manifest["metadata"]
@@ -223,20 +223,20 @@ class LocalCluster:
 
     def _address(self, attempt: int, index: int) -> str:
         if attempt not in self._gangs:
-            # Another run may have drawn the same addresses: the port of its first pod tells.
+            # Another run may use the same addresses; then the port is in use on its first pod's address.
             names = [f"{self._job.metadata.uid}/{attempt}/{salt}" for salt in range(20)]
             port = self._job.spec.monitoring.port
             self._gangs[attempt] = next((name for name in names if port_is_free(loopback(name, 0), port)), names[0])
         return loopback(self._gangs[attempt], index)
 
     def _port(self, attempt: int) -> int:
-        """The rendezvous port of an attempt: its store listens on all addresses, so each run needs one of its own."""
+        """Return the rendezvous port of an attempt. Its store listens on all addresses, so each run needs its own."""
         if attempt not in self._ports:
             self._ports[attempt] = free_port()
         return self._ports[attempt]
 
     async def _poll(self) -> None:
-        """Keep `progress` fresh: node 0's own words, asked for a few times a second and never waited for."""
+        """Keep `progress` up to date by polling node 0. No decision waits for the answer."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             job = self._job

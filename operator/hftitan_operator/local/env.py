@@ -12,11 +12,11 @@ from hftitan_operator.local.machine import Machine, Place, Refused
 
 FOREIGN_ENV = ("PET_", "TORCHELASTIC_", "HFTITAN_", "MASTER_", "GROUP_", "ROLE_")
 FOREIGN_NAMES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"})
-"""Of the caller's environment these would confuse torchrun: a run may itself be started from inside a torchrun."""
+"""Variables of the caller that would confuse torchrun. A run may itself be started by a torchrun process."""
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a pod takes over from the caller's environment."""
+    """Return the part of the caller's environment that pods inherit."""
     return {k: v for k, v in environ.items() if k not in FOREIGN_NAMES and not k.startswith(FOREIGN_ENV)}
 
 
@@ -24,7 +24,7 @@ _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][-A-Za-z0-9_.]*)\)")
 
 
 def expand(text: str, values: Mapping[str, str]) -> str:
-    """`$(NAME)` as Kubernetes expands it: unknown names stay as they are, `$$` is a dollar sign."""
+    """Expand `$(NAME)` as Kubernetes does: unknown names stay as they are, `$$` becomes a dollar sign."""
 
     def replace(match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -37,6 +37,7 @@ def expand(text: str, values: Mapping[str, str]) -> str:
 def container_environment(
     entries: Sequence[Mapping[str, Any]], where: str, manifest: Manifest, machine: Machine, place: Place
 ) -> dict[str, str]:
+    """Return the variables that `entries` set. Raises `Refused` for a secret that the caller has not set."""
     values: dict[str, str] = {}
     for i, entry in enumerate(entries):
         name = entry["name"]
@@ -51,10 +52,12 @@ def container_environment(
                 values[name] = machine.environ[name]
             elif not reference.get("optional"):
                 raise Refused(
-                    f"{where}[{i}]", f"{name} comes from {reference['name']!r} in a cluster; here, set {name}"
+                    f"{where}[{i}]",
+                    f"{name} comes from {reference['name']!r} on a cluster; for a local run, set {name} in the "
+                    "environment",
                 )
         else:
-            raise Refused(f"{where}[{i}].valueFrom.{next(iter(source))}", "cannot be honoured by `hftitan run`")
+            raise Refused(f"{where}[{i}].valueFrom.{next(iter(source))}", "is not supported by `hftitan run`")
     return values
 
 
@@ -74,11 +77,11 @@ def _field(path: str, where: str, manifest: Manifest, place: Place) -> str:
     match = re.fullmatch(r"metadata\.(labels|annotations)\['([^']+)'\]", path)
     if match:
         return str(metadata.get(match[1], {}).get(match[2], ""))
-    raise Refused(f"{where}.valueFrom.fieldRef.fieldPath", f"{path} is not known to `hftitan run`")
+    raise Refused(f"{where}.valueFrom.fieldRef.fieldPath", f"{path} is not supported by `hftitan run`")
 
 
 def relocate(value: str, mounts: Mapping[str, Path], log_path: str, log: Path) -> str:
-    """A path inside the container -> the path on this machine; the longest mount wins."""
+    """Translate a path in the container to a path on this machine. The longest mount path wins."""
     if value == log_path:
         return str(log)
     for mount in sorted(mounts, key=len, reverse=True):

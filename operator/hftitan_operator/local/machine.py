@@ -1,4 +1,4 @@
-"""This machine's properties for a local run, and the place of each of its pods. Values only."""
+"""Values that describe this machine, and the addresses and devices of each pod of a local run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 RANK_SCRIPT = """\
 #!/bin/sh
-# torchrun starts this in place of python (PYTHON_EXEC): one log for each rank, both streams in order.
+# torchrun runs this instead of python (PYTHON_EXEC): one log per rank, stdout and stderr in order.
 log="$HFTITAN_LOCAL_LOGS/rank$RANK.log"
-# A pod's name is never used twice, so there is a log only after a restart in place.
+# Pod names are never reused, so an existing log means that the worker was restarted in place.
 [ ! -s "$log" ] || echo "--- restarted in place ---" >>"$log"
 exec {python} "$@" >>"$log" 2>&1
 """
 
 
 class Refused(ValueError):
-    """The manifest asks for something that this machine cannot honour; `path` names the field."""
+    """The manifest needs something that a local run does not support; `path` names the field."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -29,20 +29,20 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the translation needs to know of this machine and run."""
+    """Properties of this machine and run that the translation needs."""
 
     workdir: Path
     environ: Mapping[str, str]
     programs: Mapping[str, Sequence[str]]
-    """First word of a command -> the words to run in its place."""
+    """First word of a command -> the words that replace it."""
     python: str = sys.executable
     """Interpreter of the ranks."""
     volumes: Mapping[str, Path] = field(default_factory=dict)
     gpu_resource: str = "nvidia.com/gpu"
     gpus: Sequence[str] = ()
-    """Devices in the form that CUDA_VISIBLE_DEVICES takes."""
+    """Devices, in the format of CUDA_VISIBLE_DEVICES."""
     threads: int | None = None
-    """OMP_NUM_THREADS of each rank; None keeps the manifest's, which follows from a cluster's CPU requests."""
+    """OMP_NUM_THREADS of each rank; None keeps the manifest's value, which follows from the CPU request."""
 
     @property
     def cache(self) -> Path:
@@ -60,7 +60,7 @@ class Machine:
 
     @property
     def rank_script(self) -> Path:
-        """What torchrun starts in place of python, see RANK_SCRIPT."""
+        """The script that torchrun runs instead of python, see RANK_SCRIPT."""
         return self.workdir / ".pods" / "rank"
 
     def pod_log(self, pod: str) -> Path:
@@ -72,7 +72,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where on this machine one pod runs."""
+    """Addresses and first device of one pod on this machine."""
 
     uid: str
     address: str

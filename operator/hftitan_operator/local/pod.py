@@ -1,25 +1,27 @@
 """Translates a rendered Pod manifest to a process on this machine. Reads no files and starts nothing.
 
-What a field means here (everything else in a manifest is refused by its path, never ignored):
+The meaning of each field; any other field is refused by its path, never ignored:
 
 | field | on this machine |
 |---|---|
-| command, args, env | as they are; `$(VAR)` expanded as Kubernetes does; programs found through a table (`torchrun`) |
-| env HOME in /tmp, OMP_NUM_THREADS | the caller's HOME; the machine's cores shared out, unless job or caller set it |
+| command, args, env | unchanged; `$(VAR)` expanded as in Kubernetes; programs replaced by a table (`torchrun`) |
+| env HOME in /tmp | the caller's HOME |
+| env OMP_NUM_THREADS | the machine's cores divided by the ranks, unless job or caller set it |
 | env valueFrom fieldRef | the pod's name, labels, annotations, its loopback address |
-| env valueFrom secretKeyRef, configMapKeyRef | the caller's variable of the same name; refused when it is not set |
+| env valueFrom secretKeyRef, configMapKeyRef | the caller's variable of the same name; refused if it is not set |
 | volume `output` (HFTITAN_OUTPUT) | the work folder, whatever the subPath |
 | volume `cache` (HF_HOME) | the caller's HF_HOME, or ~/.cache/huggingface |
 | volumes: the job's own ConfigMap, emptyDir | a folder in the work folder |
-| emptyDir at /dev/shm or /tmp | the machine's own |
-| volumes: claim, secret, other ConfigMaps | the folder given by `--volume NAME=FOLDER`; refused without |
-| volumeMounts | environment values below a mountPath are rewritten to the folder; subPath honoured |
-| resources.limits of gpuResource | so many of the machine's devices (CUDA_VISIBLE_DEVICES); refused if too few |
-| image and its pulling, nodeSelector, tolerations, affinity, priority, other resources | accepted: placement |
-| schedulerName, schedulingGroup, and the PodGroup beside the pods | accepted: placement |
-| hostname, subdomain, service DNS | loopback addresses, one for each pod |
-| securityContext, service account, probes, ports, labels, annotations | accepted: the process has the caller's rights |
-| terminationGracePeriodSeconds, terminationMessagePath | honoured |
+| emptyDir at /dev/shm or /tmp | the machine's /dev/shm or /tmp |
+| volumes: claim, secret, other ConfigMaps | the folder given by `--volume NAME=FOLDER`; refused without it |
+| volumeMounts | environment values below a mountPath are rewritten to the folder, with subPath |
+| resources.limits of gpuResource | that many devices (CUDA_VISIBLE_DEVICES); refused if the machine has fewer |
+| image, imagePullPolicy, imagePullSecrets | accepted, no effect: there is no container |
+| nodeSelector, tolerations, affinity, priority, other resources | accepted, no effect: there is one machine |
+| schedulerName, schedulingGroup, and the PodGroup beside the pods | accepted, no effect: there is one machine |
+| hostname, subdomain, service DNS | one loopback address per pod |
+| securityContext, service account, probes, ports, labels, annotations | accepted; permissions are the caller's |
+| terminationGracePeriodSeconds, terminationMessagePath | as in Kubernetes |
 | runtimeClassName, initContainers, envFrom, anything else | refused |
 """
 
@@ -54,7 +56,7 @@ CONTAINER_FIELDS = frozenset(
     }
 )  # fmt: skip
 MACHINE_FOLDERS = ("/dev/shm", "/tmp")
-"""Where an emptyDir needs no folder: the machine's own does the same."""
+"""Mount paths where an emptyDir needs no folder, because the machine's own folder is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +67,21 @@ class Launch:
     env: dict[str, str]
     cwd: Path
     folders: tuple[Path, ...]
-    """To be created first."""
+    """Folders to create before the start."""
     termination_log: Path
     grace_seconds: int
 
 
 def gpu_count(manifest: Manifest, resource: str) -> int:
-    """Devices that the pod asks for."""
+    """Return the number of devices that the pod requests."""
     limits = manifest["spec"]["containers"][0].get("resources", {}).get("limits", {})
     return int(limits.get(resource, 0))
 
 
 def translate(manifest: Manifest, machine: Machine, place: Place, job_configs: frozenset[str] = frozenset()) -> Launch:
-    """The process that stands for the pod. `job_configs` names the ConfigMaps that the job itself brings.
+    """Return the process to start for a pod. `job_configs` names the ConfigMaps of the job itself.
 
-    Raises `Refused` for a field that cannot be honoured.
+    Raises `Refused` for a field that is not supported.
     """
     spec = manifest["spec"]
     _only(spec, POD_FIELDS, "pod.spec")
@@ -114,7 +116,7 @@ def translate(manifest: Manifest, machine: Machine, place: Place, job_configs: f
     paths = {key: relocate(value, mounts, log_path, log) for key, value in rendered.items()}
     if "HOME" in rendered and rendered["HOME"] in MACHINE_FOLDERS and "HOME" in machine.environ:
         paths["HOME"] = machine.environ["HOME"]
-    # The folders themselves, whatever place inside these two volumes the manifest chose.
+    # These two are the folders themselves, whatever subPath the manifest uses.
     for variable, volume, folder in (
         ("HF_HOME", CACHE_VOLUME, machine.cache),
         (ENV_OUTPUT, OUTPUT_VOLUME, machine.workdir),
@@ -123,7 +125,7 @@ def translate(manifest: Manifest, machine: Machine, place: Place, job_configs: f
             paths[variable] = str(folder)
     words = [expand(word, rendered) for word in [*container.get("command", []), *container.get("args", [])]]
     if not words:
-        raise Refused(f"{where}.command", "a command is needed: there is no image to take it from")
+        raise Refused(f"{where}.command", "a command is required: a local run has no image to take it from")
     program = machine.programs.get(words[0])
     argv = [*program, *words[1:]] if program else words
 
@@ -140,11 +142,13 @@ def translate(manifest: Manifest, machine: Machine, place: Place, job_configs: f
 
 
 def _overrides(manifest: Manifest, machine: Machine, place: Place) -> dict[str, str]:
-    """What this machine must decide itself: addresses, devices, threads, where logs go, and the tag of the run."""
+    """Return the variables that a local run sets: addresses, devices, threads, the log folder, the tag of the run."""
     name = manifest["metadata"]["name"]
     count = gpu_count(manifest, machine.gpu_resource)
     if place.first_gpu + count > len(machine.gpus):
-        raise Refused("spec.mesh.gpusPerNode", f"needs {place.first_gpu + count} GPUs, {len(machine.gpus)} are here")
+        raise Refused(
+            "spec.mesh.gpusPerNode", f"needs {place.first_gpu + count} GPUs, but this machine has {len(machine.gpus)}"
+        )
     threads = {} if machine.threads is None else {"OMP_NUM_THREADS": str(machine.threads)}
     return threads | {
         "CUDA_VISIBLE_DEVICES": ",".join(machine.gpus[place.first_gpu : place.first_gpu + count]),
@@ -162,13 +166,13 @@ def _overrides(manifest: Manifest, machine: Machine, place: Place) -> dict[str, 
 def _only(fields: Mapping[str, Any], allowed: frozenset[str], where: str) -> None:
     for key in fields:
         if key not in allowed:
-            raise Refused(f"{where}.{key}", "cannot be honoured by `hftitan run`")
+            raise Refused(f"{where}.{key}", "is not supported by `hftitan run`")
 
 
 def _source(
     volume: Mapping[str, Any], where: str, machine: Machine, pod_folder: Path, job_configs: frozenset[str]
 ) -> Path:
-    """The folder behind a volume."""
+    """Return the folder behind a volume."""
     name: str = volume["name"]
     if name == OUTPUT_VOLUME:
         return machine.workdir
@@ -181,5 +185,5 @@ def _source(
     config: str | None = volume.get("configMap", {}).get("name")
     if config in job_configs:
         return machine.config_folder(config)
-    kind = next((key for key in volume if key != "name"), "nothing")
-    raise Refused(where, f"volume {name!r} ({kind}) is not on this machine; give a folder: --volume {name}=FOLDER")
+    kind = next((key for key in volume if key != "name"), "no source")
+    raise Refused(where, f"volume {name!r} ({kind}) is not on this machine; map it to a folder: --volume {name}=FOLDER")

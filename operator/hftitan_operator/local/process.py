@@ -1,4 +1,4 @@
-"""One local pod: its supervisor process, and its state in Kubernetes' terms."""
+"""One local pod: its supervisor process, and its state as Kubernetes would report it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAG = "HFTITAN_LOCAL_POD"
 
 
 class LocalPod:
-    """Started by the constructor; `view` is its state as the core sees it. `changed` is called when it ends."""
+    """A pod that runs as a process. The constructor starts it; `changed` is called when it ends."""
 
     def __init__(
         self, name: str, attempt: int, index: int, place: Place, launch: Launch, log: Path, changed: Callable[[], None]
@@ -40,7 +40,7 @@ class LocalPod:
         self.killed = False
         self.ended: PodView | None = None
         self.pid: int | None = None
-        """Of the pod's command; known a moment after the start."""
+        """Process id of the pod's command; None until the supervisor has printed it."""
         self._changed = changed
         for folder in launch.folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class LocalPod:
         return self.ended is None
 
     def _readable(self) -> None:
-        """The supervisor says the process id, and nothing more until its end closes the pipe."""
+        """Read the process id that the supervisor prints. The end of the pipe means that the supervisor exited."""
         assert self._process.stdout is not None
         try:
             data = os.read(self._process.stdout.fileno(), 4096)
@@ -87,10 +87,10 @@ class LocalPod:
         self._loop.remove_reader(self._process.stdout.fileno())
         self._process.stdout.close()
         code = self._process.wait()
-        with contextlib.suppress(BrokenPipeError):  # a last word that the supervisor was no longer there to hear
+        with contextlib.suppress(BrokenPipeError):  # the supervisor exited before it read everything
             self._process.stdin.close()
         if code < 0:
-            # The supervisor itself was killed, and with it only the process right below it.
+            # The supervisor itself was killed, and with it only its direct child.
             kill_tagged(TAG, self.place.uid)
             code = 128 - code
         self.ended = PodView(
@@ -110,6 +110,7 @@ class LocalPod:
         self._changed()
 
     def view(self) -> PodView:
+        """Return the state for the core."""
         if self.ended is not None:
             return self.ended
         return PodView(
@@ -127,35 +128,35 @@ class LocalPod:
         )
 
     def stop(self, grace: float | None = None) -> None:
-        """SIGTERM, and after the grace period SIGKILL to the whole tree. A shorter second grace wins."""
+        """Send SIGTERM, and SIGKILL to the whole tree after the grace period. A second call can only shorten it."""
         grace = self.launch.grace_seconds if grace is None else grace
         deadline = time.time() + grace
         if not self.alive or (self.deletion_deadline is not None and self.deletion_deadline <= deadline):
             return
         self.deletion_deadline = deadline
-        self._say("kill" if grace <= 0 else f"stop {grace}")
+        self._send("kill" if grace <= 0 else f"stop {grace}")
 
     def close(self) -> None:
-        """End it now and wait for that."""
+        """Kill the pod and wait until it has ended."""
         if self.alive:
-            self._say("kill")
+            self._send("kill")
             try:
                 self._process.wait(timeout=15)
             except subprocess.TimeoutExpired:
                 self._process.kill()
             self._end()
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            pass  # It has just ended; its end is on the way to us.
+            pass  # The supervisor has just exited; `_readable` handles its end.
 
 
 def read_report(path: Path) -> ExitReport | None:
-    """The exit report of the termination log; None when there is none or it is no report."""
+    """Return the exit report in the termination log; None if it is missing or invalid."""
     try:
         with path.open("rb") as file:
             return ExitReport.model_validate_json(file.read(TERMINATION_LOG_LIMIT))

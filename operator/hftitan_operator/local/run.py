@@ -1,7 +1,7 @@
-"""`hftitan run`: one job on this machine, from its first pod to its exit code.
+"""`hftitan run`: runs one job on this machine, from its first pod to its exit code.
 
-The loop is the operator's: `step` until the job is terminal. What is added here is what a person in front of a
-terminal needs: signals, the newest step as it happens, the log lines of whoever failed.
+Like the operator, the loop calls `step` until the job is terminal. It adds what a user at a terminal needs: signals,
+each step as it happens, and the last log lines of the rank that failed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hftitan_operator.port import Conflict
 from hftitan_operator.step import step
 
 IDLE_SECONDS = 0.5
-"""The longest wait between two looks at the files of a run."""
+"""Longest wait between two reads of a run's files."""
 FAULTS_IN_A_ROW = 5
 TAIL_LINES = 25
 
@@ -38,13 +38,13 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended, for the last word of every kind of output."""
+    """The result of a run, for every kind of output."""
 
     phase: str
     exit_code: int
     message: str
     reason: str | None
-    """The exit report's, of the pod that decided the end."""
+    """From the exit report of the pod that decided the end."""
     step: int
     steps: int
     attempt: int
@@ -53,39 +53,39 @@ class End:
     checkpoint_step: int | None
     export_path: str | None
     log: Path | None
-    """Of the rank that failed first, when the job failed."""
+    """Log of the rank that failed first, if the job failed."""
     log_tail: tuple[str, ...]
 
 
 class Reporter(Protocol):
-    """One way to tell how a run goes. Called from the loop; must not block."""
+    """An output format for a run. Called from the loop; must not block."""
 
     def note(self, text: str) -> None:
-        """A choice that was made for the user."""
+        """Print a choice that was made for the user."""
 
     def event(self, event: Event) -> None: ...
 
     def phase(self, job: HFTitanJob) -> None:
-        """The phase or the attempt has changed."""
+        """Report a new phase or attempt."""
 
     def record(self, record: dict[str, Any]) -> None:
-        """One line of metrics.jsonl: `kind: step`, or another kind."""
+        """Report one line of metrics.jsonl: `kind: step`, or another kind."""
 
     def progress(self, job: HFTitanJob, progress: Progress | None) -> None:
-        """Something may have moved."""
+        """Report the progress, which may be unchanged."""
 
     def end(self, end: End) -> None: ...
 
 
 class MetricsTail:
-    """The lines that are appended to metrics.jsonl from now on."""
+    """Reads the lines that are appended to metrics.jsonl after construction."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = path.stat().st_size if path.exists() else 0
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Complete new lines; what is not a JSON object is passed over."""
+        """Yield the objects of complete new lines; skip lines that are not JSON objects."""
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
@@ -104,7 +104,7 @@ class MetricsTail:
 
 
 def run(prepared: Prepared, reporter: Reporter) -> int:
-    """Drive the job to its end; the exit code. Raises `Busy` when another run has the work folder."""
+    """Run the job to its end and return the exit code. Raises `Busy` if another run holds the work folder."""
     return asyncio.run(_drive(prepared, reporter))
 
 
@@ -119,11 +119,11 @@ async def _drive(prepared: Prepared, reporter: Reporter) -> int:
         raise ValueError(f"work folder {workdir}: {error.strerror}; give another with --workdir") from error
     tail = MetricsTail(workdir / "metrics.jsonl")
 
-    def tell(event: Event) -> None:
-        if event.reason != "Suspended" or interrupt.signal is None:  # that a signal stops the job was told
+    def report_event(event: Event) -> None:
+        if event.reason != "Suspended" or interrupt.signal is None:  # the note about the signal replaces it
             reporter.event(event)
 
-    async with LocalCluster(prepared.job, prepared.machine, tell) as cluster:
+    async with LocalCluster(prepared.job, prepared.machine, report_event) as cluster:
         interrupt = _Interrupt(cluster, reporter)
         job = await _until_the_end(cluster, reporter, tail, interrupt)
         end = summary(job, cluster, interrupt.signal, time.monotonic() - started)
@@ -132,7 +132,7 @@ async def _drive(prepared: Prepared, reporter: Reporter) -> int:
 
 
 class _Interrupt:
-    """The first signal suspends the job, so that its ranks save; the second kills."""
+    """Signal handler: the first signal suspends the job, so that its ranks save a checkpoint; the second kills it."""
 
     def __init__(self, cluster: LocalCluster, reporter: Reporter) -> None:
         self.signal: signal.Signals | None = None
@@ -144,7 +144,7 @@ class _Interrupt:
     def _caught(self, number: signal.Signals) -> None:
         if self.signal is None:
             self.signal = number
-            self._reporter.note(f"{number.name}: stopping; the ranks save their state. Once more to kill.")
+            self._reporter.note(f"{number.name}: saving a checkpoint and stopping; repeat to kill")
             self._cluster.suspend()
         else:
             self._reporter.note(f"{number.name} again: killing")
@@ -156,14 +156,14 @@ async def _until_the_end(
 ) -> HFTitanJob:
     job = cluster.job
     namespace, name = job.metadata.namespace, job.metadata.name
-    told: tuple[str | None, int] | None = None
+    reported: tuple[str | None, int] | None = None
     faults = 0
     while True:
         cluster.changed.clear()
-        for record in tail.read():  # first: these steps are older than what this pass will decide
+        for record in tail.read():  # first: these steps happened before this pass
             reporter.record(record)
         recheck: float | None = 0.0
-        # The last reports must reach the status: it is over after a pass that began when all pods had ended.
+        # The status must include the last reports, so the last pass is one that began after all pods had ended.
         all_ended = not cluster.alive
         try:
             recheck = await step(cluster, namespace, name, time.time())
@@ -174,14 +174,14 @@ async def _until_the_end(
             raise
         except OSError as error:
             faults += 1
-            reporter.note(f"{error}; trying again")
+            reporter.note(f"{error}; retrying")
             if faults >= FAULTS_IN_A_ROW:
                 raise
             await asyncio.sleep(faults)
             continue
         job = cluster.job
-        if told != (job.status.phase, job.status.attempt):
-            told = (job.status.phase, job.status.attempt)
+        if reported != (job.status.phase, job.status.attempt):
+            reported = (job.status.phase, job.status.attempt)
             reporter.phase(job)
         reporter.progress(job, cluster.progress)
         phase = job.status.phase
@@ -193,7 +193,7 @@ async def _until_the_end(
             if not cluster.alive:
                 continue
             if job.spec.run_policy.clean_pod_policy == "None":
-                # A cluster would let them run; here nothing outlives the command.
+                # A cluster would leave these pods running; a local run leaves no process behind.
                 for pod in cluster.alive:
                     pod.stop(sizing.DRAIN_GRACE_SECONDS)
         wait = IDLE_SECONDS if recheck is None else min(IDLE_SECONDS, max(0.0, recheck))
@@ -205,7 +205,7 @@ async def _until_the_end(
 
 
 def summary(job: HFTitanJob, cluster: LocalCluster, interrupted: signal.Signals | None, seconds: float) -> End:
-    """Everything there is to say about a run that is over."""
+    """Return the result of a run that has ended."""
     status, progress = job.status, cluster.progress
     phase = status.phase or "Pending"
     if phase == "Succeeded":
@@ -217,7 +217,7 @@ def summary(job: HFTitanJob, cluster: LocalCluster, interrupted: signal.Signals 
     last = [pod for pod in cluster.ended if pod.attempt == status.attempt]
     pod = decisive(last, mesh.plan(job.spec))
     report = pod.report if pod else None
-    log = guilty_log(cluster.machine, pod) if pod and phase == "Failed" else None
+    log = failure_log(cluster.machine, pod) if pod and phase == "Failed" else None
     reports = [p.report for p in last if p.report]
     saved = [r.checkpoint_step for r in reports if r.checkpoint_step is not None]
     known = [status.checkpoint.step] if status.checkpoint else []
@@ -226,7 +226,7 @@ def summary(job: HFTitanJob, cluster: LocalCluster, interrupted: signal.Signals 
         exit_code=code,
         message=status.message or (report.message if report else ""),
         reason=report.reason if report else None,
-        # A run that is stopped before its first step has none to tell, but for what an earlier one saved.
+        # A run stopped before its first step is at the step that an earlier run saved.
         step=max([r.step for r in reports] + [status.progress.step if status.progress else 0] + saved + known),
         steps=job.spec.training.steps,
         attempt=status.attempt,
@@ -240,15 +240,15 @@ def summary(job: HFTitanJob, cluster: LocalCluster, interrupted: signal.Signals 
 
 
 def decisive(pods: Sequence[PodView], plan: MeshPlan) -> PodView | None:
-    """The pod that decided the end of its gang, by the core's own order of causes; those stopped after it come last."""
+    """Return the pod that decided the end of its gang, by the core's order of causes. Pods being deleted come last."""
     bad = [(pod.deleting, cause, i) for i, pod in enumerate(pods) if (cause := classify.of_pod(pod, plan))]
     if bad:
         return pods[min(bad)[2]]
     return min(pods, key=lambda pod: pod.index, default=None)
 
 
-def guilty_log(machine: Machine, pod: PodView) -> Path | None:
-    """The log to read first: of the rank that reported, else of the first rank with a traceback, else of the pod."""
+def failure_log(machine: Machine, pod: PodView) -> Path | None:
+    """Return the log to read first: of the rank that reported, else of a rank with a traceback, else of the pod."""
     ranks = sorted(machine.rank_logs(pod.name).glob("rank*.log"), key=lambda path: path.stat().st_mtime)
     if pod.report is not None:
         named = machine.rank_logs(pod.name) / f"rank{pod.report.rank}.log"
@@ -262,7 +262,7 @@ def guilty_log(machine: Machine, pod: PodView) -> Path | None:
 
 
 def tail_of(path: Path, lines: int = TAIL_LINES) -> list[str]:
-    """The last lines of a file, of its last 64 KiB at most."""
+    """Return the last lines of a file, from its last 64 KiB at most."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

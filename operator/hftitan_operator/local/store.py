@@ -1,4 +1,4 @@
-"""The work folder of a local run: its lock, its status.json, and leftover processes of a run that died."""
+"""The work folder of a local run: its lock, its status.json, and processes left by a run that was killed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Busy(RuntimeError):
 
 
 class WorkdirLock:
-    """At most one run in a work folder. The kernel drops the lock with the process, however that ends."""
+    """Allows one run at a time in a work folder. The kernel releases the lock when the process ends."""
 
     def __init__(self, workdir: Path) -> None:
         self._path = workdir / LOCK_FILE
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
-        """Raises `Busy`, naming the process that holds the folder."""
+        """Take the lock. Raises `Busy`, which names the process that holds it."""
         file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,7 +42,7 @@ class WorkdirLock:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             pid = f"process {holder}" if holder else "another process"
-            raise Busy(f"{self._path.parent} is in use by {pid}; stop that run or give another --workdir") from None
+            raise Busy(f"{self._path.parent} is in use by {pid}; stop that run or use another --workdir") from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -56,7 +56,7 @@ class WorkdirLock:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What outlives a run: who the job is, and how far it came."""
+    """What a run keeps for the next run in the same folder: the job's identity and status."""
 
     uid: str
     generation: int
@@ -64,12 +64,11 @@ class Saved:
 
 
 def load(workdir: Path) -> Saved:
-    """The saved job, ready for its next life; a new one in an empty folder.
+    """Return the saved job, prepared for the next run; a new job in an empty folder.
 
-    To the core every next life is a suspended job that goes on: with a new attempt (numbers are never used twice,
-    since they name logs and rendezvous) that costs no restart. What was counted is kept when the job was stopped;
-    after any other end, also one that nobody could write down, it starts anew. Raises ValueError for a file that is
-    not ours.
+    To the core, the next run resumes a suspended job: with a new attempt that does not count against maxRestarts.
+    Attempt numbers are never reused, because they name logs and rendezvous. If the job was stopped, its counts are
+    kept. After any other end, including a crash, they start at zero. Raises ValueError for an invalid file.
     """
     path = workdir / STATUS_FILE
     try:
@@ -81,7 +80,7 @@ def load(workdir: Path) -> Saved:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); move it away to start a new job in this folder") from error
     if status.phase == "Suspended":
-        # The mesh of a stopped job is fixed in a cluster; here its next life may have another.
+        # On a cluster the mesh of a suspended job is immutable; a local run may resume with another one.
         status = status.model_copy(update={"mesh": None})
     elif status.attempt:
         status = JobStatus(phase="Suspended", attempt=status.attempt, checkpoint=status.checkpoint)
@@ -91,7 +90,7 @@ def load(workdir: Path) -> Saved:
 
 
 def save(workdir: Path, saved: Saved) -> None:
-    """Write status.json in one piece: a reader, or a run that is killed, never sees half of it."""
+    """Write status.json atomically, so that no reader sees part of it, even if the run is killed."""
     document = {"uid": saved.uid, "generation": saved.generation, "status": saved.status.to_dict()}
     temporary = workdir / f".{STATUS_FILE}.tmp"
     temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -99,7 +98,7 @@ def save(workdir: Path, saved: Saved) -> None:
 
 
 def tagged(variable: str, value: str) -> list[int]:
-    """Process ids of this user whose environment holds `variable=value`."""
+    """Return the ids of processes whose environment has `variable=value` and is readable by this user."""
     needle = f"{variable}={value}".encode()
     found = []
     for entry in os.listdir("/proc"):
@@ -115,9 +114,9 @@ def tagged(variable: str, value: str) -> list[int]:
 
 
 def kill_tagged(variable: str, value: str, patience: float = 10.0) -> int:
-    """SIGKILL whatever carries the tag, until nothing does; how many there were.
+    """SIGKILL every process with the tag, until none is left. Return how many were killed.
 
-    The supervisors leave nothing behind; this is for the case that they themselves were killed.
+    This is for processes whose supervisor was killed; a supervisor that exits leaves none behind.
     """
     killed: set[int] = set()
     deadline = time.monotonic() + patience

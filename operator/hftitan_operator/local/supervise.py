@@ -1,15 +1,15 @@
-"""The sandbox of one local pod: starts its command, forwards the stop signal, and leaves no process behind.
+"""The supervisor of one local pod: starts its command, forwards the stop signal, and leaves no process behind.
 
 Run as a script by its path (stdlib only, so that it starts in about 30 ms):
 
     python -I -S supervise.py LOGFILE COMMAND [ARG ...]
 
-It speaks lines on its standard streams: out goes `pid N` once the command runs; in come `stop SECONDS` (SIGTERM to
-the command, SIGKILL to the whole tree after SECONDS) and `kill`. The end of the input means that the parent is gone,
-however it went: the whole tree is killed. The exit code is the command's, 128 + N for signal N, as in Kubernetes.
+It writes the line `pid N` to stdout once the command runs. It reads lines from stdin: `stop SECONDS` (SIGTERM to the
+command, SIGKILL to the whole tree after SECONDS) and `kill`. At the end of stdin the parent has exited, and the whole
+tree is killed. The exit code is the command's, or 128 + N for signal N, as in Kubernetes.
 
-The tree is found without guessing: the supervisor is a child subreaper, so whatever is orphaned below it (torchrun
-puts its workers into sessions of their own) becomes its child, and it kills children until there are none.
+The supervisor is a child subreaper: an orphan below it becomes its child, also in a session of its own, as torchrun's
+workers are. To kill the tree, it kills its children until none is left.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def children_of(parent: int) -> list[int]:
-    """Process ids whose parent is `parent`, from /proc."""
+    """Return the process ids whose parent is `parent`, from /proc."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -43,14 +43,14 @@ def children_of(parent: int) -> list[int]:
                 stat = file.read()
         except OSError:
             continue
-        # The command name is in parentheses and may hold anything; state and parent follow the last one.
+        # The command name is in parentheses and may contain any character; state and parent follow the last one.
         if int(stat[stat.rindex(b")") + 2 :].split()[1]) == parent:
             found.append(int(entry))
     return found
 
 
 def kill_tree(patience: float = 10.0) -> None:
-    """SIGKILL to every child until none is left: a killed child's own children become ours and are next."""
+    """SIGKILL every child until none is left. The children of a killed child become ours and are killed next."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         for pid in children_of(os.getpid()):
@@ -65,11 +65,11 @@ def kill_tree(patience: float = 10.0) -> None:
 
 
 def start(log: str, command: list[str]) -> int:
-    """Fork the command into its own session, its output appended to the log; its process id."""
+    """Fork the command into its own session, append its output to the log, and return its process id."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     supervisor = os.getpid()
-    # Held back until the child no longer ignores it: a stop that comes at once would be lost.
+    # Block SIGTERM until the child no longer ignores it; otherwise an immediate stop would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     pid = os.fork()
     if pid:
@@ -102,7 +102,7 @@ def exit_code(status: int) -> int:
 
 def supervise(log: str, command: list[str]) -> int:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    # Whoever runs `hftitan run` decides about signals; a Ctrl-C in the terminal must not reach us as well.
+    # `hftitan run` handles signals; a Ctrl-C in the terminal must not stop the supervisor.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     wake_read, wake_write = os.pipe()
@@ -112,7 +112,7 @@ def supervise(log: str, command: list[str]) -> int:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
 
     main = start(log, command)
-    with contextlib.suppress(OSError):  # The parent may be gone already; the end of the input says so too.
+    with contextlib.suppress(OSError):  # The parent may have exited; the end of stdin is handled below.
         os.write(1, f"pid {main}\n".encode())
 
     deadline: float | None = None
@@ -128,7 +128,7 @@ def supervise(log: str, command: list[str]) -> int:
                     if pid == 0:
                         break
                     if pid == main:
-                        # As when process 1 of a container ends: what it left is killed.
+                        # As when process 1 of a container exits, the remaining processes are killed.
                         kill_tree()
                         return exit_code(status)
             except ChildProcessError:
@@ -143,7 +143,7 @@ def supervise(log: str, command: list[str]) -> int:
                 word, _, argument = line.partition(b" ")
                 if word == b"stop":
                     if deadline is None:
-                        # Once only: a second SIGTERM makes torchrun drop its own orderly shutdown.
+                        # Only once: a second SIGTERM makes torchrun skip its graceful shutdown.
                         os.kill(main, signal.SIGTERM)
                     deadline = time.monotonic() + float(argument)
                 elif word == b"kill":

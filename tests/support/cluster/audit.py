@@ -1,11 +1,11 @@
-"""An independent witness: watches jobs and their pods at the API server itself, and notes what must never happen.
+"""Watches jobs and their pods on the API server, independently of the operator, and records forbidden states.
 
     with Audit(plane) as audit:
         ...
         assert audit.violations == []
 
-Pods of one server are told in the order in which they changed, so that what is held after each event is what was there
-at that moment, and two attempts at once are seen however short it was. While the API server is down, nothing is.
+A watch reports the changes of pods in order, so the state after each event is a state that existed. Two attempts at
+the same time are therefore detected, however short the overlap is. Nothing is detected while the API server is down.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SILENCE_SECONDS = 30.0
 
 @dataclass
 class History:
-    """What was seen of one job, by its uid."""
+    """The observed history of one job."""
 
     made: dict[tuple[int, int], str] = field(default_factory=dict)
-    """The uid of the pod of each attempt and index."""
+    """(attempt, index) -> uid of the pod."""
     unfinished: dict[str, int] = field(default_factory=dict)
-    """The attempt of each pod, by its uid, that exists and has not ended."""
+    """uid -> attempt, of each pod that exists and has not ended."""
     nodes: int | None = None
     attempt: int = 0
     restarts: int = 0
@@ -55,15 +55,15 @@ class Audit:
         self.jobs: dict[Name, Object] = {}
         self.pods: dict[Name, Object] = {}
         self.last: dict[Name, Object] = {}
-        """Of each job the newest that was seen, also when it is gone."""
+        """The last observed state of each job, also of deleted jobs."""
         self._histories: dict[str, History] = defaultdict(History)
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._follow, args=arguments, daemon=True)
             for arguments in (
-                ("hftitanjobs", "", self.jobs, self._see_job),
-                ("pods", LABEL_JOB, self.pods, self._see_pod),
+                ("hftitanjobs", "", self.jobs, self._check_job),
+                ("pods", LABEL_JOB, self.pods, self._check_pod),
             )
         ]
 
@@ -73,7 +73,7 @@ class Audit:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()  # the threads notice with their next event, or end with the process
+        self._ended.set()  # the threads end after their next event, or with the process
 
     def job(self, namespace: str, name: str) -> Object | None:
         return self.jobs.get((namespace, name))
@@ -82,41 +82,41 @@ class Audit:
         with self._lock:
             return [pod for pod in self.pods.values() if owner(pod) == job["metadata"]["uid"]]
 
-    # --- what must never happen -----------------------------------------------------------------------------
+    # --- forbidden states -----------------------------------------------------------------------------------
 
-    def _see_job(self, job: Object, *, gone: bool) -> None:
+    def _check_job(self, job: Object, *, gone: bool) -> None:
         metadata, status = job["metadata"], job.get("status") or {}
         self.last[metadata["namespace"], metadata["name"]] = job
         history = self._histories[metadata["uid"]]
         history.nodes = job["spec"]["mesh"]["nodes"]
         attempt, restarts, phase = status.get("attempt", 0), status.get("restarts", 0), status.get("phase")
         if attempt < history.attempt:
-            self._violated(job, f"status.attempt went from {history.attempt} down to {attempt}")
+            self._violated(job, f"status.attempt decreased from {history.attempt} to {attempt}")
         if restarts < history.restarts:
-            self._violated(job, f"status.restarts went from {history.restarts} down to {restarts}")
+            self._violated(job, f"status.restarts decreased from {history.restarts} to {restarts}")
         if history.end and phase != history.end:
-            self._violated(job, f"status.phase left {history.end} for {phase}")
+            self._violated(job, f"status.phase changed from {history.end} to {phase}")
         history.attempt, history.restarts = attempt, restarts
         history.end = phase if phase in TERMINAL else history.end
 
-    def _see_pod(self, pod: Object, *, gone: bool) -> None:
+    def _check_pod(self, pod: Object, *, gone: bool) -> None:
         labels, uid = pod["metadata"]["labels"], pod["metadata"]["uid"]
         attempt, index = int(labels[LABEL_ATTEMPT]), int(labels[LABEL_NODE_INDEX])
         history = self._histories[owner(pod) or ""]
         if history.made.setdefault((attempt, index), uid) != uid:
-            self._violated(pod, "is made a second time")
+            self._violated(pod, "was created a second time")
             history.made[attempt, index] = uid
         if index >= (history.nodes or index + 1):
-            self._violated(pod, f"is one too many for {history.nodes} nodes")
+            self._violated(pod, f"has an index too high for {history.nodes} nodes")
         if attempt < max(made for made, _ in history.made) and uid not in history.unfinished and not finished(pod):
-            self._violated(pod, "is made after those of a later attempt")
+            self._violated(pod, "was created after the pods of a later attempt")
         if gone or finished(pod):
             history.unfinished.pop(uid, None)
             return
         history.unfinished[uid] = attempt
         attempts = sorted(set(history.unfinished.values()))
         if len(attempts) > 1:
-            self._violated(pod, f"attempts {attempts} at the same time")
+            self._violated(pod, f"runs while attempts {attempts} exist at the same time")
 
     def _violated(self, thing: Object, what: str) -> None:
         metadata = thing["metadata"]
@@ -126,12 +126,12 @@ class Audit:
 
     # --- list and watch -------------------------------------------------------------------------------------
 
-    def _follow(self, resource: str, label: str, held: dict[Name, Object], see: Callable[..., None]) -> None:
+    def _follow(self, resource: str, label: str, held: dict[Name, Object], check: Callable[..., None]) -> None:
         version = ""
         while not self._ended.is_set():
             try:
                 if not version:
-                    version = self._list(resource, label, held, see)
+                    version = self._list(resource, label, held, check)
                 query = f"&watch=1&allowWatchBookmarks=true&timeoutSeconds=600&resourceVersion={version}"
                 with self._open(resource, label, query) as stream:
                     for line in stream:
@@ -141,7 +141,7 @@ class Audit:
                             break
                         version = event["object"]["metadata"]["resourceVersion"]
                         if event["type"] != "BOOKMARK":
-                            self._put(event["object"], held, see, gone=event["type"] == "DELETED")
+                            self._put(event["object"], held, check, gone=event["type"] == "DELETED")
                         if self._ended.is_set():
                             return
             except (OSError, ValueError) as error:
@@ -149,20 +149,22 @@ class Audit:
                     version = ""
                 time.sleep(RETRY_SECONDS)
 
-    def _list(self, resource: str, label: str, held: dict[Name, Object], see: Callable[..., None]) -> str:
+    def _list(self, resource: str, label: str, held: dict[Name, Object], check: Callable[..., None]) -> str:
         with self._open(resource, label, "") as answer:
             document = json.load(answer)
         there = {item["metadata"]["uid"] for item in document["items"]}
         for old in [item for item in held.values() if item["metadata"]["uid"] not in there]:
-            self._put(old, held, see, gone=True)
-        for item in sorted(document["items"], key=finished, reverse=True):  # or two attempts seem to run at once
-            self._put(item, held, see, gone=False)
+            self._put(old, held, check, gone=True)
+        for item in sorted(
+            document["items"], key=finished, reverse=True
+        ):  # otherwise two attempts would seem to overlap
+            self._put(item, held, check, gone=False)
         return str(document["metadata"]["resourceVersion"])
 
-    def _put(self, item: Object, held: dict[Name, Object], see: Callable[..., None], *, gone: bool) -> None:
+    def _put(self, item: Object, held: dict[Name, Object], check: Callable[..., None], *, gone: bool) -> None:
         name = (item["metadata"]["namespace"], item["metadata"]["name"])
         with self._lock:
-            see(item, gone=gone)
+            check(item, gone=gone)
             if gone:
                 held.pop(name, None)
             else:
@@ -181,7 +183,7 @@ class Audit:
 
 
 def orphans(plane: ControlPlane, namespaces: Collection[str]) -> list[str]:
-    """What belongs to jobs that are gone."""
+    """Return the objects in these namespaces that belong to deleted jobs."""
     admin = plane.admin
     jobs = {job["metadata"]["uid"] for job in admin.list("hftitanjobs", None)}
     return [
@@ -193,7 +195,7 @@ def orphans(plane: ControlPlane, namespaces: Collection[str]) -> list[str]:
 
 
 def objects(plane: ControlPlane, namespace: str, job: str) -> set[str]:
-    """All that carries the job's label, as `pods x-1-0`."""
+    """Return all objects with the job's label, as `pods x-1-0`."""
     return {
         f"{resource} {item['metadata']['name']}"
         for resource in ("pods", "services", "configmaps")
@@ -202,7 +204,7 @@ def objects(plane: ControlPlane, namespace: str, job: str) -> set[str]:
 
 
 def owner(thing: Object) -> str | None:
-    """The uid of the job that the object belongs to."""
+    """Return the uid of the job that owns an object."""
     return next((ref["uid"] for ref in thing["metadata"].get("ownerReferences", ()) if ref.get("controller")), None)
 
 

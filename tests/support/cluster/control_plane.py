@@ -1,11 +1,11 @@
-"""A Kubernetes control plane of this machine's own: etcd, API server and, on request, controller manager and scheduler.
+"""A Kubernetes control plane on this machine: etcd, API server and, on request, controller manager and scheduler.
 
     with ControlPlane(folder, assets, crds=[path]) as plane:
         Kubectl.of(plane.kubeconfig("admin")).list("nodes")
 
-Everything listens on loopback, on free ports, and dies with this process, however that ends. RBAC is on; a user is a
-bearer token: of those in USERS, or of a service account. The version may be any from 1.20 on: options that a program
-does not know are left out where they only tune it.
+All programs listen on free loopback ports and are killed when this process ends. RBAC is on. A user is a bearer token,
+of a name in USERS or of a service account. Kubernetes 1.20 and newer work: tuning options that a program does not know
+are omitted.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ USERS: Mapping[str, Sequence[str]] = {
     "operator": (),
     "alice": (),
 }
-"""Name -> groups. Those without a group may do what the tests' own role bindings say."""
+"""Name -> groups. Users without a group have only the permissions of the tests' role bindings."""
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
-    "omitStages": ["RequestReceived"],  # nothing is decided yet
+    "omitStages": ["RequestReceived"],  # has no authorization decision yet
     "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
 }
 START_SECONDS = 60.0
 
 
 class ControlPlane:
-    """Started by entering it. `node_monitor_grace`: seconds without a sign of life after which a node is NotReady.
+    """Started by `with`. `node_monitor_grace`: seconds without a heartbeat after which a node is NotReady.
 
-    The controller manager evicts the pods of lost nodes, but of none while every node is lost: keep one alive.
+    The controller manager evicts no pods while all nodes are lost, so keep at least one node alive.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ControlPlane:
         users: Mapping[str, Sequence[str]] = USERS,
         audited: bool = False,
     ) -> None:
-        """`audited`: the API server writes down what service accounts ask of it, for `requests`."""
+        """`audited`: the API server logs the requests of service accounts, for `requests`."""
         self.folder, self.assets = folder, assets
         self._with_manager, self._with_scheduler = controller_manager, scheduler
         self._grace, self._crds, self._users, self._audited = node_monitor_grace, crds, users, audited
@@ -78,7 +78,7 @@ class ControlPlane:
 
     @property
     def ca(self) -> Path:
-        """The API server's own certificate, which it makes at its first start."""
+        """The API server's self-signed certificate, which it creates at its first start."""
         return self.folder / "tls" / "apiserver.crt"
 
     @property
@@ -90,7 +90,7 @@ class ControlPlane:
         return Kubectl(self.url, self.ca.read_text(), self.admin_token)
 
     def requests(self, user: str) -> list[dict[str, Any]]:
-        """The events of the API server's audit log (audit.k8s.io/v1) about what a service account asked so far."""
+        """Return the audit events (audit.k8s.io/v1) of a service account's requests so far."""
         lines = self._audit_log.read_text().splitlines(keepends=True)
         events = [json.loads(line) for line in lines if line.endswith("\n")]
         return [event for event in events if event["user"]["username"] == user]
@@ -100,11 +100,11 @@ class ControlPlane:
         return self.folder / "logs" / "audit.jsonl"
 
     def kubeconfig(self, user: str = "admin") -> Path:
-        """Of a user in USERS, or of `system:serviceaccount:NAMESPACE:NAME`, which must exist."""
+        """Write the kubeconfig of a user in USERS or of an existing `system:serviceaccount:NAMESPACE:NAME`."""
         if user not in self._tokens:
             kind, _, account = user.removeprefix("system:").partition(":")
             if kind != "serviceaccount":
-                raise ValueError(f"{user}: no such user; there are {', '.join(self._tokens)}, and service accounts")
+                raise ValueError(f"{user}: no such user; use a service account or one of {', '.join(self._tokens)}")
             namespace, _, name = account.partition(":")
             path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
             request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
@@ -128,7 +128,7 @@ class ControlPlane:
             }
         )
 
-    # --- life -----------------------------------------------------------------------------------------------
+    # --- start and stop -------------------------------------------------------------------------------------
 
     def __enter__(self) -> ControlPlane:
         try:
@@ -149,7 +149,7 @@ class ControlPlane:
         (self.folder / "tokens.csv").write_text("\n".join(rows) + "\n")
         self._start_etcd()
         self.start_apiserver()
-        # Before the controller manager: its garbage collector looks for new kinds only every 30 seconds.
+        # Before the controller manager starts: its garbage collector looks for new kinds only every 30 seconds.
         for path in self._crds:
             self.install_crd(path)
         if self._with_manager:
@@ -159,7 +159,7 @@ class ControlPlane:
             self.start_scheduler()
 
     def install_crd(self, path: Path) -> None:
-        """Create or replace it, and wait until its kind is served. (1.20's server-side apply refuses CEL rules.)"""
+        """Create or replace a CRD, and wait until its kind is served. Server-side apply of 1.20 refuses CEL rules."""
         admin = self.admin
         crd = yaml.safe_load(path.read_text())
         admin.upsert(crd)
@@ -205,13 +205,13 @@ class ControlPlane:
         )
 
     def start_apiserver(self) -> None:
-        """Also after stop_apiserver: the same address and the same objects."""
+        """Start the API server. After stop_apiserver it has the same address and the same objects."""
         key = str(self.folder / "service-accounts.key")
         options = {
             "--etcd-servers": self.etcd_url,
             "--bind-address": "127.0.0.1",
             "--advertise-address": "127.0.0.1",
-            "--endpoint-reconciler-type": "none",  # a loopback address is refused as an endpoint
+            "--endpoint-reconciler-type": "none",  # loopback addresses are not allowed in endpoints
             "--secure-port": str(self.port),
             "--cert-dir": str(self.folder / "tls"),
             "--service-cluster-ip-range": "10.96.0.0/16",
@@ -221,7 +221,7 @@ class ControlPlane:
             "--service-account-key-file": key,
             "--service-account-signing-key-file": key,
         }
-        if not self._with_manager:  # nobody makes the service accounts that pods would need
+        if not self._with_manager:  # without it nothing creates the service accounts that pods need
             options["--disable-admission-plugins"] = "ServiceAccount"
         if self._audited:
             policy = self.folder / "audit.yaml"
@@ -232,7 +232,7 @@ class ControlPlane:
         wait(self._ready, "the API server", START_SECONDS)
 
     def stop_apiserver(self) -> None:
-        """As in an outage: at once, whatever is in flight."""
+        """Kill the API server, as in an outage."""
         self._kill("kube-apiserver")
 
     def start_controller_manager(self) -> None:
@@ -251,7 +251,7 @@ class ControlPlane:
                 "--node-eviction-rate": "50",
                 "--pvclaimbinder-sync-period": "1s",
                 "--unhealthy-zone-threshold": "1",
-                # Pods have loopback addresses, which are refused as endpoints: an event for every try.
+                # Pods have loopback addresses, which are not allowed in endpoints; each attempt would cause an event.
                 "--controllers": "*,-endpoint,-endpointslice,-endpointslicemirroring",
             },
             {"--port": "0", "--controller-start-interval": "0s", "--kube-api-qps": "1000", "--kube-api-burst": "2000"},
@@ -271,7 +271,7 @@ class ControlPlane:
     def _run(self, name: str, options: Mapping[str, str], tuning: Mapping[str, str]) -> None:
         program = self.assets / name
         if not program.exists():
-            raise FileNotFoundError(f"{program} is missing: hack/control-plane says where to get it")
+            raise FileNotFoundError(f"{program} is missing; run hack/control-plane")
         known = subprocess.run([program, "--help"], capture_output=True, text=True)
         words = {word.partition("=")[0].strip("',") for word in (known.stdout + known.stderr).split()}
         chosen = {**options, **{key: value for key, value in tuning.items() if key in words}}
@@ -281,12 +281,12 @@ class ControlPlane:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal is pytest's to handle
+                start_new_session=True,  # only pytest handles a Ctrl-C in the terminal
                 preexec_fn=die_with_parent,
             )
 
     def _kill(self, name: str) -> None:
-        """At once: an orderly end would serve open watches for a while, and nothing of this is kept."""
+        """Kill a program, because a graceful stop would first serve open watches for a while."""
         process = self._processes.pop(name, None)
         if process is not None:
             process.kill()
@@ -296,7 +296,7 @@ class ControlPlane:
         for name, process in self._processes.items():
             if process.poll() is not None:
                 log = (self.folder / "logs" / f"{name}.log").read_text(errors="replace")
-                raise RuntimeError(f"{name} ended with {process.returncode}:\n{log[-3000:]}")
+                raise RuntimeError(f"{name} exited with code {process.returncode}:\n{log[-3000:]}")
         try:
             tls = ssl.create_default_context(cafile=self.ca)
             request = urllib.request.Request(

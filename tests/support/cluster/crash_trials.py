@@ -1,4 +1,4 @@
-"""Lives in which the operator is killed at chosen writes, several side by side, each with an operator of its own."""
+"""Trials in which the operator is killed at chosen writes. Several run in parallel, each with its own operator."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 from audit import Object
 from fault_proxy import Call, Fault, FaultProxy, kill
 from kubectl import wait
-from lives import Home, Life, Script, World
 from operator_process import QuickOperator
+from scenarios import AuditedCluster, NodeGroup, Scenario, ScenarioRun
 
 QUIET_SECONDS = 0.3
-"""Without a write after its lists are in, an operator has nothing more to do."""
-LIFE_SECONDS = 120.0
+"""An operator that has listed its objects and writes nothing for this long has nothing more to do."""
+RUN_SECONDS = 120.0
 
 
 class Killer:
-    """Sees the calls of one life's operators, counts their writes, and says when to kill. Runs in the proxy's thread.
+    """Counts the writes of a run's operators and decides when to kill one. Called in the proxy's thread.
 
-    This one never does.
+    This base class never kills.
     """
 
     events = False
-    """Whether lines for humans count. The operator never reads any."""
+    """Whether Events count as writes. The operator never reads them."""
 
     def __init__(self) -> None:
         self.operator: QuickOperator | None = None
@@ -42,7 +42,7 @@ class Killer:
         return self._synced and time.monotonic() - self._busy_at > QUIET_SECONDS
 
     def __call__(self, call: Call) -> Fault | None:
-        if call.is_watch and call.resource == "pods":  # which follows the lists
+        if call.is_watch and call.resource == "pods":  # comes after the lists
             self._synced, self._busy_at = True, call.at
         if not call.is_write:
             return None
@@ -57,7 +57,7 @@ class Killer:
         return kill(self.operator.kill, forward=forward)
 
     def forward(self) -> bool | None:
-        """Whether a kill at this write comes after it; None for no kill."""
+        """Return True to kill after this write, False to kill before it, None for no kill."""
         return None
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class Killer:
 
 
 class KillAt(Killer):
-    """At the n-th write, from 1."""
+    """Kills at the n-th write, counted from 1."""
 
     def __init__(self, number: int, *, forward: bool) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ class KillAt(Killer):
 
 
 class KillAlways(Killer):
-    """Before a write, then after the next one, and so on: no operator gets more than one write done, and each of the
-    writes that brought the job further was killed before."""
+    """Kills before one write, after the next, and so on. Each operator completes at most one write, and every write
+    that moves the job forward was interrupted before."""
 
     events = True
 
@@ -93,66 +93,68 @@ class KillAlways(Killer):
 
 @dataclass
 class Outcome:
-    script: Script
+    scenario: Scenario
     killer: Killer
     seconds: float
     status: Object
-    """Without times."""
-    wrong: list[str]
+    """Status without times."""
+    problems: list[str]
 
 
-class Bench:
-    """Namespaces with two nodes each; in each of them one life is lived at a time."""
+class TrialRunner:
+    """Runs trials in several namespaces, one at a time in each. Each namespace has two nodes."""
 
-    def __init__(self, world: World, proxy: FaultProxy, folder: Path, nodes: Sequence[Sequence[str]]) -> None:
-        self._world, self._proxy, self._folder = world, proxy, folder
+    def __init__(
+        self, cluster: AuditedCluster, proxy: FaultProxy, folder: Path, nodes: Sequence[Sequence[str]]
+    ) -> None:
+        self._cluster, self._proxy, self._folder = cluster, proxy, folder
         self._killers: dict[str, Killer] = {}
         self._kubeconfig = proxy.kubeconfig
         self.namespaces: list[str] = []
-        self._free: queue.Queue[tuple[str, Home]] = queue.Queue()
+        self._free: queue.Queue[tuple[str, NodeGroup]] = queue.Queue()
         self._count = 0
         for number, names in enumerate(nodes):
-            namespace = world.admin.make_namespace(f"bench-{proxy.port}-{number}")
+            namespace = cluster.admin.make_namespace(f"trials-{proxy.port}-{number}")
             self.namespaces.append(namespace)
-            self._free.put((namespace, Home(world.admin, namespace, names)))
+            self._free.put((namespace, NodeGroup(cluster.admin, namespace, names)))
         proxy.script = self._script
 
     def _script(self, call: Call) -> Fault | None:
         killer = self._killers.get(call.namespace)
         return killer(call) if killer else None
 
-    def run(self, trials: Iterable[tuple[Script, Killer]]) -> list[Outcome]:
+    def run(self, trials: Iterable[tuple[Scenario, Killer]]) -> list[Outcome]:
         with ThreadPoolExecutor(len(self.namespaces)) as pool:
             return list(pool.map(lambda trial: self._run(*trial), trials))
 
-    def _run(self, script: Script, killer: Killer) -> Outcome:
-        namespace, home = self._free.get()
+    def _run(self, scenario: Scenario, killer: Killer) -> Outcome:
+        namespace, group = self._free.get()
         try:
-            home.restore()
-            return self._live(script, killer, namespace, home.name)
+            group.restore()
+            return self._run_scenario(scenario, killer, namespace, group.name)
         finally:
-            self._free.put((namespace, home))
+            self._free.put((namespace, group))
 
-    def _live(self, script: Script, killer: Killer, namespace: str, home: str) -> Outcome:
+    def _run_scenario(self, scenario: Scenario, killer: Killer, namespace: str, group: str) -> Outcome:
         self._count += 1
         self._killers[namespace] = killer
-        life = Life(self._world, script, namespace, f"life-{self._count}", home)
-        operator = QuickOperator(self._kubeconfig, self._folder / f"{life.name}.log", namespace)
+        run = ScenarioRun(self._cluster, scenario, namespace, f"trial-{self._count}", group)
+        operator = QuickOperator(self._kubeconfig, self._folder / f"{run.name}.log", namespace)
         began = time.monotonic()
 
         def over() -> bool:
             if not operator.alive:
                 killer.started(operator.start())
-            return life.poll() and killer.quiet
+            return run.poll() and killer.quiet
 
         try:
-            life.begin()
-            wait(over, "the end of the life", LIFE_SECONDS)
-            return Outcome(script, killer, time.monotonic() - began, life.timeless(), life.verdict())
+            run.create()
+            wait(over, "the end of the run", RUN_SECONDS)
+            return Outcome(scenario, killer, time.monotonic() - began, run.status_without_times(), run.problems())
         except AssertionError as error:
-            wrong = [f"{life.name}: {error} (deeds done: {life.done})", *life.verdict()]
-            return Outcome(script, killer, time.monotonic() - began, life.timeless(), wrong)
+            problems = [f"{run.name}: {error} (steps done: {run.done})", *run.problems()]
+            return Outcome(scenario, killer, time.monotonic() - began, run.status_without_times(), problems)
         finally:
             del self._killers[namespace]
             operator.kill()
-            life.erase()
+            run.delete()

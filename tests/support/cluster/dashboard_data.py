@@ -1,4 +1,4 @@
-"""What Prometheus answers to a dashboard's queries, kept as JSON: what hack/dashboard-pictures draws."""
+"""Saves the answers of Prometheus to the dashboards' queries as JSON, for hack/dashboard-pictures."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from promql import DASHBOARDS, Prometheus, Query
 
 STEP = 1.0
-"""Seconds between the points of a curve."""
+"""Seconds between two points of a curve."""
 
 
 def record(prometheus: Prometheus, folder: Path, variables: Mapping[str, str], start: float, end: float) -> None:
-    """A file for each dashboard, named like it: the answers between two Unix times, by panel and query."""
+    """Write one file per dashboard, with its name: the answers between two Unix times, by panel and query."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(DASHBOARDS.glob("*.json")):
         dashboard = json.loads(path.read_text())
 
         def ask(target: Mapping[str, Any]) -> Any:
-            expr = Query("", target["expr"]).filled(variables).expr
+            expr = Query("", target["expr"]).filled({**variables, "__interval": f"{STEP:g}s"}).expr
             if target.get("instant"):
                 return prometheus.ask("query", query=expr, time=str(end))["result"]
             times = {"start": str(start), "end": str(end), "step": str(STEP)}

@@ -1,4 +1,4 @@
-"""ClusterPort in a few dictionaries: what the other adapters are held to, and what tests of step() run on."""
+"""An in-memory ClusterPort, for the contract suite and the tests of step()."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FakeCluster:
         self._uids = itertools.count(1)
 
     def edit(self, job: HFTitanJob) -> None:
-        """Somebody changes the spec."""
+        """Replace the spec, as a user would."""
         assert self.job is not None
         metadata = self.job.metadata.model_copy(update={"generation": self.job.metadata.generation + 1})
         self.job = self.job.model_copy(update={"spec": job.spec, "metadata": metadata})

@@ -1,10 +1,10 @@
-"""A reverse proxy between an operator and the API server that does to their talk what a test's script says.
+"""A reverse proxy between an operator and the API server that injects the faults of a test's script.
 
     with FaultProxy(plane, folder) as proxy:
         proxy.script = lambda call: answer(500) if call.is_write and call.resource == "pods" else None
 
-Plain HTTP on loopback towards the operator (`proxy.kubeconfig`), TLS towards the API server; whose token it is passes
-through. It runs in a thread of its own, and so do the scripts.
+It serves plain HTTP on loopback to the operator (`proxy.kubeconfig`) and uses TLS to the API server. Tokens are
+forwarded. The proxy and the scripts run in a separate thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from control_plane import ControlPlane
 from yarl import URL
 
 LATE_SECONDS = 0.5
-"""After which a watch event told "late" comes a second time, between the newer ones."""
+"""Delay before a watch event with the fault "late" is sent a second time, between newer events."""
 POLL_SECONDS = 0.02
 PASSED_ON = ("Authorization", "Accept", "Accept-Encoding", "Content-Type")
 PASSED_BACK = ("Content-Type", "Content-Encoding", "Retry-After")
@@ -37,12 +37,12 @@ REASONS = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "Intern
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request as the operator made it. Of a cluster-wide one, `namespace` is empty."""
+    """A request of the operator. `namespace` is empty for cluster-wide requests."""
 
     at: float
     method: str
     path: str
-    """With its query."""
+    """Including the query."""
     namespace: str
     resource: str
     name: str
@@ -69,12 +69,12 @@ class Call:
 
     @property
     def is_event(self) -> bool:
-        """A line for humans."""
+        """Whether it is about Events."""
         return self.resource == "events"
 
     @property
     def is_write(self) -> bool:
-        """Of anything but the operator's own lease."""
+        """Whether it writes anything except the operator's Lease."""
         return self.method != "GET" and not self.is_lease
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Call:
 class Fault:
     kind: Literal["kill", "answer", "hang", "reset"]
     forward: bool = False
-    """The API server does get the request, and only the answer is lost."""
+    """The API server gets the request, but its answer is dropped."""
     status: int = 0
     retry_after: int | None = None
     victim: Callable[[], None] | None = None
@@ -97,7 +97,7 @@ class Fault:
 
 
 def kill(victim: Callable[[], None], *, forward: bool) -> Fault:
-    """`victim()` ends the operator, at once."""
+    """Kill the operator by calling `victim()`."""
     return Fault("kill", forward, victim=victim)
 
 
@@ -106,7 +106,7 @@ def answer(status: int, *, forward: bool = False, retry_after: int | None = None
 
 
 def hang(*, forward: bool = False) -> Fault:
-    """Until the client gives up."""
+    """Do not answer until the client gives up."""
     return Fault("hang", forward)
 
 
@@ -116,7 +116,7 @@ def reset(*, forward: bool = False) -> Fault:
 
 Script = Callable[[Call], Fault | None]
 StreamFault = Literal["drop", "duplicate", "late", "cut", "ERROR 410", "ERROR 500"]
-"""To one event of a watch: lost; told twice; told again later; lost with the connection; an ERROR in its place."""
+"""For one watch event: drop it; send it twice; send it again later; cut the connection; send an ERROR instead."""
 StreamScript = Callable[[Call], StreamFault | None]
 
 
@@ -127,7 +127,7 @@ class Injected:
     path: str
     at: float
     until: float
-    """Later than `at` where the fault lasts."""
+    """Later than `at` if the fault has a duration."""
 
 
 @dataclass
@@ -137,13 +137,13 @@ class FaultProxy:
     user: str = "admin"
     script: Script = lambda call: None
     stream_script: StreamScript = lambda call: None
-    """Asked for every event of a watch."""
+    """Called for every watch event."""
     faults: list[Injected] = field(default_factory=list)
     writes: list[Call] = field(default_factory=list)
-    """Those that the API server got."""
+    """Writes that the API server received."""
     port: int = 0
     hanging: int = 0
-    """Requests that hang now."""
+    """Number of requests that are hanging now."""
     _open: set[asyncio.Transport] = field(default_factory=set)
 
     def __enter__(self) -> FaultProxy:
@@ -160,7 +160,7 @@ class FaultProxy:
 
     @property
     def kubeconfig(self) -> Path:
-        """The plane's, with the proxy in the API server's place."""
+        """The control plane's kubeconfig, with the proxy's address."""
         config = yaml.safe_load(self.plane.kubeconfig(self.user).read_text())
         config["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{self.port}"}
         path = self.folder / f"proxy-{self.port}.kubeconfig"
@@ -169,11 +169,11 @@ class FaultProxy:
         return path
 
     def quiet(self) -> None:
-        """No more faults; those that last end by themselves."""
+        """Inject no more faults. Running ones end by themselves."""
         self.script = self.stream_script = lambda call: None
 
     def cut_off(self) -> None:
-        """From now on nothing comes through, on open connections either."""
+        """Reset all requests from now on, and all open connections."""
         self.script = lambda call: reset()
         self._loop.call_soon_threadsafe(lambda: [transport.abort() for transport in list(self._open)])
 
@@ -217,10 +217,10 @@ class FaultProxy:
             noted.until = time.monotonic()
         if fault.kind != "answer":
             return self._gone(request)
-        said = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": fault.status}
-        said |= {"reason": REASONS[fault.status], "message": "injected by the fault proxy"}
+        body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": fault.status}
+        body |= {"reason": REASONS[fault.status], "message": "injected by the fault proxy"}
         headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-        return web.json_response(said, status=fault.status, headers=headers)
+        return web.json_response(body, status=fault.status, headers=headers)
 
     def _note(self, kind: str, call: Call) -> Injected:
         now = time.monotonic()
@@ -228,7 +228,7 @@ class FaultProxy:
         return self.faults[-1]
 
     def _gone(self, request: web.BaseRequest) -> web.Response:
-        """Ends the connection; nobody reads what is returned."""
+        """Abort the connection; the returned response is not sent."""
         if request.transport is not None:
             self._open.discard(request.transport)
             request.transport.abort()
@@ -245,7 +245,7 @@ class FaultProxy:
                     return await self._stream(request, call, got)
                 kept = {name: got.headers[name] for name in PASSED_BACK if name in got.headers}
                 return web.Response(status=got.status, body=await got.read(), headers=kept)
-        except (aiohttp.ClientError, OSError):  # either side went away: the other one sees the same
+        except (aiohttp.ClientError, OSError):  # one side closed the connection, so close the other
             return self._gone(request)
 
     # --- watches --------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ async def _later(response: web.StreamResponse, line: bytes) -> None:
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Of any length, each with its end."""
+    """Yield lines of any length, with their line end."""
     rest = b""
     async for chunk in content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -290,12 +290,12 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 
 def _error_event(code: int) -> bytes:
-    said: dict[str, Any] = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
-    said |= {"code": code, "reason": REASONS[code], "message": "injected by the fault proxy"}
-    return json.dumps({"type": "ERROR", "object": said}).encode() + b"\n"
+    body: dict[str, Any] = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+    body |= {"code": code, "reason": REASONS[code], "message": "injected by the fault proxy"}
+    return json.dumps({"type": "ERROR", "object": body}).encode() + b"\n"
 
 
 def tally(faults: Iterable[Injected]) -> str:
-    """How many there were, by kind."""
+    """Return the number of faults by kind."""
     counts = Counter(fault.kind for fault in faults)
     return f"{counts.total()} faults: " + ", ".join(f"{kind} {count}" for kind, count in counts.most_common())

@@ -1,4 +1,4 @@
-"""The Dockerfile built without an image registry: buildah, and a base from the Debian mirror (hack/image-base)."""
+"""Builds the Dockerfile without an image registry, with buildah and a base image from hack/image-base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUILD_SECONDS = 600
 
 
 class Buildah:
-    """Images and containers in a storage of their own, kept between runs; `folder` is for what the build is given."""
+    """Images and containers in a separate storage, kept between runs; `folder` is for the build's secrets."""
 
     def __init__(self, folder: Path) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -28,7 +28,7 @@ class Buildah:
         self._words += ["--storage-driver", "vfs"]
 
     def build(self, target: str, *options: str) -> str:
-        """The name of the image of this target."""
+        """Build a target and return the name of its image."""
         name = f"localhost/hftitan-{target}"
         base = f"{target.upper()}_BASE={self.base}"
         words = ["bud", "--isolation", "chroot", "--target", target, "--build-arg", base, *self._index(), *options]
@@ -39,11 +39,11 @@ class Buildah:
         return self._call([*self._words, *words])
 
     def command(self, container: str, words: Sequence[str], *options: str) -> list[str]:
-        """To run this in a container, as the image's own user, on the host's network."""
+        """Return the command that runs `words` in a container, as the image's user, on the host's network."""
         return [*self._words, "run", "--isolation", "chroot", *options, container, "--", *words]
 
     def _index(self) -> list[str]:
-        """The machine's own pip settings as a secret of the build, and what they name of its files."""
+        """Return options: the machine's pip settings as a build secret, and mounts for the files that they name."""
         listed = self._call([sys.executable, "-m", "pip", "config", "list"])
         settings = configparser.ConfigParser(interpolation=None)
         settings["global"] = {}
@@ -55,7 +55,7 @@ class Buildah:
         file.chmod(0o600)
         named = re.findall(r"(?:file://)?(/[\w./-]+)", " ".join(settings["global"].values()))
         folders = {path if path.is_dir() else path.parent for path in map(Path, named) if path.exists()}
-        # An index is a folder of links to files elsewhere: all of its top.
+        # An index may contain links to files elsewhere, so mount its whole top-level folder.
         tops = {Path(*folder.parts[:3]) for folder in folders}
         mounts = [f"--volume={top}:{top}:ro" for top in sorted(tops)]
         return [f"--secret=id=pip,src={file}", *mounts]

@@ -1,4 +1,4 @@
-"""A small synchronous client of an API server, for tests: plain dicts in and out, one connection for each thread."""
+"""A small synchronous API server client for tests: plain dicts in and out, one connection per thread."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GROUP_OF = {resource: group for group, resources in GROUPS.items() for resource 
 
 
 class ApiError(Exception):
-    """The server's own words."""
+    """An error response, with the server's message."""
 
     def __init__(self, status: int, answer: Any) -> None:
         answer = answer if isinstance(answer, dict) else {"message": str(answer)}
@@ -53,7 +53,7 @@ def resource_of(kind: str) -> str:
 
 
 def path_of(resource: str, name: str = "", namespace: str | None = "default") -> str:
-    """`namespace=None`: of all namespaces."""
+    """Return the URL path of a resource. `namespace=None`: in all namespaces."""
     group = GROUP_OF[resource]
     base = f"/apis/{group}/{VERSIONS.get(group, 'v1')}" if group else "/api/v1"
     if resource not in CLUSTER_SCOPED and namespace:
@@ -63,7 +63,7 @@ def path_of(resource: str, name: str = "", namespace: str | None = "default") ->
 
 class Kubectl:
     def __init__(self, url: str, ca: str, token: str) -> None:
-        """`ca`: the certificate itself."""
+        """`ca`: the certificate in PEM."""
         self._host = urllib.parse.urlsplit(url).netloc
         self._tls = ssl.create_default_context(cadata=ca)
         self._token = token
@@ -71,7 +71,7 @@ class Kubectl:
 
     @classmethod
     def of(cls, kubeconfig: Path) -> Kubectl:
-        """From a kubeconfig as ControlPlane.kubeconfig writes it."""
+        """Return a client for a kubeconfig written by ControlPlane.kubeconfig."""
         config = yaml.safe_load(kubeconfig.read_text())
         cluster = config["clusters"][0]["cluster"]
         ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
@@ -83,7 +83,7 @@ class Kubectl:
         return self.request("GET", path_of(resource, name, namespace))
 
     def find(self, resource: str, name: str, namespace: str = "default") -> Object | None:
-        """None when there is none."""
+        """Return the object, or None if it does not exist."""
         try:
             return self.get(resource, name, namespace)
         except ApiError as error:
@@ -104,12 +104,12 @@ class Kubectl:
         return self.request("PUT", self._path(manifest), manifest)
 
     def apply(self, manifest: Object, manager: str = "tests") -> Object:
-        """Server-side, conflicts overruled."""
+        """Server-side apply with force."""
         query = {"fieldManager": manager, "force": "true"}
         return self.request("PATCH", self._path(manifest), manifest, "application/apply-patch+yaml", query)
 
     def upsert(self, manifest: Object) -> Object:
-        """Create, or else replace: for what the server's own schema of server-side apply does not know."""
+        """Create or replace an object that an old server cannot take by server-side apply."""
         try:
             return self.create(manifest)
         except ApiError as error:
@@ -122,7 +122,7 @@ class Kubectl:
     def patch(
         self, resource: str, name: str, body: Object, namespace: str = "default", *, subresource: str = ""
     ) -> Object:
-        """JSON merge patch."""
+        """Send a JSON merge patch."""
         path = path_of(resource, name, namespace) + (f"/{subresource}" if subresource else "")
         return self.request("PATCH", path, body, "application/merge-patch+json")
 
@@ -141,7 +141,7 @@ class Kubectl:
         return self.request("DELETE", path_of(resource, name, namespace), body)
 
     def delete_quietly(self, resource: str, name: str, namespace: str = "default", *, grace: int | None = None) -> None:
-        """Also when it is gone."""
+        """Delete an object, ignoring one that does not exist."""
         try:
             self.delete(resource, name, namespace, grace=grace)
         except ApiError as error:
@@ -153,13 +153,13 @@ class Kubectl:
         self.request("DELETE", path_of(resource, "", namespace), {"gracePeriodSeconds": grace}, query=query)
 
     def make_namespace(self, name: str, labels: Mapping[str, str] | None = None) -> str:
-        """Ready for pods: its default service account is there (the controller manager makes it)."""
+        """Create a namespace and wait for its default service account, which pods need."""
         self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels or {})}})
         self.wait(lambda: self.find("serviceaccounts", "default", name), f"the service account of {name}")
         return name
 
     def make_claim(self, name: str, namespace: str = "default") -> str:
-        """A bound PersistentVolumeClaim; its volume has no meaning but to the process kubelet."""
+        """Create a bound PersistentVolumeClaim. Only the process kubelet can use its volume."""
         size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
         claim = {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "name": name, "namespace": namespace}
         volume = f"{namespace}-{name}"
@@ -173,25 +173,25 @@ class Kubectl:
         return name
 
     def wait(self, condition: Callable[[], Any], what: str = "the condition", timeout: float = 30.0) -> Any:
-        """The first true value of `condition()`."""
+        """Wait for the first true value of `condition()` and return it."""
         return wait(condition, what, timeout)
 
     def wait_for(
         self, resource: str, name: str, condition: Callable[[Object], Any], namespace: str = "default",
         timeout: float = 30.0,
     ) -> Object:  # fmt: skip
-        """The object once `condition(object)` holds; the last state seen is in the error."""
+        """Wait until `condition(object)` is true and return the object. The error has its last state."""
         deadline = time.monotonic() + timeout
         while True:
             found = self.find(resource, name, namespace)
             if found is not None and condition(found):
                 return found
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited {timeout:g} s in vain for {resource}/{name}: {json.dumps(found)[:2000]}")
+                raise AssertionError(f"timeout after {timeout:g} s for {resource}/{name}: {json.dumps(found)[:2000]}")
             time.sleep(0.03)
 
     def wait_gone(self, resource: str, name: str, namespace: str = "default", timeout: float = 30.0) -> None:
-        self.wait(lambda: self.find(resource, name, namespace) is None, f"{resource}/{name} to go", timeout)
+        self.wait(lambda: self.find(resource, name, namespace) is None, f"the deletion of {resource}/{name}", timeout)
 
     # --- transport ------------------------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Kubectl:
                 text = answer.read()
                 break
             except (OSError, http.client.HTTPException):
-                # A kept connection may have ended with an earlier server; a fresh one is an answer.
+                # A reused connection may be stale after a restart of the server; an error on a new one is real.
                 connection.close()
                 self._local.connection = None
                 if fresh or last:
@@ -240,9 +240,10 @@ class Kubectl:
 
 
 def wait(condition: Callable[[], Any], what: str = "the condition", timeout: float = 30.0) -> Any:
+    """Wait for the first true value of `condition()` and return it. Raises AssertionError naming `what`."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout:g} s in vain for {what}")
+            raise AssertionError(f"timeout after {timeout:g} s waiting for {what}")
         time.sleep(0.03)
     return value

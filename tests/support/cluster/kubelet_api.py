@@ -1,4 +1,4 @@
-"""The process kubelet's way to the API server: JSON over aiohttp, patient in an outage, and list-and-watch."""
+"""The process kubelet's API server client: JSON over aiohttp, retries in an outage, and list-and-watch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRATEGIC, MERGE = "application/strategic-merge-patch+json", "application/merge-
 
 
 class Gone(Exception):
-    """The object is not there, or is another one of the same name."""
+    """The object does not exist, or it is another object of the same name."""
 
 
 class Api:
@@ -39,7 +39,7 @@ class Api:
         await self._session.close()
 
     async def call(self, method: str, path: str, body: Object | None = None, kind: str = "application/json") -> Object:
-        """Repeated until the server answers. Raises `Gone` for 404 and 409, RuntimeError for other refusals."""
+        """Send a request; retry until the server answers. Raises `Gone` for 404 and 409, RuntimeError for other 4xx."""
         data = None if body is None else json.dumps(body)
         while True:
             try:
@@ -65,7 +65,7 @@ class Api:
             return None
 
     async def follow(self, path: str, selector: str) -> AsyncIterator[tuple[str, Any]]:
-        """("LISTED", [object...]) and then (ADDED | MODIFIED | DELETED, object), for ever; listed anew when need be."""
+        """Yield ("LISTED", [object...]), then (ADDED | MODIFIED | DELETED, object). Never ends."""
         while True:
             listed = await self.call("GET", f"{path}?fieldSelector={selector}")
             yield "LISTED", listed["items"]
@@ -78,7 +78,7 @@ class Api:
                             version = ""
                         async for line in _lines(answer.content):
                             event = json.loads(line)
-                            if event["type"] == "ERROR":  # most often 410: what was asked for is compacted away
+                            if event["type"] == "ERROR":  # usually 410: the resource version was compacted
                                 version = ""
                                 break
                             version = event["object"]["metadata"]["resourceVersion"]
@@ -89,7 +89,7 @@ class Api:
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Of any length, unlike the stream's own."""
+    """Yield lines of any length, which the stream's own method does not support."""
     pending = b""
     async for chunk in stream.iter_any():
         *lines, pending = (pending + chunk).split(b"\n")

@@ -1,17 +1,17 @@
-"""Pods without processes, for benches and crash tests with hundreds of them: each plays a script.
+"""Scripted pods without processes, for benchmarks and crash tests with hundreds of pods.
 
-A script is one object, or a list of which the first that fits the pod is played:
+A script is one object, or a list of objects of which the first that matches the pod is used:
 
-    attempt, index   the pods it fits; all when left out
+    attempt, index   the pods it matches; default: all
     runningAfter     seconds from the bind to Running (0)
-    readyAfter       seconds from there to ready (0)
+    readyAfter       seconds from Running to ready (0)
     endsAfter        seconds from Running to the end (never)
     exitCode, reason, message
-                     of that end (0, Completed or Error, no termination log)
+                     for that end (0, Completed or Error, no termination log)
     stopCode, stopMessage
-                     of the end by deletion, which comes at once (143, no termination log)
+                     for the end by deletion, which is immediate (143, no termination log)
 
-It stands in the pod's annotation SCRIPT, or is the kubelet's own.
+The script is in the pod's annotation SCRIPT; the default is the kubelet's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCRIPT = "test.hftitan.io/script"
 
 
 class FakePod:
-    """The interface of ProcessPod."""
+    """A scripted pod with the interface of ProcessPod."""
 
     def __init__(self, pod: Object, default: Any) -> None:
         metadata = pod["metadata"]

@@ -1,4 +1,4 @@
-"""The kubelet's own HTTPS endpoint for logs, which the API server asks for `pods/log`: follow, tail, since, stamps."""
+"""The kubelet's HTTPS endpoint for logs, which the API server uses for `pods/log`: follow, tail, since, timestamps."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Logged(Protocol):
 
 
 class LogServer:
-    """`find(namespace, pod)` gives the pod, or None. Serves under the API server's own certificate."""
+    """`find(namespace, pod)` returns the pod or None. Serves with the API server's certificate."""
 
     def __init__(self, find: Callable[[str, str], Logged | None]) -> None:
         self._find = find
 
     async def start(self, certificate: Path) -> int:
-        """The port."""
+        """Start the server and return its port."""
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
         app = web.Application()
@@ -69,7 +69,7 @@ async def _lines(pod: Logged, *, follow: bool) -> AsyncIterator[tuple[int, bytes
     assert pod.log is not None
     with pod.log.open("rb") as file:
         while True:
-            over = pod.done.is_set() or not follow  # asked first: what is written until then is still read
+            over = pod.done.is_set() or not follow  # checked first, so that everything written before is still read
             *lines, rest = (rest + file.read()).split(b"\n")
             for line in lines:
                 yield number, line + b"\n"
@@ -82,6 +82,6 @@ async def _lines(pod: Logged, *, follow: bool) -> AsyncIterator[tuple[int, bytes
 
 
 def _stamp(started: float, number: int) -> str:
-    """The same for a line whenever it is asked for: there is none in the file."""
+    """Return a timestamp that is always the same for a line; the file has none."""
     when = datetime.datetime.fromtimestamp(started, datetime.UTC) + datetime.timedelta(microseconds=number)
     return when.strftime("%Y-%m-%dT%H:%M:%S.%f000Z")

@@ -1,4 +1,4 @@
-"""One pod of the process kubelet: its processes through the same translation that `hftitan run` uses."""
+"""One pod of the process kubelet, run as a process with the same translation as `hftitan run`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hftitan_operator.local.process import LocalPod
 from hftitan_operator.net import free_port, loopback
 
 SERVER_FIELDS = ("dnsPolicy", "nodeName", "preemptionPolicy", "priority", "serviceAccount", "serviceAccountName")
-"""What the API server adds to a pod; none of it concerns a process."""
+"""Fields that the API server adds to a pod and that do not matter for a process."""
 TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
 WAIT_SECONDS = 0.2
 
 
 @dataclass
 class Node:
-    """What the pods of a node share."""
+    """Settings that the pods of a node share."""
 
     name: str
     workdir: Path
@@ -42,17 +42,17 @@ class Node:
     """Pod uid -> its devices."""
 
     def take_gpus(self, uid: str, count: int) -> int:
-        """The first of `count` free devices in a row."""
+        """Reserve `count` consecutive free devices and return the first."""
         used = {gpu for devices in self.taken.values() for gpu in devices}
         for first in range(self.gpus - count + 1):
             if not used & set(range(first, first + count)):
                 self.taken[uid] = range(first, first + count)
                 return first
-        raise Refused("resources.limits", f"{count} devices in a row are not free on {self.name}")
+        raise Refused("resources.limits", f"{self.name} has no {count} consecutive free devices")
 
 
 class ProcessPod:
-    """`start()` raises Refused for a pod that this kubelet cannot run; `done` is set at its end."""
+    """A pod as a process. `start()` raises Refused for an unsupported pod; `done` is set at its end."""
 
     def __init__(self, pod: Object, node: Node, api: Api) -> None:
         self._pod, self._node, self._api = pod, node, api
@@ -103,7 +103,7 @@ class ProcessPod:
 
     @property
     def message(self) -> str:
-        """The termination log, or what terminationMessagePolicy puts in its place."""
+        """The termination log, or its replacement by terminationMessagePolicy."""
         assert self._process is not None
         with contextlib.suppress(OSError):
             data = self._process.launch.termination_log.read_bytes()[:TERMINATION_LOG_LIMIT]
@@ -120,7 +120,7 @@ class ProcessPod:
         self._node.taken.pop(self.uid, None)
 
     async def ready(self, http: aiohttp.ClientSession) -> bool:
-        """One look at the readiness probe."""
+        """Run the readiness probe once."""
         container = self._pod["spec"]["containers"][0]
         probe = container.get("readinessProbe", {}).get("httpGet")
         if probe is None:
@@ -133,9 +133,10 @@ class ProcessPod:
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
 
-    # --- the pod as its author wrote it, and what it needs ------------------------------------------------------
+    # --- the pod's manifest, folders and environment ------------------------------------------------------------
 
     def _manifest(self) -> Object:
+        """Return the manifest without what the API server added."""
         pod = copy.deepcopy(self._pod)
         spec = pod["spec"]
         for key in SERVER_FIELDS:
@@ -148,7 +149,7 @@ class ProcessPod:
         return pod
 
     def _workdir(self, pod: Object) -> Path:
-        """The folder behind the volume `output`: a claim's, which outlives the pod, or the pod's own."""
+        """Return the folder behind the volume `output`: of its claim, which outlives the pod, or of the pod."""
         base = self._node.workdir
         for volume in pod["spec"].get("volumes", []):
             if volume["name"] == OUTPUT_VOLUME and (claim := volume.get("persistentVolumeClaim")):
@@ -158,7 +159,7 @@ class ProcessPod:
         return base / "pods" / self.uid
 
     def _claims(self, pod: Object) -> dict[str, Path]:
-        """The folders behind the other claims."""
+        """Return the folders behind the other claims, by volume name."""
         claims = {
             v["name"]: v["persistentVolumeClaim"]
             for v in pod["spec"].get("volumes", [])
@@ -168,14 +169,14 @@ class ProcessPod:
         return {name: base / claim["claimName"] for name, claim in claims.items() if name != OUTPUT_VOLUME}
 
     def _relocated(self, text: str, pod: Object, machine: Machine) -> str:
-        """A document with the paths of this machine: there are no mounts here, and the trainer opens what it reads."""
+        """Replace mount paths in a document by local paths, because processes have no mounts."""
         for mount in pod["spec"]["containers"][0]["volumeMounts"]:
             if mount["name"] in machine.volumes:
                 text = text.replace(f'"{mount["mountPath"]}/', f'"{machine.volumes[mount["name"]]}/')
         return text
 
     async def _environ(self, pod: Object) -> dict[str, str]:
-        """The caller's, and the values that the pod takes from Secrets and ConfigMaps, once they exist."""
+        """Return the caller's environment with the values from Secrets and ConfigMaps; wait until they exist."""
         environ = dict(os.environ)
         for entry in pod["spec"]["containers"][0].get("env", []):
             source = entry.get("valueFrom", {})
@@ -189,7 +190,7 @@ class ProcessPod:
         return environ
 
     async def _configs(self, pod: Object, machine: Machine) -> list[str]:
-        """Writes the ConfigMap volumes to where the translation looks for them; their names."""
+        """Write the ConfigMap volumes to the folders that the translation uses; return their names."""
         names = []
         for volume in pod["spec"].get("volumes", []):
             source = volume.get("configMap")
@@ -204,7 +205,7 @@ class ProcessPod:
         return names
 
     async def _object(self, resource: str, name: str, optional: bool) -> Object | None:
-        """Waits for it, as a kubelet does."""
+        """Wait for an object and return it, as a kubelet does; None for a missing optional one."""
         while True:
             found = await self._api.find(f"/api/v1/namespaces/{self.namespace}/{resource}/{name}")
             if found is not None or optional:
@@ -212,8 +213,8 @@ class ProcessPod:
             await asyncio.sleep(WAIT_SECONDS)
 
     def _port(self) -> int:
-        """The gang's rendezvous port: torchrun's store listens on all addresses, so each gang needs one of its own.
-        Whoever asks first chooses; the kubelets of other nodes read it from the work folder they share."""
+        """Return the gang's rendezvous port. torchrun's store listens on all addresses, so each gang needs its own.
+        The first kubelet that asks chooses it; the others read it from the shared work folder."""
         folder = self._node.workdir / "rendezvous"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self._gang.replace("/", "-")
@@ -226,7 +227,7 @@ class ProcessPod:
 
 
 def address_of(pod: Object) -> tuple[str, int, str]:
-    """A pod's loopback address, its index in its gang, and the gang's name; the same on every node."""
+    """Return a pod's loopback address, its index in its gang, and the gang's name. Equal on all nodes."""
     metadata = pod["metadata"]
     labels = metadata.get("labels", {})
     index = int(labels.get(LABEL_NODE_INDEX, 0))

@@ -1,4 +1,4 @@
-"""What a kubelet writes into a pod's status. Plain dicts."""
+"""Pod statuses as a kubelet writes them, as plain dicts."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def ended(pod: Object, started: str, code: int, message: str = "", reason: str =
 
 
 def rejected(pod: Object, reason: str, message: str) -> Object:
-    """By the kubelet itself: there was never a container."""
+    """Return the status of a pod that the kubelet rejected before it started a container."""
     return {
         "phase": "Failed",
         "reason": reason,

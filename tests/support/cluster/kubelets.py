@@ -1,4 +1,4 @@
-"""Process kubelets as child processes of the tests: started, lost, cut off, and cleaned up after."""
+"""Process kubelets as child processes of the tests: start, kill, freeze and clean up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).with_name("process_kubelet.py")
 
 
 class KubeletProcess:
-    """Started by the constructor, which returns when the nodes take pods."""
+    """A running process kubelet. The constructor starts it and waits until its nodes accept pods."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class KubeletProcess:
         environ: Mapping[str, str] | None = None,
         renew: float = 1.0,
     ) -> None:
-        """`nodes`: names with commas between; `fake`: a script (kubelet_fake.py), {} for pods that never end;
-        `environ`: added to this process's own, which the pods inherit."""
+        """`nodes`: names separated by commas; `fake`: a script (kubelet_fake.py), {} for pods that never end;
+        `environ`: added to this process's environment, which the pods inherit."""
         self.nodes, self.workdir, self._admin = nodes.split(","), workdir, plane.admin
         workdir.mkdir(parents=True, exist_ok=True)
         options: dict[str, object] = {
@@ -62,31 +62,31 @@ class KubeletProcess:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-        wait(self._serving, f"{nodes} to take pods (see {self.log})")
+        wait(self._serving, f"{nodes} to accept pods (see {self.log})")
 
     def _serving(self) -> bool:
         if self.process.poll() is not None:
-            raise RuntimeError(f"the kubelet of {self.nodes} ended:\n{self.log.read_text()[-3000:]}")
-        return all(self._takes_pods(node) for node in self.nodes)
+            raise RuntimeError(f"the kubelet of {self.nodes} exited:\n{self.log.read_text()[-3000:]}")
+        return all(self._accepts_pods(node) for node in self.nodes)
 
-    def _takes_pods(self, name: str) -> bool:
+    def _accepts_pods(self, name: str) -> bool:
         node = self._admin.find("nodes", name)
         return node is not None and is_ready(node) and not node["spec"].get("taints")
 
     def kill(self) -> None:
-        """The nodes are lost, with all that ran there."""
+        """Lose the nodes and all processes of their pods."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def freeze(self) -> None:
-        """The nodes are cut off; what runs there goes on."""
+        """Partition the nodes from the cluster; their pods keep running."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Stop, and take the nodes out of the cluster, with the pods that nobody would report on any more."""
+        """Stop the kubelet and delete its nodes and their pods from the cluster."""
         if self.process.poll() is None:
             self.kill()
         for pod in self._admin.list("pods", None):
@@ -97,6 +97,6 @@ class KubeletProcess:
 
 
 def is_ready(thing: Mapping[str, Any]) -> bool:
-    """Of a node or a pod."""
+    """Whether a node or a pod is ready."""
     conditions = thing.get("status", {}).get("conditions", [])
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

@@ -1,8 +1,7 @@
-"""The operator as a real process: killed at any moment, frozen, started again; it dies with the test.
+"""The operator as a child process of the tests, which can kill, freeze and restart it.
 
-`OperatorProcess` is the command as users have it. `QuickOperator` runs the same code, forked off a process that has the
-imports done: they are a second of each start, and a test that kills the operator at every write starts it hundreds of
-times.
+`OperatorProcess` runs the command `hftitan operator`. `QuickOperator` runs the same code, forked from a process that
+has already imported it. This saves a second per start for tests that restart the operator hundreds of times.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ COMMAND = (sys.executable, "-m", "hftitan_operator.cli", "operator")
 
 class OperatorProcess:
     def __init__(self, kubeconfig: Path, log: Path, *options: str, command: Sequence[str] = COMMAND) -> None:
-        """`options` as on the command line, say `--namespace team`."""
+        """`options`: as on the command line, for example `--namespace team`."""
         self.kubeconfig, self.log, self.options, self.command = kubeconfig, log, options, command
         self.port = free_ports(1)[0]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> OperatorProcess:
-        """Does not wait."""
+        """Start the process, without waiting."""
         assert not self.alive
         words = ["--kubeconfig", str(self.kubeconfig), "--host", "127.0.0.1", "--port", str(self.port), *self.options]
         with self.log.open("ab") as log:
@@ -64,7 +63,7 @@ class OperatorProcess:
         wait(self._is_ready, f"the operator to be ready (see {self.log})", READY_SECONDS)
 
     def _is_ready(self) -> bool:
-        assert self.alive, f"the operator ended:\n{self.log.read_text()[-3000:]}"
+        assert self.alive, f"the operator exited:\n{self.log.read_text()[-3000:]}"
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1) as answer:
                 return bool(answer.status == 200)
@@ -77,7 +76,7 @@ class OperatorProcess:
             self._process.wait()
 
     def terminate(self) -> None:
-        """SIGTERM; does not wait."""
+        """Send SIGTERM, without waiting."""
         assert self._process is not None
         self._process.terminate()
 
@@ -90,7 +89,7 @@ class OperatorProcess:
         self._process.send_signal(signal.SIGCONT)
 
     def ended(self, timeout: float) -> int:
-        """The exit code, within so many seconds."""
+        """Wait for the end of the process and return its exit code."""
         assert self._process is not None
         return self._process.wait(timeout)
 
@@ -100,15 +99,15 @@ _FORKSERVER.set_forkserver_preload(["hftitan_operator.kube.operator"])
 
 
 class QuickOperator:
-    """Without /metrics and /readyz. `with` starts and kills it."""
+    """The operator without /metrics and /readyz. `with` starts and kills it."""
 
     def __init__(self, kubeconfig: Path, log: Path, *namespaces: str, leader_elect: bool = False) -> None:
-        """`leader_elect`: with a Lease in the first of the namespaces."""
+        """`leader_elect`: use a Lease in the first namespace."""
         lease = namespaces[0] if leader_elect else None
         self._arguments = (str(kubeconfig), str(log), namespaces, lease)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._lock = threading.RLock()
-        """Who kills is a thread of a proxy, and may come before the start is done."""
+        """A proxy's thread may call kill() before start() has returned."""
 
     def start(self) -> QuickOperator:
         with self._lock:
@@ -149,7 +148,7 @@ def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...], lease: str 
 
 
 def _end_with_the_test() -> None:
-    """PR_SET_PDEATHSIG would bind it to the forkserver, which outlives a test run that is killed."""
+    """Exit with the test process. PR_SET_PDEATHSIG would wait for the forkserver, which outlives a killed test run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

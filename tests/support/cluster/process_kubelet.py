@@ -1,12 +1,12 @@
-"""A kubelet that runs the pods bound to its nodes as processes of this machine, or plays them (`--fake`).
+"""A kubelet that runs the pods of its nodes as processes on this machine, or simulates them by a script (`--fake`).
 
     python tests/support/cluster/process_kubelet.py --kubeconfig K --node a,b --workdir D
         [--gpus 8] [--program torchrun=...]
 
-A pod's container runs through the translation of `hftitan run` (local/pod.py), and its life is reported as a kubelet
-does it. SIGKILL to this process is the loss of its nodes: their processes die with it. SIGSTOP is a partition: they
-go on, unseen. The kubelets of one cluster share the work folder; a pod's output is the folder of its claim in there
-(claims/NAMESPACE/CLAIM) or its own (pods/UID), its log logs/POD.log in that.
+A pod's container is translated to a process as by `hftitan run` (local/pod.py), and its status is reported as by a real
+kubelet. SIGKILL to this process simulates lost nodes: their processes end with it. SIGSTOP simulates a partition: the
+processes keep running. All kubelets of a cluster share one work folder. A pod's output is in the folder of its claim
+there (claims/NAMESPACE/CLAIM) or in its own (pods/UID), its log in logs/POD.log below that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kubelet_logs import LogServer
 from kubelet_pod import Node, ProcessPod, Refused
 
 PROBE_SECONDS = 0.25
-"""Until a pod is ready; then its probe's own period."""
+"""Probe period until a pod is ready; then the pod's own period applies."""
 NODES = "/api/v1/nodes"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
@@ -40,14 +40,14 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 @dataclass
 class Entry:
     pod: Object
-    life: ProcessPod | FakePod
+    runner: ProcessPod | FakePod
     task: asyncio.Task[None] | None = None
     started: bool = False
     deleting: bool = False
     reported: Object | None = None
-    """The status that we last wrote."""
+    """The last status that this kubelet wrote."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while writing it: a later one must not be overtaken."""
+    """Held while writing a status, so that statuses arrive in order."""
 
     @property
     def path(self) -> str:
@@ -79,11 +79,11 @@ class Kubelet:
                 for uid in [uid for uid in self._entries if uid not in here]:
                     self._forget(uid)
                 for pod in found:
-                    self._see(pod)
+                    self._observe(pod)
             elif kind == "DELETED":
                 self._forget(found["metadata"]["uid"])
             else:
-                self._see(found)
+                self._observe(found)
 
     # --- the node -------------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class Kubelet:
         body: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "labels": labels}}
         try:
             await self._api.call("POST", NODES, body)
-        except Gone:  # it is there, from an earlier life
+        except Gone:  # the node exists, from an earlier run of this kubelet
             await self._api.call("PATCH", f"{NODES}/{node.name}", {"metadata": {"labels": labels}}, MERGE)
         lease = {
             "apiVersion": "coordination.k8s.io/v1",
@@ -112,9 +112,8 @@ class Kubelet:
             capacity["nvidia.com/gpu"] = str(node.gpus)
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "a process kubelet"}
         ready |= {"lastHeartbeatTime": status.now(), "lastTransitionTime": status.now()}
-        addresses = {
-            "InternalIP": status.HOST_IP
-        }  # no Hostname: the API server would prefer it, and it resolves nowhere
+        # No Hostname: the API server would prefer it, but it does not resolve.
+        addresses = {"InternalIP": status.HOST_IP}
         state = {
             "capacity": capacity,
             "allocatable": capacity,
@@ -129,42 +128,42 @@ class Kubelet:
         while True:
             await asyncio.sleep(self._renew)
             beat += 1
-            await asyncio.gather(*(self._beat(node, full=beat % 5 == 0) for node in self._nodes.values()))
+            await asyncio.gather(*(self._renew_node(node, full=beat % 5 == 0) for node in self._nodes.values()))
 
-    async def _beat(self, node: Node, *, full: bool) -> None:
-        """The lease; now and then the status, which was set to unknown if we were silent for long."""
+    async def _renew_node(self, node: Node, *, full: bool) -> None:
+        """Renew the Lease. With `full`, also write the node status, which a long silence sets to unknown."""
         try:
             await self._api.call("PATCH", f"{LEASES}/{node.name}", {"spec": {"renewTime": status.now_micro()}}, MERGE)
             if full:
                 await self._report(node)
         except Gone:
-            pass  # somebody took the node out of the cluster
+            pass  # the node was deleted from the cluster
 
     def _logged(self, namespace: str, name: str) -> ProcessPod | None:
         for entry in reversed(self._entries.values()):
-            life = entry.life
-            if isinstance(life, ProcessPod) and (life.namespace, life.name) == (namespace, name):
-                return life
+            runner = entry.runner
+            if isinstance(runner, ProcessPod) and (runner.namespace, runner.name) == (namespace, name):
+                return runner
         return None
 
     # --- pods -----------------------------------------------------------------------------------------------
 
-    def _see(self, pod: Object) -> None:
+    def _observe(self, pod: Object) -> None:
         metadata, phase = pod["metadata"], pod.get("status", {}).get("phase")
         node = self._nodes.get(pod["spec"].get("nodeName", ""))
         if node is None:
             return
         entry = self._entries.get(metadata["uid"])
         if entry is None:
-            life = ProcessPod(pod, node, self._api) if self._script is None else FakePod(pod, self._script)
-            entry = Entry(pod, life)
+            runner = ProcessPod(pod, node, self._api) if self._script is None else FakePod(pod, self._script)
+            entry = Entry(pod, runner)
             if phase in ("Succeeded", "Failed"):
                 if "deletionTimestamp" in metadata:
                     self._spawn(self._remove(entry))
                 return
             self._entries[metadata["uid"]] = entry
             if "deletionTimestamp" not in metadata:
-                entry.task = self._spawn(self._live(entry) if phase == "Pending" else self._lost(entry))
+                entry.task = self._spawn(self._run_pod(entry) if phase == "Pending" else self._report_lost(entry))
         entry.pod = pod
         if entry.reported is not None and contradicts(pod, entry.reported):
             self._spawn(self._patch(entry, None))
@@ -172,10 +171,10 @@ class Kubelet:
             self._stop(entry)
 
     def _stop(self, entry: Entry) -> None:
-        """What is still to start never does; what runs is asked to end, with the grace that the deletion gave."""
+        """Stop a running pod with the grace period of its deletion; remove a pod that has not started."""
         first, entry.deleting = not entry.deleting, True
         if entry.started and entry.task is not None and not entry.task.done():
-            entry.life.stop(entry.pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+            entry.runner.stop(entry.pod["metadata"].get("deletionGracePeriodSeconds") or 0)
         elif first:
             if entry.task is not None:
                 entry.task.cancel()
@@ -186,39 +185,39 @@ class Kubelet:
         if entry is None:
             return
         if entry.started:
-            entry.life.stop(0)
+            entry.runner.stop(0)
         elif entry.task is not None:
             entry.task.cancel()
 
-    async def _live(self, entry: Entry) -> None:
-        life = entry.life
+    async def _run_pod(self, entry: Entry) -> None:
+        runner = entry.runner
         try:
-            if isinstance(life, ProcessPod):
+            if isinstance(runner, ProcessPod):
                 await self._patch(entry, status.waiting(entry.pod, "ContainerCreating"))
             try:
-                await life.start()
+                await runner.start()
             except (Refused, OSError) as error:
                 await self._patch(entry, status.rejected(entry.pod, "Rejected", str(error)))
                 return
             entry.started, started = True, status.now()
-            ready = await life.ready(self._http)
-            await self._patch(entry, status.running(entry.pod, life.address, started, ready=ready))
+            ready = await runner.ready(self._http)
+            await self._patch(entry, status.running(entry.pod, runner.address, started, ready=ready))
             period = entry.pod["spec"]["containers"][0].get("readinessProbe", {}).get("periodSeconds", 10)
-            while not await happens(life.done, period if ready else PROBE_SECONDS):
-                if ready != (ready := await life.ready(self._http)):
-                    await self._patch(entry, status.running(entry.pod, life.address, started, ready=ready))
+            while not await happens(runner.done, period if ready else PROBE_SECONDS):
+                if ready != (ready := await runner.ready(self._http)):
+                    await self._patch(entry, status.running(entry.pod, runner.address, started, ready=ready))
             await self._patch(
-                entry, status.ended(entry.pod, started, life.exit_code, life.message, getattr(life, "reason", ""))
+                entry, status.ended(entry.pod, started, runner.exit_code, runner.message, getattr(runner, "reason", ""))
             )
             if entry.deleting:
                 await self._remove(entry)
         except Gone:
-            life.stop(0)
+            runner.stop(0)
         finally:
-            life.release()
+            runner.release()
 
-    async def _lost(self, entry: Entry) -> None:
-        """It ran in an earlier life of this kubelet, and died with that."""
+    async def _report_lost(self, entry: Entry) -> None:
+        """Report the end of a pod that ran under an earlier run of this kubelet and ended with it."""
         started = entry.pod["status"].get("startTime", status.now())
         state = status.ended(entry.pod, started, 137, "the kubelet was restarted", "ContainerStatusUnknown")
         await self._patch(entry, state)
@@ -226,7 +225,7 @@ class Kubelet:
             await self._remove(entry)
 
     async def _patch(self, entry: Entry, state: Object | None) -> None:
-        """None: the last one again. With the uid in it, the server refuses it for a later pod of the same name."""
+        """Write a status; None repeats the last. With the uid, the server rejects it for a later pod of that name."""
         async with entry.lock:
             entry.reported = state or entry.reported
             body = {"metadata": {"uid": entry.pod["metadata"]["uid"]}, "status": entry.reported}
@@ -250,7 +249,7 @@ class Kubelet:
 
 
 def contradicts(pod: Object, reported: Object) -> bool:
-    """Whether the node controller, for which we were lost, has declared a pod unready that is not."""
+    """Whether the node controller marked a ready pod as not ready, after it considered this node lost."""
     running = pod["status"].get("phase") == reported["phase"] == "Running"
     return running and status.is_ready(reported) and not status.is_ready(pod["status"])
 
@@ -264,17 +263,19 @@ async def happens(event: asyncio.Event, timeout: float) -> bool:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description="Runs the pods bound to its nodes as processes of this machine")
+    parser = argparse.ArgumentParser(description="Run the pods of some nodes as processes on this machine.")
     parser.add_argument("--kubeconfig", type=Path, required=True)
-    parser.add_argument("--node", required=True, help="names, with commas between")
+    parser.add_argument("--node", required=True, help="names, separated by commas")
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--gpus", type=int, default=8, help="of each node")
-    parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of each rank")
-    parser.add_argument("--program", action="append", default=[], metavar="NAME=WORDS", help="to run in place of NAME")
-    parser.add_argument("--certificate", type=Path, help="serve logs under this one, its key beside it")
-    parser.add_argument("--renew", type=float, default=1.0, help="seconds between signs of life")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs per node")
+    parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS per rank")
     parser.add_argument(
-        "--fake", nargs="?", const="{}", type=json.loads, metavar="SCRIPT", help="no processes: see kubelet_fake.py"
+        "--program", action="append", default=[], metavar="NAME=WORDS", help="command to run instead of NAME"
+    )
+    parser.add_argument("--certificate", type=Path, help="certificate for serving logs, with the key next to it")
+    parser.add_argument("--renew", type=float, default=1.0, help="seconds between heartbeats")
+    parser.add_argument(
+        "--fake", nargs="?", const="{}", type=json.loads, metavar="SCRIPT", help="simulate pods, see kubelet_fake.py"
     )
     options = parser.parse_args()
     programs = {"torchrun": [sys.executable, "-m", "torch.distributed.run"]}

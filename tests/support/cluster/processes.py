@@ -1,4 +1,4 @@
-"""What programs started by the tests need of this machine: ports, a key, memory, and an end together with the tests."""
+"""Helpers for programs that tests start: ports, a signing key, a memory folder, and an end together with the tests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SHM_PREFIX = "hftitan-etcd-"
 
 
 def die_with_parent() -> None:
-    """In the child: SIGKILL when the thread that started it ends, so that a killed test run leaves nothing."""
+    """Run in the child: get SIGKILL when the starting thread ends, so that a killed test run leaves no process."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def alive(pid: int) -> bool:
-    """A zombie, which its parent has yet to look at, is not."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -40,14 +40,14 @@ def free_ports(count: int) -> list[int]:
 
 
 def signing_key() -> str:
-    """A new key of the curve P-256 in PEM (RFC 5915): any number does, its public half is computed by the reader."""
+    """Return a new P-256 key in PEM (RFC 5915). Any number works, because the reader computes the public key."""
     number = secrets.token_bytes(31).rjust(32, b"\x01")
     der = bytes.fromhex("30310201010420") + number + bytes.fromhex("a00a06082a8648ce3d030107")
     return f"-----BEGIN EC PRIVATE KEY-----\n{base64.encodebytes(der).decode()}-----END EC PRIVATE KEY-----\n"
 
 
 def memory_folder(otherwise: Path) -> Path:
-    """For etcd's data, which is synced at every write; those of test runs that were killed are swept up."""
+    """Return a folder in memory for etcd, which syncs at every write. Removes the folders of killed test runs."""
     shm = Path("/dev/shm")
     if not os.access(shm, os.W_OK):
         return Path(tempfile.mkdtemp(prefix="etcd-", dir=otherwise))

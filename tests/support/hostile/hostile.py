@@ -1,6 +1,6 @@
-"""Jobs that somebody wrote to break something: `TABLE`, with who has to stop each. Importable from anywhere.
+"""Hostile jobs: `TABLE` lists jobs that try to break something, and what must stop each of them.
 
-`python tests/support/hostile/hostile.py` prints those that can be posted to an API server, as JSON, one a line.
+`python tests/support/hostile/hostile.py` prints those that can be posted to an API server, one JSON object per line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One hostile job: the document, who stops it, and what its author is told."""
+"""A hostile job: the document, what must stop it, and the expected message."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ SERVER, OPERATOR, NOBODY, STATUS = "server", "operator", "nobody", "status"
 class Hostile:
     id: str
     document: Any
-    """The whole object, or the text of one (see `carrier`)."""
+    """The object, or its text (see `carrier`)."""
     stopped: str
-    """server: the API server refuses it (and the operator, should one be stored that is older than the schema).
-    operator: the server stores it; the job ends as Failed, without pods. nobody: odd, but harmless: it gets pods, of
-    Pod Security `restricted`. status: its status is a lie, which a server drops at creation; only written to /status
-    it counts."""
+    """What stops it. server: the API server rejects it, and so does the operator if an older schema let it through.
+    operator: the server stores it, and the job fails without pods. nobody: it is unusual but harmless, and its pods
+    conform to Pod Security `restricted`. status: it has a forged status, which takes effect only through /status."""
     says: str = ""
-    """In the message that the user finds in the job's status (or of `hftitan validate`, for text)."""
+    """Part of the message in the job's status, or, for text, of the message of `hftitan validate`."""
     needs: tuple[str, ...] = ()
-    """What stops it at the server: `cel` (1.25 and later), `strict` (fieldValidation=Strict, as kubectl asks for; else
-    the unknown field is pruned). Without that the operator does, or the job is harmless."""
+    """What the server needs to stop it: `cel` (1.25 and later), `strict` (fieldValidation=Strict, as kubectl requests;
+    otherwise the unknown field is pruned). Without it the operator stops the job, or the job is harmless."""
     carrier: str = "json"
-    """json: can be posted. yaml: `document` is text for a reader of files. python: a value that JSON has not."""
+    """json: can be posted. yaml: `document` is the text of a file. python: has a value that JSON cannot express."""
 
 
 _SPEC: dict[str, Any] = {
@@ -38,7 +37,7 @@ _SPEC: dict[str, Any] = {
 
 
 def job(name: Any = "hostile", *, metadata: Any = None, status: Any = None, **spec: Any) -> dict[str, Any]:
-    """A harmless job with sections of its spec merged in; a section that is no mapping replaces what was there."""
+    """Return a harmless job with sections of the spec merged in. A section that is not a mapping replaces it."""
     body = copy.deepcopy(_SPEC)
     for section, values in spec.items():
         both = isinstance(values, dict) and isinstance(body.get(section), dict)
@@ -53,7 +52,7 @@ def job(name: Any = "hostile", *, metadata: Any = None, status: Any = None, **sp
 
 
 def changed(**top: Any) -> dict[str, Any]:
-    """A harmless job with whole top-level fields replaced."""
+    """Return a harmless job with whole top-level fields replaced."""
     return {**job(), **top}
 
 

@@ -1,4 +1,4 @@
-"""Hostile jobs: what they say about their pods."""
+"""Hostile jobs: fields about their pods."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ ENV = [
         Hostile(f"env-{name}", env(var(name)), OPERATOR, "set by the operator")
         for name in ("PET_NNODES", "HFTITAN_CONFIG", "TORCHELASTIC_RUN_ID", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
     ),
-    # The user's own container, and the user's own programs in it.
+    # Harmless: they affect only the user's own container.
     *(Hostile(f"env-{name}", env(var(name, "/x.so")), NOBODY) for name in ("LD_PRELOAD", "PYTHONPATH", "PATH", "HOME")),
     Hostile("env-twice", env(var("A"), var("A")), SERVER, "A is set twice"),
     Hostile("env-10000", env(*(var(f"A{i}") for i in range(10_000))), SERVER, "use at most 128"),
     Hostile("env-value-1-mib", env(var("A", "x" * MIB)), SERVER, "spec.pod.env[0].value"),
-    Hostile("env-of-288-kib", env(*(var(f"A{i}", "x" * 32_768) for i in range(9))), OPERATOR, "use at most 262144"),
+    Hostile("env-288-kib", env(*(var(f"A{i}", "x" * 32_768) for i in range(9))), OPERATOR, "use at most 262144"),
     Hostile("env-value-number", env(var("A", 1)), SERVER, "put it in quotes"),
     Hostile("env-value-nul", env(var("A", "a\0b")), OPERATOR, "U+0000"),
     Hostile("env-value-lines", env(var("A", "two\nlines\t\u200b😀")), NOBODY),
@@ -81,7 +81,7 @@ ENV = [
     Hostile("env-no-source", env({"name": "A", "valueFrom": {}}), OPERATOR, "has 0 sources"),
     Hostile(
         "env-two-sources",
-        env({"name": "A", "valueFrom": {"secretKeyRef": {"name": "a"}, "configMapKeyRef": {"name": "b"}}}),
+        env({"name": "A", "valueFrom": {"secretKeyRef": {"name": "a"}, "configMapKeyRef": {"name": "b", "key": "k"}}}),
         OPERATOR,
         "has 2 sources",
     ),
@@ -117,17 +117,22 @@ VOLUMES = [
             "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]},
         }.items()
     ),
-    Hostile("volume-of-ours", pod(volumes=[{"name": "shm", "emptyDir": {}}]), OPERATOR, "volume of the operator's"),
-    Hostile("volume-of-nothing", pod(volumes=[{"name": "v"}]), OPERATOR, "has 0 sources"),
     Hostile(
-        "volume-of-two",
+        "volume-name-of-the-operator",
+        pod(volumes=[{"name": "shm", "emptyDir": {}}]),
+        OPERATOR,
+        "volume of the operator",
+    ),
+    Hostile("volume-without-source", pod(volumes=[{"name": "v"}]), OPERATOR, "has 0 sources"),
+    Hostile(
+        "volume-with-two-sources",
         pod(volumes=[{"name": "v", "emptyDir": {}, "secret": {"secretName": "s"}}]),
         OPERATOR,
         "has 2 sources",
     ),
-    Hostile("volume-twice", pod(volumes=[{"name": "v", "emptyDir": {}}] * 2), SERVER, "given twice"),
+    Hostile("volume-twice", pod(volumes=[{"name": "v", "emptyDir": {}}] * 2), SERVER, "defined twice"),
     Hostile("volume-33", pod(volumes=[{"name": f"v{i}", "emptyDir": {}} for i in range(33)]), SERVER, "use at most 32"),
-    Hostile("mount-of-nothing", pod(volumeMounts=[{"name": "v", "mountPath": "/v"}]), OPERATOR, "no volume 'v'"),
+    Hostile("mount-without-volume", pod(volumeMounts=[{"name": "v", "mountPath": "/v"}]), OPERATOR, "no volume 'v'"),
     *(
         Hostile(f"mount-{name}", mounted(path), OPERATOR, message)
         for name, path, message in (
@@ -151,7 +156,7 @@ VOLUMES = [
     Hostile("mount-part-up", mounted("/v", subPath="../../x"), SERVER, "subPath"),
     Hostile("mount-part-absolute", mounted("/v", subPath="/etc"), SERVER, "subPath"),
     Hostile("mount-part-by-variable", mounted("/v", subPathExpr="$(X)"), SERVER, "unknown field", ("strict",)),
-    Hostile("mount-that-spreads", mounted("/v", mountPropagation="Bidirectional"), SERVER, "unknown", ("strict",)),
+    Hostile("mount-propagation", mounted("/v", mountPropagation="Bidirectional"), SERVER, "unknown", ("strict",)),
 ]
 KEYS = [
     *(
@@ -180,21 +185,23 @@ KEYS = [
         )
     ),
     Hostile("label-comma", pod(labels={"team": "a,hftitan.io/job=b"}), OPERATOR, "spec.pod.labels.team"),
-    Hostile("label-equals", pod(labels={"team": "a=b"}), OPERATOR, "no label value"),
+    Hostile("label-equals", pod(labels={"team": "a=b"}), OPERATOR, "not a label value"),
     Hostile("label-zero-width", pod(labels={"team": "a\u200bb"}), OPERATOR, "spec.pod.labels.team"),
-    Hostile("label-key-space", pod(labels={"a b": "x"}), OPERATOR, "no Kubernetes key"),
+    Hostile("label-key-space", pod(labels={"a b": "x"}), OPERATOR, "not a Kubernetes key"),
     Hostile("label-key-1-mib", pod(labels={"a" * MIB: "x"}), OPERATOR, "1048576 characters"),
     Hostile("label-key-newline", pod(labels={"hftitan.io/\n": "x"}), OPERATOR, "set by the operator"),
     Hostile("label-number", pod(labels={"a": 1}), SERVER, "spec.pod.labels.a"),
     Hostile("labels-65", pod(labels={f"k{i}": "" for i in range(65)}), SERVER, "use at most 64"),
     Hostile("annotation-1025", pod(annotations={"a": "x" * 1025}), SERVER, "spec.pod.annotations.a"),
-    Hostile("annotation-of-ones-own", pod(annotations={"example.com/note": "zwei\nZeilen, 中文 😀"}), NOBODY),
+    Hostile("annotation-harmless", pod(annotations={"example.com/note": "zwei\nZeilen, 中文 😀"}), NOBODY),
 ]
 PLACEMENT = [
     Hostile("tolerations-10000", pod(tolerations=[{"operator": "Exists"}] * 10_000), SERVER, "use at most 64"),
     Hostile("tolerates-everything", pod(tolerations=[{"operator": "Exists"}]), NOBODY),
     Hostile("toleration-operator", pod(tolerations=[{"key": "a", "operator": "In"}]), SERVER, "operator"),
-    Hostile("toleration-key", pod(tolerations=[{"key": "a b", "operator": "Exists"}]), OPERATOR, "no Kubernetes key"),
+    Hostile(
+        "toleration-key", pod(tolerations=[{"key": "a b", "operator": "Exists"}]), OPERATOR, "not a Kubernetes key"
+    ),
     Hostile("selector-value", pod(nodeSelector={"a": "b,c"}), OPERATOR, "spec.pod.nodeSelector.a"),
     Hostile("affinity-nested-200", pod(affinity=nested(200)), SERVER, "spec.pod.affinity.a: unknown", ("strict",)),
     Hostile("affinity-nested-inside", affine(**{REQUIRED: nested(100)}), SERVER, "nodeSelectorTerms: is required"),
@@ -219,13 +226,20 @@ PLACEMENT = [
         OPERATOR,
         "spec.pod.affinity: 17445 bytes",
     ),
-    Hostile("priority-of-the-cluster", job(scheduling={"priorityClass": "system-node-critical"}), OPERATOR, "push out"),
+    Hostile(
+        "priority-class-of-the-system",
+        job(scheduling={"priorityClass": "system-node-critical"}),
+        OPERATOR,
+        "preempt system pods",
+    ),
     Hostile("priority-space", job(scheduling={"priorityClass": "a b"}), SERVER, "spec.scheduling.priorityClass"),
     Hostile("topology-key-odd", job(scheduling={"topologyKey": "../x y"}), OPERATOR, "spec.scheduling.topologyKey"),
     Hostile("gang-unknown", job(scheduling={"gang": "mine"}), SERVER, "spec.scheduling.gang"),
     Hostile("cache-of-another-namespace", pod(cacheVolume="kube-system/models"), SERVER, "spec.pod.cacheVolume"),
     Hostile("runtime-class-up", pod(runtimeClassName="../runc"), SERVER, "spec.pod.runtimeClassName"),
-    Hostile("runtime-class-unknown", pod(runtimeClassName="no.such.class"), NOBODY),  # a server may know it, or deny
+    Hostile(
+        "runtime-class-unknown", pod(runtimeClassName="no.such.class"), NOBODY
+    ),  # a server may know the class or reject the pod
 ]
 RESOURCES = [
     *(
@@ -234,20 +248,20 @@ RESOURCES = [
     ),
     Hostile("image-empty", pod(image=""), SERVER, "spec.pod.image"),
     Hostile("image-1-mib", pod(image="a" * MIB), SERVER, "spec.pod.image"),
-    Hostile("image-shell", pod(image="$(reboot);`id`"), NOBODY),  # the kubelet's word: InvalidImageName
+    Hostile("image-shell", pod(image="$(reboot);`id`"), NOBODY),  # the kubelet rejects it as InvalidImageName
     Hostile("pull-policy", pod(imagePullPolicy="Sometimes"), SERVER, "spec.pod.imagePullPolicy"),
     Hostile("gpu-cpu", pod(gpuResource="cpu"), SERVER, "spec.pod.gpuResource"),
     Hostile("gpu-of-kubernetes", pod(gpuResource="batch.kubernetes.io/x"), OPERATOR, "spec.pod.gpuResource"),
-    Hostile("gpu-quota", pod(gpuResource="requests.nvidia.com/gpu"), OPERATOR, "is no device"),
-    Hostile("gpu-dots", pod(gpuResource="../.."), OPERATOR, "is no device"),
+    Hostile("gpu-quota", pod(gpuResource="requests.nvidia.com/gpu"), OPERATOR, "is not a device"),
+    Hostile("gpu-dots", pod(gpuResource="../.."), OPERATOR, "is not a device"),
     Hostile("gpus-beside-the-mesh", pod(resources={"limits": {"nvidia.com/gpu": 8}}), OPERATOR, "gpusPerNode"),
     Hostile("quantity-negative", pod(resources={"limits": {"cpu": "-1"}}), SERVER, "spec.pod.resources.limits.cpu"),
     Hostile("quantity-exponent", pod(resources={"limits": {"cpu": "1e400"}}), SERVER, "spec.pod.resources.limits.cpu"),
     Hostile("quantity-float", pod(resources={"limits": {"cpu": 0.5}}), SERVER, "put it in quotes"),
-    Hostile("quantity-32-digits", pod(resources={"limits": {"cpu": "9" * 32}}), OPERATOR, "more than Kubernetes"),
+    Hostile("quantity-32-digits", pod(resources={"limits": {"cpu": "9" * 32}}), OPERATOR, "too large for Kubernetes"),
     Hostile("memory-1-mib", pod(resources={"limits": {"memory": "1Mi"}}), OPERATOR, "limits.memory"),
     Hostile("over-the-limit", pod(resources={"requests": {"cpu": 2}, "limits": {"cpu": 1}}), OPERATOR, "use at most 1"),
-    Hostile("resource-misspelt", pod(resources={"limits": {"memroy": "1Gi"}}), OPERATOR, "'memroy' is no resource"),
+    Hostile("resource-misspelt", pod(resources={"limits": {"memroy": "1Gi"}}), OPERATOR, "'memroy' is not a resource"),
     Hostile("shm-zero", pod(shmSize="0"), OPERATOR, "spec.pod.shmSize"),
     Hostile("shm-half-a-byte", pod(shmSize="500m"), OPERATOR, "spec.pod.shmSize"),
     Hostile("shm-of-32-digits", pod(shmSize="9" * 32), OPERATOR, "spec.pod.shmSize"),

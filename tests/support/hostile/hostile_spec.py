@@ -17,7 +17,7 @@ NAMES = [
     Hostile("name-ends-with-a-dash", job("demo-"), SERVER, "metadata.name"),
     Hostile("name-digit-first", job("7b"), SERVER, "starting with a letter"),
     Hostile("name-upper-case", job("Demo"), SERVER, "metadata.name"),
-    Hostile("name-two-labels", job("demo.example"), SERVER, "no DNS label"),
+    Hostile("name-two-labels", job("demo.example"), SERVER, "not a DNS label"),
     Hostile("name-umlaut", job("jöb"), SERVER, "metadata.name"),
     Hostile("name-cyrillic-a", job("j\u0430b"), SERVER, "metadata.name"),
     Hostile("name-right-to-left", job("\u202eboj"), SERVER, "metadata.name"),
@@ -121,12 +121,12 @@ MESHES = [
     Hostile("tp-2-31", job(mesh={"tp": 2**31}), SERVER, "spec.mesh.tp"),
     Hostile("axes-at-their-limits", job(mesh=dict.fromkeys(AXES, 100_000)), SERVER, "spec.mesh.tp: 100000", ("cel",)),
     Hostile("shard-minus-2", job(mesh={"dpShard": -2}), SERVER, "spec.mesh.dpShard"),
-    Hostile("shard-zero", job(mesh={"dpShard": 0}), SERVER, "no number of shards", ("cel",)),
+    Hostile("shard-zero", job(mesh={"dpShard": 0}), SERVER, "not a number of shards", ("cel",)),
     Hostile("shard-that-does-not-divide", job(mesh={"gpusPerNode": 8, "cp": 3}), SERVER, "spec.mesh.cp", ("cel",)),
     Hostile("shard-too-many", job(mesh={"gpusPerNode": 8, "dpShard": 16}), SERVER, "use 8 or -1", ("cel",)),
-    Hostile("tp-across-nodes", job(mesh={"nodes": 4, "tp": 4}), SERVER, "stays inside one", ("cel",)),
+    Hostile("tp-across-nodes", job(mesh={"nodes": 4, "tp": 4}), SERVER, "must not span nodes", ("cel",)),
     Hostile("nodes-but-no-volume", job(mesh={"nodes": 2}, checkpoint={"volume": None}), SERVER, "Many claim", ("cel",)),
-    Hostile("stages-without-work", job(mesh={"gpusPerNode": 8, "pp": 8}), SERVER, "busy", ("cel",)),
+    Hostile("stages-without-work", job(mesh={"gpusPerNode": 8, "pp": 8}), SERVER, "8 pipeline stages", ("cel",)),
 ]  # fmt: skip
 PATHS = [
     *(

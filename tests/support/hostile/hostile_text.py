@@ -1,4 +1,4 @@
-"""Hostile jobs: files that are more than they look, and statuses that lie."""
+"""Hostile jobs: malicious files, and forged statuses."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ FILES = [
     for name, text, says in (
         ("empty", "", "empty"),
         ("bom-alone", "\ufeff", "empty"),
-        ("list", "- a\n- b\n", "this is no job"),
-        ("text", "just words", "this is no job"),
-        ("aliases-without-end", BOMB, "unfold into more than"),
-        ("merges-without-end", MERGES, "unfold into more than"),
+        ("list", "- a\n- b\n", "this is not a job"),
+        ("text", "just words", "this is not a job"),
+        ("aliases-without-end", BOMB, "expand to more than"),
+        ("merges-without-end", MERGES, "expand to more than"),
         ("alias-of-itself", HEAD + "spec: &a {model: *a}\n", "alias"),
         ("nested-5000", HEAD + "spec: " + "[" * 5000 + "]" * 5000, "nested deeper than"),
         ("nested-5000-json", '{"a":' * 5000 + "1" + "}" * 5000, "nested deeper than"),
         ("values-30000", "a: [" + "1, " * 30_000 + "1]", "more than 20000 values"),
-        ("larger-than-1-mib", "a: " + "x" * (1024 * 1024 + 1), "more than a job may have"),
+        ("larger-than-1-mib", "a: " + "x" * (1024 * 1024 + 1), "bytes are too many; use at most 1048576"),
         ("python-object", HEAD + "spec: !!python/object/apply:os.system [id]\n", "tag"),
         ("binary", HEAD + "spec: !!binary aGk=\n", "tag"),
-        ("key-twice", HEAD + "kind: Pod\n", "given twice"),
+        ("key-twice", HEAD + "kind: Pod\n", "defined twice"),
         ("key-number", HEAD + "1: x\n", "put it in quotes"),
-        ("key-list", HEAD + "? [a]\n: x\n", "no text"),
+        ("key-list", HEAD + "? [a]\n: x\n", "a key must be text"),
         ("two-documents", HEAD + "---\n" + HEAD, "a second document"),
-        ("tab", HEAD + "spec:\n\tmodel: x\n", "a tab"),
+        ("tab", HEAD + "spec:\n\tmodel: x\n", "tabs are not allowed"),
         ("control-character", HEAD + "spec: \x07\n", "U+0007"),
         ("number-of-5000-digits", HEAD + f"spec: {{training: {{steps: {'9' * 5000}}}}}\n", "a number of 5000"),
-        ("1e400", HEAD + "spec: {optimizer: {lr: 1e400}}\n", "infinite"),
-        ("nan", HEAD + "spec: {optimizer: {lr: .nan}}\n", "infinite and NaN"),
+        ("1e400", HEAD + "spec: {optimizer: {lr: 1e400}}\n", "infinity"),
+        ("nan", HEAD + "spec: {optimizer: {lr: .nan}}\n", "infinity and NaN"),
         ("yes-is-no-boolean", HEAD + "spec: {runPolicy: {suspend: 'yes'}}\n", "spec.runPolicy.suspend"),
     )
 ]
@@ -89,7 +89,7 @@ LIES = [
     lie("message-1-mib", message="x" * 1024 * 1024),
     Hostile("status-list", job(status=[1]), STATUS),
     Hostile("status-text", job(status="Succeeded"), STATUS),
-    # Accepted already, says the status: what may not be rendered is not rendered.
+    # The forged status says that the job is accepted; the operator must check it again before it renders pods.
     lie(
         "accepted-env",
         "PET_NNODES is set by the operator",
@@ -99,7 +99,7 @@ LIES = [
     ),
     lie(
         "accepted-seccomp",
-        "belongs to Kubernetes",
+        "reserved for Kubernetes",
         spec={"pod": {"annotations": {"container.seccomp.security.alpha.kubernetes.io/trainer": "unconfined"}}},
         phase="Pending",
         conditions=[condition("Accepted")],

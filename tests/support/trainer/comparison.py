@@ -1,4 +1,4 @@
-"""What transformers alone computes on the same rows, and how far apart two results are."""
+"""Results of transformers on the same rows, and the distance between results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def reference(
     device: str = "cpu",
     attention: str = "eager",
 ) -> tuple[float, float]:
-    """Loss and gradient norm by transformers alone: with masks written out from the positions, or with those that it
-    makes of them itself. `device` is torch's name for it."""
+    """Return loss and gradient norm by transformers, with masks built here from the positions, or with those that
+    transformers builds itself (`own_mask`). `device` is torch's name for it."""
     import torch
     from transformers import AutoModelForCausalLM
 

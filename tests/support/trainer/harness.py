@@ -1,7 +1,6 @@
-"""What test processes share: tiny models, rows of packed documents that any mesh divides alike, and a run of the
-engine.
+"""What the trainer's tests share: tiny models, rows of packed documents for any mesh, and a runner of the engine.
 
-Imported by the tests and, through worker.py, by the processes they start. Nothing here imports torchtitan at import.
+Importing this module does not import torchtitan.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 VOCAB = 128
 SEQ = 32
 WINDOW = 5
-"""Of the families that have sliding windows: most documents of `rows` are longer."""
+"""Sliding window of the families that have one; most documents of `rows` are longer."""
 
 TINY = {
     "model_type": "llama",
@@ -61,7 +60,7 @@ _HEADS = {"head_dim": 8, "pad_token_id": 0}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 _LATE_WINDOW = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1}
 _GEMMA = {"tied": True, **_HEADS, "query_pre_attn_scalar": 8}
-# What each family's tiny model is made of, besides TINY; the rows of docs/architectures.md.
+# How the tiny model of each family differs from TINY; the rows of docs/architectures.md.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"model_type": "mistral", "sliding_window": WINDOW},
@@ -146,7 +145,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 def make_model(
     folder: Path, *, tied: bool = False, rope: str | None = "default", dtype: str = "float32", **changes: Any
 ) -> Path:
-    """Write a tiny random model as transformers does; its weights are large enough that every part shows in the
+    """Write a tiny random model as transformers does. Its weights are large enough that every part changes the
     logits."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -167,7 +166,8 @@ def make_model(
 def rows(
     count: int, *, seq: int = SEQ, vocab: int = VOCAB, seed: int = 7, documents: bool = True
 ) -> list[dict[str, list[int]]]:
-    """Packed rows: tokens, next-token labels (-100 at document ends), positions that restart with each document."""
+    """Return packed rows: tokens, next-token labels (-100 at document ends), positions that restart with each
+    document."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -183,7 +183,7 @@ def rows(
 
 
 def trainer_spec(model: Path | str, /, **changes: Any) -> dict[str, Any]:
-    """A TrainerSpec document for one CPU process; `changes` are merged into its sections."""
+    """Return a TrainerSpec document for one CPU process; `changes` are merged into its sections."""
     spec: dict[str, Any] = {
         "jobName": "test",
         "jobNamespace": "default",
@@ -213,7 +213,7 @@ def trainer_spec(model: Path | str, /, **changes: Any) -> dict[str, Any]:
 
 
 def mesh(steps: int = 5, **degrees: int) -> dict[str, Any]:
-    """The mesh section and the batch per rank for a global batch of 4 rows."""
+    """Return the mesh section and the batch per rank for a global batch of 4 rows."""
     full = {"dpReplicate": 1, "dpShard": 1, "cp": 1, "tp": 1, "pp": 1, "ep": 1, **degrees}
     world = full["dpReplicate"] * full["dpShard"] * full["cp"] * full["tp"] * full["pp"]
     dp = full["dpReplicate"] * full["dpShard"]
@@ -224,7 +224,7 @@ def mesh(steps: int = 5, **degrees: int) -> dict[str, Any]:
 
 
 def make_text_model(folder: Path, tokenizer: Any, **changes: Any) -> Path:
-    """A tiny model with its tokenizer, and beside it <folder>.jsonl, 40 documents that are told apart."""
+    """Write a tiny model with its tokenizer, and beside it <folder>.jsonl with 40 different documents."""
     make_model(folder, vocab_size=260, **changes)
     tokenizer.save_pretrained(folder)
     rng = random.Random(3)
@@ -242,8 +242,8 @@ def run_worker(
     env: dict[str, str] | None = None,
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """Run the cases one after the other in one group of `world` processes; returns rank 0's result of each. Every case
-    is one for `device`, "cpu" or "gpu"."""
+    """Run the cases one after the other in one group of `world` processes. Return rank 0's result of each. All cases
+    are for `device`, "cpu" or "gpu"."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
     workers = []
@@ -273,8 +273,8 @@ def run_worker(
             worker.kill()
             worker.wait()
     if codes != [0] * world:
-        # The one that ended by itself comes last, where a reader of a long report looks: the others only lost it.
+        # The rank that failed by itself comes last, where a reader of a long report looks; the others only lost it.
         order = sorted(range(world), key=lambda rank: codes[rank] not in (0, None))
         logs = "\n".join(f"--- rank {rank}\n" + (folder / f"rank{rank}.log").read_text()[-10_000:] for rank in order)
-        raise AssertionError(f"{logs}\n--- workers ended with {codes}")
+        raise AssertionError(f"{logs}\n--- workers exited with {codes}")
     return json.loads((folder / "results.json").read_text())

@@ -1,7 +1,7 @@
-"""A stand-in of the Hugging Face hub on loopback: what a push needs of its API, with the checks the hub makes.
+"""A fake Hugging Face hub on loopback: the part of its API that a push needs, with the hub's checks.
 
-Repositories with visibility and commits, the preupload answer, git-lfs' batch API with PUTs whose bytes are hashed, and
-commits as NDJSON that name only what was uploaded. `fail` makes chosen requests answer a status, once each.
+It has repositories with visibility and commits, the preupload answer, git-lfs' batch API with hashed PUTs, and commits
+as NDJSON that accept only uploaded files. `fail` makes matching requests return a status, once each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Repo:
     files: dict[str, bytes] = field(default_factory=dict)
     lfs: set[str] = field(default_factory=set)
     commits: list[str] = field(default_factory=list)
-    """Summary of each."""
+    """Commit messages."""
 
     @property
     def sha(self) -> str:
@@ -47,7 +47,7 @@ class Repo:
 
 
 class Hub:
-    """The server and all it knows; a context manager."""
+    """The server and its state; a context manager."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -73,11 +73,11 @@ class Hub:
         self._server.server_close()
 
     def fail(self, request: str, *statuses: int) -> None:
-        """The next requests that match this pattern ("POST .*/commit/") are answered so, in this order."""
+        """Answer the next requests that match this pattern ("POST .*/commit/") with these statuses, in this order."""
         self._faults += [(request, status) for status in statuses]
 
     def hold(self, request: str) -> threading.Event:
-        """Requests that match wait until the event is set."""
+        """Make matching requests wait until the returned event is set."""
         return self._held.setdefault(request, threading.Event())
 
     def fault(self, request: str) -> int | None:
@@ -113,11 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         path = self.path.partition("?")[0]
         status = self.state.fault(f"{method} {path}")
-        self._send(*((status, {"error": f"as asked for: {status}"}) if status else self._answer(method, path, body)))
+        self._send(*((status, {"error": f"injected: {status}"}) if status else self._answer(method, path, body)))
 
     def _answer(self, method: str, path: str, body: bytes) -> Answer:
         token = self.headers.get("authorization", "").removeprefix("Bearer ")
-        # Files go to a store whose addresses are signed.
+        # Uploads of files use signed URLs instead of a token.
         if not path.startswith("/lfs/") and token not in (TOKEN, READ_ONLY):
             return 401, {"error": "Invalid username or password."}
         for wanted, pattern, action in _ROUTES:

@@ -1,4 +1,4 @@
-"""Whole runs of `hftitan_trainer` as tests start them: one life of a pod, and what it left behind."""
+"""Starts whole runs of `hftitan_trainer` and reads their output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TORCHRUN = (
 
 
 def make_home(folder: Path, tokenizer: Any) -> Path:
-    """A tiny model that drops at random while it trains, with its tokenizer, and text."""
+    """Write a tiny model with dropout, its tokenizer, and text."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +45,7 @@ def make_home(folder: Path, tokenizer: Any) -> Path:
 
 @dataclass
 class Run:
-    """One life of a pod, in a folder of its own."""
+    """One start of a pod, in its own folder."""
 
     folder: Path
     process: subprocess.Popen[str]
@@ -62,11 +62,11 @@ class Run:
         return [line for line in found if line["kind"] == kind]
 
     def losses(self) -> dict[int, tuple[float, float]]:
-        """(loss, gradient norm) by step; the last line of a step counts."""
+        """Return (loss, gradient norm) by step; the last line of a step counts."""
         return {line["step"]: (line["loss"], line["gradNorm"]) for line in self.lines("step")}
 
     def wait_for_step(self, step: int, attempt: int = 1) -> None:
-        """Until a life of this attempt, or of a later one, has finished the step."""
+        """Wait until this attempt, or a later one, has finished the step."""
         deadline = time.monotonic() + 240
         while not any(line["step"] >= step and line["attempt"] >= attempt for line in self.lines("step")):
             assert self.process.poll() is None, (self.folder / "log").read_text()
@@ -103,7 +103,7 @@ def start(
     launcher: tuple[str, ...] | None = None,
     **spec: Any,
 ) -> Run:
-    """Start a pod; a folder used before is gone on with, `env` is its environment's own."""
+    """Start a pod. In a folder used before, the run resumes. `env` adds environment variables."""
     folder.mkdir(exist_ok=True)
     variables = spec.pop("env", {})
     with socket.socket() as probe:

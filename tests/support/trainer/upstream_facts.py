@@ -1,6 +1,6 @@
-"""Looks at torchtitan as it comes, in a process of its own (it patches transformers), and prints what it found as JSON.
+"""Examines torchtitan without workarounds, in a separate process (it patches transformers), and prints facts as JSON.
 
-Each fact is a defect that hftitan_trainer works around; test_upstream.py says where.
+Each fact is a defect that hftitan_trainer works around; test_upstream.py names the workaround.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def main_on_cpu(folder: Path) -> None:
     from torchtitan.distributed.activation_checkpoint import SelectiveAC
 
     kept = SelectiveAC.Config().build(dump_folder="").get_save_ops()
-    facts["what topk returned is kept for the backward pass"] = torch.ops.aten.topk.default in kept
+    facts["what topk returns is saved for the backward pass"] = torch.ops.aten.topk.default in kept
 
     # --- parallel/whole.py
     from torchtitan.experiments.transformers_modeling_backend.hf_sharding import set_hf_sharding_configs
@@ -123,7 +123,7 @@ def main_on_cpu(folder: Path) -> None:
     # --- engine.py
     from torchtitan.trainer import Trainer
 
-    facts["tokens that a rank of two saves"] = Trainer.state_dict(SimpleNamespace(step=1, ntokens_seen=5))[
+    facts["tokens that one of two ranks saves"] = Trainer.state_dict(SimpleNamespace(step=1, ntokens_seen=5))[
         "ntokens_seen"
     ]
 
@@ -165,18 +165,18 @@ def main_on_cpu(folder: Path) -> None:
         if not attempt(lambda name=name: OptimizersContainer._resolve_optimizer_factory(name))
     ]
     muon = ParamGroupConfig(pattern=".*", optimizer_name="DistMuon", optimizer_kwargs={"lr": 1e-3})
-    facts["DistMuon as AdamW is given"] = attempt(
+    facts["DistMuon with the settings of AdamW"] = attempt(
         lambda: OptimizersContainer(OptimizersContainer.Config(param_groups=[muon]), model_parts=[model])
     )
     config = flavors["full"]._replace()
     facts["linear layers in the backend's config"] = len(list(config.traverse(Linear.Config)))
     with torch.device("meta"):
         converted = LoRAConverter(LoRAConverter.Config(rank=4)).convert(config)
-    facts["what LoRA makes of it"] = sorted(fqn for fqn, *_ in converted.traverse(Linear.Config))
+    facts["layers that LoRA converts"] = sorted(fqn for fqn, *_ in converted.traverse(Linear.Config))
 
     # --- model/wrapper.py: update_from_config; last, since every config of this process changes
     built("aliased")
-    facts["aliases of one model are all models'"] = "num_experts" in PretrainedConfig.attribute_map
+    facts["aliases of one model apply to all"] = "num_experts" in PretrainedConfig.attribute_map
 
 
 if __name__ == "__main__":

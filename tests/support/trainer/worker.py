@@ -1,8 +1,8 @@
-"""One rank of a test's process group: runs the cases of a folder with the engine and writes what rank 0 saw.
+"""One rank of a test's process group: runs the cases of a folder with the engine and writes rank 0's results.
 
-A case: {"spec": TrainerSpec document, "rows": [...], "export": folder?, "logits": true?, ...}. Without "rows" it has
-the trainer's own data loader, tokenizer and checkpoints, and tells which rows each step took; "from": [folder, step]
-gives it that checkpoint of another case to resume from. With "by": path, the function `train` of that file runs it.
+A case: {"spec": TrainerSpec document, "rows": [...], "export": folder?, "logits": true?, ...}. Without "rows" it uses
+the trainer's own data loader, tokenizer and checkpoints, and reports the rows of each step. With "from": [folder, step]
+it resumes from that checkpoint of another case. With "by": path, the function `train` of that file runs it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from hftitan_trainer.telemetry.observer import Observer, StepReport  # noqa: E40
 
 
 class Rows(BaseDataLoader):
-    """Hands each data-parallel rank its share of every global batch of the case's rows, over and over."""
+    """Gives each data-parallel rank its share of every global batch of the case's rows, repeatedly."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseDataLoader.Config):
@@ -119,14 +119,14 @@ class Recorder(Observer):
             resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.RLIM_INFINITY))
 
     def stop_requested(self):
-        # The wish of the last rank alone must stop all of them.
+        # A request of the last rank alone must stop all of them.
         validating = bool(self.phases) and self.phases[-1] == "validating"
         wanted = self.trainer.step == self.stop_at and validating == self.stop_in_validation
         return dist.get_rank() == dist.get_world_size() - 1 and wanted
 
 
 def configure(case: dict, output: Path):
-    """torchtitan's configuration of a case."""
+    """Return torchtitan's configuration of a case."""
     spec = TrainerSpec.model_validate(case["spec"])
     model = fetch_model(spec.model)
     initial = str(model.path) if model.pretrained else None
@@ -186,7 +186,7 @@ def run(case: dict, output: Path) -> dict:
 
 
 def watch_rows(trainer: HFTitanTrainer) -> dict[int, list[str]]:
-    """Fills up, while training, with the rows this rank takes in each step."""
+    """Return a dict that training fills with the rows that this rank takes in each step."""
     consumed: dict[int, list[str]] = {}
     batches = trainer.batch_generator
 
@@ -207,7 +207,7 @@ def on_all_ranks(value) -> list:
 
 
 def over_all_ranks(trainer: HFTitanTrainer, consumed: dict[int, list[str]]) -> dict[int, list[str]]:
-    """By step, the rows of all data-parallel ranks in their order; ranks of one must have read the same."""
+    """Return by step the rows of all data-parallel ranks in order. Ranks of one batch must have read the same rows."""
     dims = trainer.parallel_dims
     mine = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
     shares = {}
@@ -218,7 +218,7 @@ def over_all_ranks(trainer: HFTitanTrainer, consumed: dict[int, list[str]]) -> d
 
 @torch.no_grad()
 def first_loss(trainer: HFTitanTrainer, rows: list) -> float:
-    """Materialise the model anew in memory full of rubbish, load it, and take the loss of `rows`."""
+    """Fill the model's memory with garbage, initialise and load it again, and return the loss of `rows`."""
     model = trainer.model
     for tensor in [*model.parameters(), *model.buffers()]:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -235,7 +235,7 @@ def first_loss(trainer: HFTitanTrainer, rows: list) -> float:
 
 @torch.no_grad()
 def logits(trainer: HFTitanTrainer, row: dict) -> list:
-    """The trained model's logits of one row read as one document, from memory; without pipeline stages."""
+    """Return the trained model's logits of one row, read as one document, from memory. Without pipeline stages."""
     tokens = torch.tensor([row["input"]], device=trainer.device)
     with trainer.train_context():
         out = trainer.model(tokens, positions=torch.arange(tokens.shape[1], device=trainer.device)[None])
@@ -248,14 +248,14 @@ def logits(trainer: HFTitanTrainer, row: dict) -> list:
 
 
 def main() -> None:
-    # As torchtitan does where it makes the group itself: collectives in the backward pass stay in order.
+    # As torchtitan does when it creates the group: collectives in the backward pass stay in order.
     torch.autograd.set_multithreading_enabled(False)
     if DEVICE == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     folder = Path(sys.argv[1])
     results = []
     for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
-        # A process group of its own for each case, by file: ports picked in advance are taken by others.
+        # Each case has its own process group with a file store: other programs may take a port chosen in advance.
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = dist.FileStore(str(folder / f"store{number}"), world)
         backend = "cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo"
@@ -275,7 +275,8 @@ def main() -> None:
         _clear_sharding_prop_cache()  # holds the meshes of this group
     if os.environ["RANK"] == "0":
         (folder / "results.json").write_text(json.dumps(results))
-    # As the trainer ends: gloo's groups for asynchronous saves abort now and then when they are destroyed at the exit.
+    # Exit as the trainer does: gloo's groups for asynchronous saves sometimes abort when they are destroyed at the
+    # exit.
     os._exit(0)
 
 

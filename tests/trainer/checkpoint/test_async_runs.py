@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: a kill in the middle of one loses the older one not, SIGTERM waits."""
+"""Asynchronous checkpoints: a kill during a save keeps the older checkpoint, and SIGTERM waits for a save."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ os.fsync = slow
 
 
 def checkpoints(output: Path) -> dict[str, bool]:
-    """Folder and whether it is complete."""
+    """Return whether each checkpoint is complete, by folder name."""
     return {p.name: (p / "complete.json").exists() for p in sorted((output / "checkpoint").glob("step-*"))}
 
 
 def tensorboard(folder: Path) -> list[tuple[int, float]]:
-    """(step, loss) as TensorBoard shows them."""
+    """Return (step, loss) as TensorBoard shows them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(folder))
@@ -37,7 +37,7 @@ def tensorboard(folder: Path) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in accumulator.Scalars("train/loss")]
 
 
-def test_a_kill_in_the_middle_of_a_write_and_a_signal_that_waits_for_one(
+def test_a_kill_during_a_save_and_a_signal_that_waits_for_one(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = make_home(tmp_path / "home", tokenizer)
@@ -53,7 +53,7 @@ def test_a_kill_in_the_middle_of_a_write_and_a_signal_that_waits_for_one(
     }
 
     killed = start(tmp_path / "run", home, ranks=1, **spec)
-    killed.wait_for_step(8)  # two steps past the save that does not end
+    killed.wait_for_step(8)  # two steps after the start of a save that never ends
     killed.process.send_signal(signal.SIGKILL)
     killed.end()
     assert checkpoints(killed.output) == {"step-3": True, "step-6": False}
@@ -67,7 +67,7 @@ def test_a_kill_in_the_middle_of_a_write_and_a_signal_that_waits_for_one(
     assert "step-6: it has no complete.json: the save did not finish" in stopped.log()
     assert [line["step"] for line in stopped.lines("resumed")] == [3]
     last = stopped.report().step
-    assert last >= 7  # or some steps later: the signal comes while they are under way
+    assert last >= 7  # or a few steps later: training continues until the signal arrives
     assert stopped.report().checkpoint_step == last
     saved = {3, 6, *range(9, last, 3), last}
     assert checkpoints(stopped.output) == {f"step-{step}": True for step in saved}
@@ -78,7 +78,7 @@ def test_a_kill_in_the_middle_of_a_write_and_a_signal_that_waits_for_one(
     written = json.loads((stopped.output / "checkpoint/step-6/complete.json").read_text())
     assert written["attempt"] == 2
 
-    # One run in TensorBoard, without what the killed attempt did beyond the checkpoint; two files of W&B.
+    # TensorBoard shows one run, without the killed attempt's steps after the checkpoint. W&B has two files.
     shown = tensorboard(stopped.output / "tensorboard")
     assert [step for step, _ in shown] == list(range(1, last + 1))
     assert [loss for _, loss in shown] == pytest.approx([steps[1 if s < 4 else 2, s][0] for s in range(1, last + 1)])

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: true to the job, readable by the Hub, and silent about the machine."""
+"""The model card of an export: it matches the job, the hub can read it, and it reveals nothing about the machine."""
 
 from __future__ import annotations
 
@@ -59,24 +59,24 @@ def test_a_fine_tuned_hub_model_on_a_hub_dataset(tmp_path: Path) -> None:
     said = rows(found)
     assert said["Mesh"] == "2 x 4 GPUs: dp_shard 4, tp 2"
     assert (said["Steps"], said["Tokens"], said["Loss of the last step"]) == ("30", "61,440", "1.23457")
-    assert (said["Validation loss"], said["Sequences a step"], said["Seed"]) == ("1.50000", "64", "7")
+    assert (said["Validation loss"], said["Sequences per step"], said["Seed"]) == ("1.50000", "64", "7")
     assert (said["Optimizer"], said["Learning rate"], said["Weight decay"]) == ("AdamW", "0.0003", "0.01")
-    assert said["Decay"] == "cosine over the last 0.2 of the steps to 0"
-    assert (said["Weights and optimizer"], said["Computation"]) == ("float32", "bfloat16")
+    assert said["Decay"] == "cosine over the last 0.2 of the steps, to a factor of 0"
+    assert (said["Dtype of weights and optimizer"], said["Dtype of computation"]) == ("float32", "bfloat16")
     for library in ("hftitan", "torch", "torchtitan", "transformers"):
         assert said[library] == metadata.version(library)
 
 
-def test_random_weights_inherit_neither_base_nor_licence(tmp_path: Path) -> None:
+def test_a_model_from_random_weights_has_neither_base_nor_licence(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     found = card(tmp_path, "acme/base", pretrained=False, model={"overrides": {"num_hidden_layers": 2}})
     assert "base_model" not in found.data.to_dict()
     assert "license" not in found.data.to_dict()
-    assert "Trained from random weights; config and tokenizer are those of [acme/base]" in found.text
+    assert "Trained from random weights with the config and tokenizer of [acme/base]" in found.text
     assert "with `num_hidden_layers = 2` in its config" in found.text
 
 
-def test_no_folder_of_the_machine_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_has_no_paths_and_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = "hf_" + "thisIsNoTokenButLooksLikeOne"
     monkeypatch.setenv("WANDB_API_KEY", "sesame-open-now")
     found = card(
@@ -92,12 +92,12 @@ def test_no_folder_of_the_machine_and_no_secret(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("readme", ["no front matter", "---\nlicense: [\n---\n", "---\n- a\n---\n", b"\xff\xfe"])
-def test_a_base_card_that_is_none(tmp_path: Path, readme: str | bytes) -> None:
+def test_an_invalid_base_card_is_ignored(tmp_path: Path, readme: str | bytes) -> None:
     (tmp_path / "README.md").write_bytes(readme if isinstance(readme, bytes) else readme.encode())
     assert "license" not in card(tmp_path, "acme/base").data.to_dict()
 
 
-def test_the_result_is_that_of_the_last_line_of_the_last_step(tmp_path: Path) -> None:
+def test_the_result_is_from_the_last_line_of_the_last_step(tmp_path: Path) -> None:
     journal = tmp_path / "metrics.jsonl"
     assert TrainingResult.of_journal(journal, 3) == TrainingResult(3)
     lines = [

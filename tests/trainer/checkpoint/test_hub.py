@@ -1,5 +1,5 @@
-"""Pushing the export to a stand-in of the hub: private, at once visible or not at all, and told apart by who can mend
-it."""
+"""Pushes the export to a fake hub: private, in one commit, with errors of the user told apart from those of the
+network."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PUSH = HubPushSpec(repo=REPO)
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its store is no HTTP server that could be stood in for
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake hub does not have its file store
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with hub_server.Hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # as HF_ENDPOINT does where the library is imported anew
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # as HF_ENDPOINT does in a new process
         yield hub
 
 
@@ -52,7 +52,7 @@ def push(hub: hub_server.Hub, export: Path, spec: HubPushSpec = PUSH, **more: An
     return pushing.upload(export, spec, api(hub), message="tiny: step 3", pauses=more.pop("pauses", ()), **more)
 
 
-def test_private_by_default_all_files_in_one_commit(hub: hub_server.Hub, export: Path) -> None:
+def test_a_push_is_private_by_default_and_in_one_commit(hub: hub_server.Hub, export: Path) -> None:
     moved: list[int] = []
     url = push(hub, export, moved=lambda: moved.append(len(hub.blobs)))
     repo = hub.repos[REPO]
@@ -61,17 +61,15 @@ def test_private_by_default_all_files_in_one_commit(hub: hub_server.Hub, export:
     assert url == f"{hub.url}/{REPO}/commit/{repo.sha}"
     assert repo.files == {p.relative_to(export).as_posix(): p.read_bytes() for p in export.rglob("*") if p.is_file()}
     assert repo.lfs == {"model.safetensors"}
-    assert len(moved) == 4  # a long push is no hanging one
+    assert len(moved) == 4  # shows progress, so a long push does not count as hung
 
 
-def test_public_when_asked_for(hub: hub_server.Hub, export: Path) -> None:
+def test_a_push_is_public_if_requested(hub: hub_server.Hub, export: Path) -> None:
     push(hub, export, HubPushSpec(repo=REPO, private=False))
     assert not hub.repos[REPO].private
 
 
-def test_a_second_push_changes_nothing_and_a_new_export_leaves_no_old_weights(
-    hub: hub_server.Hub, export: Path
-) -> None:
+def test_a_second_push_changes_nothing_and_a_new_export_deletes_old_weights(hub: hub_server.Hub, export: Path) -> None:
     first = push(hub, export)
     assert push(hub, export) == first
     assert hub.repos[REPO].commits == ["tiny: step 3"]
@@ -83,12 +81,12 @@ def test_a_second_push_changes_nothing_and_a_new_export_leaves_no_old_weights(
     push(hub, export)
     assert {"notes.md", "model-00001-of-00001.safetensors"} < set(hub.repos[REPO].files)
     assert "model.safetensors" not in hub.repos[REPO].files
-    assert sum(line.startswith("PUT") for line in hub.asked) == 1  # the same bytes by another name
+    assert sum(line.startswith("PUT") for line in hub.asked) == 1  # the same bytes with another name
 
 
-def test_a_public_repository_is_not_pushed_to_unasked(hub: hub_server.Hub, export: Path) -> None:
+def test_a_push_to_a_public_repository_is_refused_by_default(hub: hub_server.Hub, export: Path) -> None:
     hub.repos[REPO] = hub_server.Repo(private=False)
-    message = rf"spec\.checkpoint\.pushToHub\.private: {REPO} is there already and public; set private: false"
+    message = rf"spec\.checkpoint\.pushToHub\.private: {REPO} already exists and is public; set private: false"
     with pytest.raises(UserError, match=message):
         pushing.prepare(PUSH, api(hub))
     with pytest.raises(UserError, match=f"public.*; the export is kept at {export}"):
@@ -102,26 +100,35 @@ def test_a_public_repository_is_not_pushed_to_unasked(hub: hub_server.Hub, expor
         (
             "hf_ofNobody12345678901234567890",
             REPO,
-            r"spec\.pod\.hfTokenSecret: the hub does not know this token \(401\)",
+            r"spec\.pod\.hfTokenSecret: the hub rejects this token \(401\)",
         ),
-        (hub_server.READ_ONLY, "acme/there", r"spec\.pod\.hfTokenSecret: the token may not write to acme/there \(403"),
-        (hub_server.TOKEN, "others/tiny", r"hfTokenSecret: the token may not write to others/tiny \(403.*namespace"),
-        (hub_server.TOKEN, "acme/a--b", r"spec\.checkpoint\.pushToHub\.repo: acme/a--b is no name of a repository"),
+        (
+            hub_server.READ_ONLY,
+            "acme/there",
+            r"spec\.pod\.hfTokenSecret: the token has no permission to write to acme/there \(403",
+        ),
+        (
+            hub_server.TOKEN,
+            "others/tiny",
+            r"hfTokenSecret: the token has no permission to write to others/tiny \(403.*namespace",
+        ),
+        (hub_server.TOKEN, "acme/a--b", r"spec\.checkpoint\.pushToHub\.repo: acme/a--b is not a valid repository name"),
     ],
 )
-def test_a_mistake_is_told_before_the_training(hub: hub_server.Hub, token: str, repo: str, told: str) -> None:
+def test_a_user_error_is_found_before_the_training(hub: hub_server.Hub, token: str, repo: str, told: str) -> None:
     hub.repos["acme/there"] = hub_server.Repo(private=True)
     with pytest.raises(UserError, match=told) as error:
         pushing.prepare(HubPushSpec(repo=repo), api(hub, token))
     assert token not in str(error.value)
 
 
-def test_a_hub_that_is_away_before_the_training_does_not_stop_it(
+def test_an_unavailable_hub_does_not_prevent_the_training(
     hub: hub_server.Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.fail("POST /api/repos/create", 503)
     pushing.prepare(PUSH, api(hub))
-    assert "it is asked again after the training" in caplog.text
+    assert f"cannot check {REPO}: " in caplog.text
+    assert "; trying again after the training" in caplog.text
     pushing.prepare(PUSH, api(hub))
     assert hub.repos[REPO].private
 
@@ -129,36 +136,36 @@ def test_a_hub_that_is_away_before_the_training_does_not_stop_it(
 @pytest.mark.parametrize(
     "request_", ["POST /api/repos/create", "POST .*/commit/main", "POST /api/validate-yaml", "PUT "]
 )
-def test_a_hub_that_is_away_for_a_moment_is_asked_again(
+def test_a_push_is_retried_when_the_hub_is_briefly_unavailable(
     hub: hub_server.Hub, export: Path, request_: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Of a PUT the client itself tries again what is a server's error, but not that an address has expired.
+    # The client itself retries a PUT after a server's error, but not after an expired URL.
     hub.fail(request_, 403 if request_ == "PUT " else 503)
     push(hub, export, pauses=(0.0,))
     assert hub.repos[REPO].commits == ["tiny: step 3"]
-    assert "again in 0 s" in caplog.text
+    assert "; trying again in 0 s" in caplog.text
     assert "X-Amz-Signature" not in caplog.text
 
 
-def test_a_hub_that_stays_away_leaves_the_export_and_may_be_tried_again(hub: hub_server.Hub, export: Path) -> None:
+def test_a_push_that_keeps_failing_is_retryable_and_keeps_the_export(hub: hub_server.Hub, export: Path) -> None:
     before = {path: path.read_bytes() for path in export.rglob("*") if path.is_file()}
     hub.fail("POST .*/commit/main", 503, 503)
     with pytest.raises(NetworkError) as error:
         push(hub, export, pauses=(0.0,))
     assert error.value.retryable
     assert str(error.value).startswith(f"all steps are done, but the push to {REPO} failed: ")
-    assert f"; the export is kept at {export}, and a new attempt goes on from the last checkpoint" in str(error.value)
+    assert f"; the export is kept at {export}, and a new attempt resumes from the last checkpoint" in str(error.value)
     assert {path: path.read_bytes() for path in export.rglob("*") if path.is_file()} == before
 
 
-def test_an_export_that_a_shared_folder_shows_later(hub: hub_server.Hub, export: Path) -> None:
+def test_an_export_that_is_not_visible_yet_is_retryable(hub: hub_server.Hub, export: Path) -> None:
     export.rename(export.with_name("elsewhere"))
-    with pytest.raises(NetworkError, match="is not there yet"):
+    with pytest.raises(NetworkError, match="does not exist yet"):
         push(hub, export)
     assert hub.repos[REPO].commits == []
 
 
-def test_a_token_that_was_revoked_meanwhile_is_not_tried_again(hub: hub_server.Hub, export: Path) -> None:
+def test_a_push_with_a_revoked_token_is_not_retried(hub: hub_server.Hub, export: Path) -> None:
     hub.fail("POST .*/commit/main", 401)
     with pytest.raises(UserError, match=rf"hfTokenSecret: .*401.*; the export is kept at {export}") as error:
         push(hub, export, pauses=(0.0, 0.0))
@@ -166,16 +173,16 @@ def test_a_token_that_was_revoked_meanwhile_is_not_tried_again(hub: hub_server.H
     assert sum("commit" in line for line in hub.asked) == 1
 
 
-def test_no_token_and_no_hub(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_token_and_offline_mode_are_user_errors(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(UserError, match=r"spec\.pod\.hfTokenSecret: is needed for .* HF_TOKEN is not set"):
+    with pytest.raises(UserError, match=r"spec\.pod\.hfTokenSecret: is required by .* HF_TOKEN is not set"):
         pushing.client()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"spec\.checkpoint\.pushToHub: the hub is off limits while HF_HUB_OFFLINE"):
+    with pytest.raises(UserError, match=r"spec\.checkpoint\.pushToHub: cannot push while HF_HUB_OFFLINE"):
         pushing.client()
 
 
-def test_of_two_pods_one_ends_while_the_other_pushes(tmp_path: Path, tokenizer: Any, hub: hub_server.Hub) -> None:
+def test_one_of_two_pods_exits_while_the_other_pushes(tmp_path: Path, tokenizer: Any, hub: hub_server.Hub) -> None:
     home = runs.make_home(tmp_path / "home", tokenizer)
     released = hub.hold("POST .*/commit/main")
     with socket.socket() as probe:
@@ -219,16 +226,16 @@ def until(seen: Callable[[], bool], pods: list[runs.Run]) -> None:
         time.sleep(0.05)
 
 
-def test_a_push_that_failed_after_the_other_pods_ended_does_not_wait_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun would restart this pod's workers, and they the rendezvous."""
+def test_a_push_that_failed_after_the_other_pods_exited_does_not_wait_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun would restart this pod's workers, which would wait in the rendezvous."""
     calls: list[str] = []
     monkeypatch.setattr(main.signals, "stop_agent", lambda: calls.append("agent stopped"))
     monkeypatch.setattr(main, "_exit", lambda code: calls.append(f"exit {code}"))
     for ended in (False, True):
-        life = main.Life.__new__(main.Life)
-        life.rank, life.observer, life.reporter, life.stop = 0, None, Reporter(None), lambda: True  # type: ignore[assignment]
-        life.other_pods_ended = ended
-        life._fail(NetworkError("the hub is away"))
+        process = main.RankProcess.__new__(main.RankProcess)
+        process.rank, process.observer, process.reporter, process.stop = 0, None, Reporter(None), lambda: True  # type: ignore[assignment]
+        process.other_pods_ended = ended
+        process._fail(NetworkError("the hub is unavailable"))
     assert calls == ["exit 1", "agent stopped", "exit 1"]
 
 
@@ -245,7 +252,7 @@ def pushing_spec(hub: hub_server.Hub, **env: str) -> dict[str, Any]:
     }
 
 
-def test_a_run_whose_push_was_refused_keeps_its_export_and_the_next_attempt_only_pushes(
+def test_a_refused_push_keeps_the_export_and_the_next_attempt_only_pushes(
     tmp_path: Path, tokenizer: Any, hub: hub_server.Hub
 ) -> None:
     home = runs.make_home(tmp_path / "home", tokenizer)
@@ -256,7 +263,7 @@ def test_a_run_whose_push_was_refused_keeps_its_export_and_the_next_attempt_only
     report = first.report()
     export = first.output / "export"
     assert (report.reason, report.retryable, report.step, report.export_path) == ("UserError", False, 2, str(export))
-    assert report.message.startswith(f"spec.pod.hfTokenSecret: the token may not write to {REPO} (403")
+    assert report.message.startswith(f"spec.pod.hfTokenSecret: the token has no permission to write to {REPO} (403")
     assert report.message.endswith(f"; the export is kept at {export}")
     assert (export / "model.safetensors").is_file()
     assert hub.repos[REPO].private
@@ -270,6 +277,6 @@ def test_a_run_whose_push_was_refused_keeps_its_export_and_the_next_attempt_only
     assert second.lines("push") == [{**second.lines("push")[0], "url": f"{hub.url}/{REPO}/commit/{repo.sha}"}]
     assert [line["attempt"] for line in second.lines("step")] == [1, 1]
     assert repo.files["model.safetensors"] == (export / "model.safetensors").read_bytes()
-    assert b"base_model" not in repo.files["README.md"]  # a folder of this machine
+    assert b"base_model" not in repo.files["README.md"]  # the base is a local folder
     assert str(tmp_path).encode() not in repo.files["README.md"]
     assert hub_server.TOKEN not in second.log()

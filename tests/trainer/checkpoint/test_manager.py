@@ -1,4 +1,4 @@
-"""The checkpoint component in one process: what it loads, what it refuses, what a failing save leaves behind."""
+"""The checkpoint component in one process: what it loads, what it refuses, and what is left after a failed save."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MESH = {"nodes": 1, "dpReplicate": 1, "dpShard": 1}
 
 
 class Counter:
-    """Something with state: the trainer, an optimizer, a loader."""
+    """A component with state: the trainer, an optimizer, a loader."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -41,7 +41,7 @@ class Counter:
 
 
 class Run:
-    """One life of a trainer, reduced to its state."""
+    """One process of a trainer, reduced to its state."""
 
     def __init__(self, folder: Path, **config: Any) -> None:
         self.model = torch.nn.Linear(8, 8, bias=False)
@@ -81,7 +81,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in (folder / "checkpoint").glob("step-*"))
 
 
-def test_the_newest_complete_checkpoint_is_loaded_and_the_torn_one_named(
+def test_the_newest_complete_checkpoint_is_loaded_and_an_incomplete_one_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Run(tmp_path, keep=9)
@@ -128,7 +128,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", HARMS)
-def test_a_harmed_checkpoint_is_skipped_with_a_word_for_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     first = Run(tmp_path, keep=9)
@@ -142,14 +142,12 @@ def test_a_harmed_checkpoint_is_skipped_with_a_word_for_the_one_before(
         assert again.manager.load()
     assert again.seen() == (10, 10, 10.0)
     assert f"skipping the checkpoint {newest}: {words}" in caplog.text
-    # The step is trained again, and its checkpoint is whole this time.
+    # The step is repeated, and this time its checkpoint is complete.
     assert again.save(20)
     assert manifest.examine(newest)[0] is None
 
 
-def test_a_folder_that_is_deleted_while_it_is_looked_at_counts_for_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_deleted_during_the_scan_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, keep=9)
     for step in (10, 20):
         run.save(step)
@@ -166,7 +164,7 @@ def test_a_folder_that_is_deleted_while_it_is_looked_at_counts_for_nothing(
     assert again.seen() == (10, 10, 10.0)
 
 
-def test_a_torn_checkpoint_is_written_over_without_its_leftovers(tmp_path: Path) -> None:
+def test_a_save_replaces_an_incomplete_checkpoint_completely(tmp_path: Path) -> None:
     torn = tmp_path / "checkpoint/step-10"
     torn.mkdir(parents=True)
     (torn / "__7_0.distcp").write_text("of another mesh")
@@ -177,14 +175,14 @@ def test_a_torn_checkpoint_is_written_over_without_its_leftovers(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [40]), (2, [30, 40])])
-def test_retention(tmp_path: Path, keep: int, left: list[int]) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, left: list[int]) -> None:
     run = Run(tmp_path, keep=keep)
     for step in (10, 20, 30, 40):
         run.save(step)
     assert steps(tmp_path) == left
 
 
-def test_the_last_step_is_saved_whole_and_once(tmp_path: Path) -> None:
+def test_the_last_step_is_saved_completely_and_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.save(13, last=True)
     assert not run.save(13, last=True)
@@ -199,10 +197,10 @@ def test_resume_false_refuses_another_runs_checkpoints_but_not_its_own(tmp_path:
     with pytest.raises(UserError) as caught:
         Run(tmp_path, resume=False, job_uid="other").manager.load()
     assert str(caught.value) == (
-        f"spec.checkpoint.resume: is false, but {tmp_path}/checkpoint holds a checkpoint of step 10 of another run; "
-        "set true to continue it, or another spec.checkpoint.folder"
+        f"spec.checkpoint.resume: is false, but {tmp_path}/checkpoint has a checkpoint of step 10 of another run; "
+        "set true to resume it, or set another spec.checkpoint.folder"
     )
-    # A second attempt of the same job finds what the first one saved.
+    # A second attempt of the same job loads the first one's checkpoint.
     assert Run(tmp_path, resume=False).manager.load()
     assert Run(tmp_path, job_uid="other").manager.load()
 
@@ -213,21 +211,34 @@ def test_resume_false_refuses_another_runs_checkpoints_but_not_its_own(tmp_path:
         (
             {"sequences": 8},
             {"sequences": 4},
-            "spec.training.globalBatchSize: the checkpoint {} was written with 8 sequences in a step, now there are 4, "
-            "and the place in the data is kept for each; set 8 (mesh and localBatchSize may change), or start afresh",
+            "spec.training.globalBatchSize: the checkpoint {} was written with 8 sequences per step, now there are 4, "
+            "but the data position is saved for each sequence; set 8 (mesh and localBatchSize may change), or start a "
+            "new run in another spec.checkpoint.folder",
         ),
         (
             {"ranks": 2},
             {"ranks": 1},
-            "spec.mesh: the checkpoint {} was written with 2 data-parallel ranks, now there are 1, and a stream of the "
-            "hub cannot be dealt out anew; keep dpReplicate x dpShard, or start afresh",
+            "spec.mesh: the checkpoint {} was written with 2 data-parallel ranks, now there are 1, but a hub stream "
+            "can only resume on the same number; keep dpReplicate x dpShard, or start a new run in",
         ),
-        ({"ranks": 2}, {"sequences": 2}, "spec.dataset.streaming: the checkpoint {} was written streaming; keep it so"),
-        ({"sequences": 2}, {"ranks": 2}, "spec.dataset.streaming: the checkpoint {} was written not streaming; keep"),
-        (None, {"sequences": 2}, "spec.checkpoint.folder: the checkpoint {} is of an earlier version, which kept the"),
+        (
+            {"ranks": 2},
+            {"sequences": 2},
+            "spec.dataset.streaming: the checkpoint {} was written with streaming: true; keep that value",
+        ),
+        (
+            {"sequences": 2},
+            {"ranks": 2},
+            "spec.dataset.streaming: the checkpoint {} was written with streaming: false; keep that value",
+        ),
+        (
+            None,
+            {"sequences": 2},
+            "spec.checkpoint.folder: the checkpoint {} is from an earlier version, which saved the data position",
+        ),
     ],
 )
-def test_data_dealt_out_in_another_way_is_refused(
+def test_data_split_in_another_way_is_refused(
     tmp_path: Path, before: dict[str, int] | None, now: dict[str, int], words: str
 ) -> None:
     Run(tmp_path, data=before).save(10)
@@ -236,7 +247,7 @@ def test_data_dealt_out_in_another_way_is_refused(
     assert str(caught.value).startswith(words.format(tmp_path / "checkpoint/step-10"))
 
 
-def test_another_mesh_with_the_same_global_batch_is_welcome(tmp_path: Path) -> None:
+def test_another_mesh_with_the_same_global_batch_is_accepted(tmp_path: Path) -> None:
     Run(tmp_path, data={"sequences": 8}).save(10)
     assert Run(tmp_path, data={"sequences": 8}, mesh={"nodes": 1, "dpReplicate": 2, "dpShard": 2}).manager.load()
 
@@ -246,7 +257,7 @@ def drawn() -> list[float]:
 
 
 @pytest.mark.parametrize("mode", ["disabled", "async"])
-def test_random_numbers_go_on_where_they_were_at_the_save(tmp_path: Path, mode: str) -> None:
+def test_random_numbers_resume_from_the_saved_state(tmp_path: Path, mode: str) -> None:
     run = Run(tmp_path, async_mode=mode)
     run.manager.load()
     drawn()
@@ -259,7 +270,7 @@ def test_random_numbers_go_on_where_they_were_at_the_save(tmp_path: Path, mode: 
     assert drawn() == after
 
 
-def test_random_numbers_start_by_seed_and_step_where_the_saved_ones_are_of_another_mesh(
+def test_random_numbers_restart_from_seed_and_step_on_another_mesh(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def start(folder: str, **config: Any) -> list[float]:
@@ -276,12 +287,12 @@ def test_random_numbers_start_by_seed_and_step_where_the_saved_ones_are_of_anoth
     assert "step 10 was saved on another mesh" in caplog.text
     assert start("run", mesh={**MESH, "dpShard": 4}) == elsewhere != fresh
     assert start("run", mesh={**MESH, "dpShard": 2}, seed=1) != elsewhere
-    # What nodes the ranks are on changes nothing.
+    # The number of nodes does not matter.
     start("run", mesh={**MESH, "nodes": 2})
     assert "random numbers" not in caplog.text
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_random_numbers(
+def test_a_checkpoint_of_an_earlier_version_without_random_numbers_is_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Run(tmp_path)
@@ -295,11 +306,11 @@ def test_a_checkpoint_of_an_earlier_version_has_no_random_numbers(
     with caplog.at_level(logging.INFO, logger="hftitan_trainer"):
         assert again.manager.load()
     assert again.seen() == (10, 10, 10.0)
-    assert "(or by an earlier version): the random numbers of dropout start anew" in caplog.text
+    assert "(or by an earlier version): the random numbers of dropout restart from" in caplog.text
 
 
-def test_a_gpus_generator_is_saved_beside_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU: where torch's functions for one are called, and with what."""
+def test_the_generators_of_gpu_and_cpu_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Needs no GPU: torch's functions are patched."""
     state = RandomState(seed=0, mesh={"device": "gpu"}, rank=3)
     loaded = []
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([7], dtype=torch.uint8))
@@ -314,14 +325,14 @@ def test_a_gpus_generator_is_saved_beside_the_processors(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[int], None]]:
-    """Files of this process end at so many bytes: writing on is an OSError, as on a full disk."""
+    """Limits the size of files of this process: longer writes raise OSError, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("mode", ["disabled", "async"])
-def test_a_full_disk_fails_the_save_and_touches_nothing_older(
+def test_a_full_disk_fails_the_save_and_keeps_older_checkpoints(
     tmp_path: Path, small_disk: Callable[[int], None], mode: str
 ) -> None:
     run = Run(tmp_path, keep=1, async_mode=mode)
@@ -338,7 +349,7 @@ def test_a_full_disk_fails_the_save_and_touches_nothing_older(
     assert again.seen() == (10, 10, 10.0)
 
 
-def test_a_disk_full_at_the_manifest_is_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_the_manifest_fails_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -350,7 +361,7 @@ def test_a_disk_full_at_the_manifest_is_a_failed_save(tmp_path: Path, monkeypatc
     assert steps(tmp_path) == [10]
 
 
-def test_an_asynchronous_save_counts_once_it_is_written(tmp_path: Path) -> None:
+def test_an_asynchronous_save_is_complete_once_it_is_written(tmp_path: Path) -> None:
     run = Run(tmp_path, async_mode="async", keep=1)
     for step in (10, 20):
         assert run.save(step)
@@ -370,9 +381,7 @@ def test_a_checkpoint_of_right_size_and_wrong_content_is_a_storage_error(tmp_pat
         Run(tmp_path).manager.load()
 
 
-def test_nodes_that_do_not_share_the_folder_are_told_at_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nodes_that_do_not_share_the_folder_are_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = {**MESH, "nodes": 2}
     assert not Run(tmp_path, mesh=mesh).manager.load()
     monkeypatch.setattr("hftitan_trainer.checkpoint.manager._reads", lambda _path, _text: False)

@@ -1,4 +1,4 @@
-"""Complete, torn, half-deleted: which checkpoints count and which go. No torch."""
+"""Complete, incomplete and partly deleted checkpoints: which are valid and which are deleted. No torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cut(path: Path) -> None:
         file.truncate(3)
 
 
-def test_a_sealed_checkpoint_is_complete_and_says_what_it_is(make: Callable[..., Path]) -> None:
+def test_a_sealed_checkpoint_is_complete_and_has_its_info(make: Callable[..., Path]) -> None:
     path = make(5)
     problem, info = manifest.examine(path)
     assert problem is None
@@ -57,7 +57,9 @@ def test_a_sealed_checkpoint_is_complete_and_says_what_it_is(make: Callable[...,
         (lambda p: (p / "sub" / "more").write_bytes(b"y" * 8), "its file sub/more has 8 of 7 bytes"),
     ],
 )
-def test_what_is_wrong_with_a_torn_one(make: Callable[..., Path], harm: Callable[[Path], object], problem: str) -> None:
+def test_the_problem_of_an_incomplete_checkpoint_is_named(
+    make: Callable[..., Path], harm: Callable[[Path], object], problem: str
+) -> None:
     path = make(5)
     harm(path)
     found = manifest.examine(path)[0]
@@ -65,7 +67,7 @@ def test_what_is_wrong_with_a_torn_one(make: Callable[..., Path], harm: Callable
     assert found.startswith(problem)
 
 
-def test_a_save_that_others_cannot_see_is_not_sealed(make: Callable[..., Path]) -> None:
+def test_a_save_with_missing_or_short_files_is_not_sealed(make: Callable[..., Path]) -> None:
     path = make(5, sealed=False)
     with pytest.raises(FileNotFoundError):
         manifest.seal(path, {"__7_0.distcp": 1})
@@ -74,7 +76,7 @@ def test_a_save_that_others_cannot_see_is_not_sealed(make: Callable[..., Path]) 
     assert manifest.examine(path)[0] == "it has no complete.json: the save did not finish"
 
 
-def test_the_newest_comes_first_and_strangers_are_left_out(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_scan_returns_the_newest_first_and_ignores_other_entries(make: Callable[..., Path], tmp_path: Path) -> None:
     for step in (9, 10, 100):
         make(step)
     (tmp_path / "step-7").write_text("a file")
@@ -84,7 +86,7 @@ def test_the_newest_comes_first_and_strangers_are_left_out(make: Callable[..., P
     assert manifest.scan(tmp_path / "nowhere") == []
 
 
-def test_removal_begins_with_the_manifest(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_deletes_the_manifest_first(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(5)
 
     def killed(_path: Path, **_kwargs: object) -> None:
@@ -103,15 +105,15 @@ def test_removal_begins_with_the_manifest(make: Callable[..., Path], monkeypatch
         ([10, 20, 30], [], 2, [20, 30]),
         ([10, 20, 30], [], 1, [30]),
         ([10, 20, 30], [], 5, [10, 20, 30]),
-        # A torn one counts for nothing, and goes once something complete is newer; a newer one may be in the making.
+        # An incomplete one is deleted once a complete one is newer. A newer incomplete one may be a save in progress.
         ([10, 20], [15], 2, [10, 20]),
         ([10, 20], [30], 2, [10, 20, 30]),
         ([10, 20], [30], 1, [20, 30]),
-        # Without anything complete nothing is deleted.
+        # Without a complete checkpoint nothing is deleted.
         ([], [10, 20], 1, [10, 20]),
     ],
 )
-def test_retention(
+def test_pruning_keeps_the_newest_complete_checkpoints(
     make: Callable[..., Path], tmp_path: Path, complete: list[int], torn: list[int], keep: int, left: list[int]
 ) -> None:
     for step in complete:
@@ -123,7 +125,7 @@ def test_retention(
     assert {int(p.name[5:]) for p in gone} == {*complete, *torn} - set(left)
 
 
-def test_a_manifest_half_written_does_not_count(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partly_written_manifest_is_ignored(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(5, sealed=False)
 
     def full(_value: object, file: object) -> None:

@@ -1,4 +1,4 @@
-"""A run broken off on one mesh goes on upon another: with the rows and the losses of the unbroken run, step by step."""
+"""A run resumed on another mesh has the rows and losses of the uninterrupted run, step by step."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ RESHAPED = (
 )
 
 
-def test_each_step_of_the_unbroken_run_has_rows_of_its_own(runs):
+def test_each_step_of_the_uninterrupted_run_has_different_rows(runs):
     rows = [row for step in runs["one"]["consumed"].values() for row in step]
     assert len(rows) == len(set(rows)) == 4 * STEPS
 
@@ -113,7 +113,7 @@ def losses(result: dict) -> list[float]:
 
 
 @pytest.mark.parametrize("name", RESHAPED)
-def test_no_row_is_lost_or_seen_twice_and_the_losses_are_those_of_the_unbroken_run(runs, name):
+def test_a_run_resumed_on_another_mesh_has_the_rows_and_losses_of_the_uninterrupted_run(runs, name):
     unbroken, resumed = runs["one"], runs[name]
     after = [str(step) for step in range(BROKEN + 1, STEPS + 1)]
     assert resumed["consumed"] == {step: unbroken["consumed"][step] for step in after}
@@ -125,14 +125,14 @@ def test_no_row_is_lost_or_seen_twice_and_the_losses_are_those_of_the_unbroken_r
         assert [step[key] for step in resumed["steps"]] == [step[key] for step in unbroken["steps"]][BROKEN:]
 
 
-def test_another_global_batch_is_refused_with_the_number_to_set(runs):
+def test_another_global_batch_is_refused_with_the_value_to_set(runs):
     assert runs["another global batch"]["error"] == "UserError"
     assert runs["another global batch"]["message"].startswith("spec.training.globalBatchSize: the checkpoint ")
     assert "set 4 (mesh and localBatchSize may change)" in runs["another global batch"]["message"]
 
 
 @pytest.mark.parametrize("name", MEANWHILE)
-def test_a_checkpoint_written_while_training_goes_on_holds_its_own_step(runs, name):
+def test_an_asynchronous_checkpoint_has_the_state_of_its_own_step(runs, name):
     unbroken, resumed = runs[name], runs[f"{name}, resumed"]
     for key in ("loss", "grad_norm", "tokens_seen"):
         assert [step[key] for step in resumed["steps"]] == [step[key] for step in unbroken["steps"]][BROKEN:]
@@ -140,7 +140,7 @@ def test_a_checkpoint_written_while_training_goes_on_holds_its_own_step(runs, na
 
 
 @pytest.mark.parametrize("mode", ["disabled", "async"])
-def test_one_ranks_full_disk_is_a_storage_error_of_all_and_costs_no_older_checkpoint(runs, root, mode):
+def test_a_full_disk_of_one_rank_is_a_storage_error_and_keeps_older_checkpoints(runs, root, mode):
     failed = runs[f"full disk, {mode}"]
     assert failed["error"] == "StorageError", failed
     assert "step-8 failed" in failed["message"]

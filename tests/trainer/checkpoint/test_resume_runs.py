@@ -1,6 +1,6 @@
-"""Whole runs of `hftitan_trainer`: broken and resumed, they have the losses of an unbroken one, bit for bit.
+"""Whole runs of `hftitan_trainer`: an interrupted and resumed run has the losses of an uninterrupted one, bit for bit.
 
-Every run is a process start of many seconds, so each shows several things.
+Starting a run takes many seconds, so each test checks several things.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[R
     run.live = (run.get("/progress"), run.get("/metrics"))  # type: ignore[attr-defined]
     while run.process.poll() is None and not run.lines("end"):
         time.sleep(0.05)
-    # Who has scraped at a pace, here of some seconds, gets one more.
+    # After regular scrapes, here every few seconds, the process waits for one more.
     run.last = run.get("/metrics")  # type: ignore[attr-defined]
     assert run.end() == 0, run.log()
     return run
@@ -76,7 +76,7 @@ def test_a_run_of_two_processes_from_start_to_end(unbroken: Run) -> None:
     assert len(unbroken.log().splitlines()) < STEPS + 20, unbroken.log()
 
 
-def test_sigterm_saves_the_last_finished_step_and_a_killed_worker_starts_again_from_the_newest_checkpoint(
+def test_sigterm_saves_the_last_finished_step_and_a_killed_worker_resumes_from_the_newest_checkpoint(
     tmp_path: Path, home: Path, unbroken: Run
 ) -> None:
     broken = start(tmp_path / "run", home, ranks=2, restarts=3)
@@ -87,7 +87,7 @@ def test_sigterm_saves_the_last_finished_step_and_a_killed_worker_starts_again_f
     assert 5 <= stopped < STEPS
     report = broken.report()
     assert report == ExitReport(
-        reason="Preempted", message=f"SIGTERM: stopped after step {stopped}, which is saved", step=stopped,
+        reason="Preempted", message=f"SIGTERM: saved step {stopped} and stopped", step=stopped,
         retryable=True, rank=report.rank, checkpoint_step=stopped,
     )  # fmt: skip
     assert broken.lines("end")[-1]["reason"] == "Preempted"
@@ -120,14 +120,14 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_without_a_restart(tmp_path: 
     report = run.report()
     assert (report.reason, report.step, report.checkpoint_step) == ("Preempted", stopped, stopped)
     assert report.message in (
-        f"SIGTERM: stopped after step {stopped}, which is saved",
-        f"another rank: stopped after step {stopped}, which is saved",
+        f"SIGTERM: saved step {stopped} and stopped",
+        f"signal on another rank: saved step {stopped} and stopped",
     )
     assert [line["reason"] for line in run.lines("end")] == ["Preempted"]
     assert len(run.lines("startup")) == 1
 
 
-def test_one_process_without_torchrun_resumes_past_a_torn_checkpoint(tmp_path: Path, home: Path) -> None:
+def test_one_process_without_torchrun_skips_an_incomplete_checkpoint(tmp_path: Path, home: Path) -> None:
     training = {"steps": 8, "seqLen": 64, "localBatchSize": 2}
     whole = start(
         tmp_path / "whole", home, ranks=1, interval=2, training=training, checkpoint={"interval": 2, "keep": 9}
@@ -146,17 +146,17 @@ def test_one_process_without_torchrun_resumes_past_a_torn_checkpoint(tmp_path: P
     assert sorted(p.name for p in (half.output / "checkpoint").iterdir()) == ["step-2", "step-4", "step-6", "step-8"]
 
 
-def test_a_mistake_of_the_user_is_told_at_once_and_not_restarted(tmp_path: Path, home: Path) -> None:
+def test_a_user_error_is_reported_at_once_and_not_restarted(tmp_path: Path, home: Path) -> None:
     run = start(tmp_path / "run", home, ranks=2, restarts=3, dataset={"path": "/nowhere/data.jsonl"})
     assert run.end() != 0
     report = run.report()
     assert (report.reason, report.retryable, report.step) == ("UserError", False, 0)
     assert report.message.startswith("spec.dataset.path: /nowhere/data.jsonl does not exist in this pod")
     assert 1 <= run.log().count("ERROR UserError: spec.dataset.path") <= 2
-    assert len(run.lines("end")) <= 1  # one for each life of rank 0
+    assert len(run.lines("end")) <= 1  # one for each start of rank 0
 
 
-def test_a_signal_before_the_first_step_ends_the_process_soon(tmp_path: Path, home: Path) -> None:
+def test_a_signal_before_the_first_step_stops_the_process_at_once(tmp_path: Path, home: Path) -> None:
     run = start(tmp_path / "run", home, ranks=1)
     deadline = time.monotonic() + 60
     while True:

@@ -1,4 +1,4 @@
-"""Chats: the loss is on the assistant's words and on the end of its turn, on nothing else."""
+"""Chats: the loss covers only the assistant's words and the end of its turn."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def encoder(byte_tokenizer: Callable[[], Any], chatml: str) -> Encoder:
     [
         (CHATML, "Four é.</s>Yes.</s>"),
         (GENERATION, "Four é.</s>Yes.</s>"),
-        # The prompt of the template is not what it renders: the turn's header is learnt as well.
+        # The generation prompt differs from what the template renders, so the turn's header is learnt as well.
         (THINKING, "<|assistant|>\nFour é.</s><|assistant|>\nYes.</s>"),
     ],
 )
@@ -64,11 +64,11 @@ def test_only_the_assistants_words_are_learnt(encoder: Encoder, template: str, l
     assert words == learnt
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_not_masked_wrongly(encoder: Encoder) -> None:
+def test_a_template_that_rewrites_earlier_turns_is_refused(encoder: Encoder) -> None:
     _, made = encoder(FORGETFUL)
-    with pytest.raises(UserError, match=r"spec\.dataset\.messagesField: f:3: .*renders earlier turns anew"):
+    with pytest.raises(UserError, match=r"spec\.dataset\.messagesField: f:3: .*changes earlier turns"):
         made.encode(CHAT, "f:3")
-    # One answer is fine: nothing is rewritten.
+    # One answer works: nothing is rewritten.
     assert made.encode(CHAT[1:3], "here").learn is not None
 
 
@@ -78,26 +78,26 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_not_masked_wrongly(en
         ([], "expected a list of messages, found list '[]'"),
         (None, "expected a list of messages, found nothing"),
         ("hi", "expected a list of messages, found str 'hi'"),
-        ([{"content": "x"}], "message 0 is no object with a role: dict"),
+        ([{"content": "x"}], "message 0 is not an object with a role: dict"),
         ([{"role": "user", "content": None}], "the content of message 0 is nothing, not text"),
         ([{"role": "user", "content": [{"type": "image"}]}], "the content of message 0 is list"),
     ],
 )
-def test_what_is_no_chat_is_named_by_its_place(encoder: Encoder, messages: Any, words: str) -> None:
+def test_an_invalid_chat_is_named_with_its_place(encoder: Encoder, messages: Any, words: str) -> None:
     _, made = encoder(CHATML)
     with pytest.raises(UserError) as caught:
         made.encode(messages, "file.jsonl:7")
     assert str(caught.value).startswith(f"spec.dataset.messagesField: file.jsonl:7: {words}")
 
 
-def test_the_templates_own_refusal_is_passed_on(encoder: Encoder) -> None:
+def test_the_message_contains_the_templates_own_error(encoder: Encoder) -> None:
     _, made = encoder(ALTERNATING)
     with pytest.raises(UserError, match="f:1: the model's chat template refuses this chat: start with the user"):
         made.encode(CHAT, "f:1")
 
 
-def test_no_template_is_a_mistake_of_the_spec(encoder: Encoder) -> None:
-    with pytest.raises(UserError, match="has no chat template; take the instruct version"):
+def test_a_missing_template_is_a_user_error(encoder: Encoder) -> None:
+    with pytest.raises(UserError, match="has no chat template; use the instruct version"):
         encoder(None)
 
 
@@ -111,7 +111,7 @@ def test_no_template_is_a_mistake_of_the_spec(encoder: Encoder) -> None:
         ([(0, 1)], [], [False]),
     ],
 )
-def test_tokens_by_their_characters(
+def test_tokens_are_masked_by_their_characters(
     offsets: list[tuple[int, int]], spans: list[tuple[int, int]], mask: list[bool]
 ) -> None:
     assert mask_by_spans(offsets, spans) == mask

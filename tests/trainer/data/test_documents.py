@@ -1,4 +1,4 @@
-"""Local files to documents: what is read, in which order, and what is said when it cannot be. No torch."""
+"""Documents from local files: which files are read, in which order, and the error messages. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def refusal(path: Path, **spec: object) -> str:
     return str(caught.value)
 
 
-def test_a_folder_gives_its_text_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_text_files_of_a_folder_are_read_in_order_of_name(tmp_path: Path) -> None:
     for name, text in {"b.txt": "two", "a": "one", "sub/c.md": "three", ".git/x": "no", "empty": ""}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -33,7 +33,7 @@ def test_a_folder_gives_its_text_files_in_the_order_of_their_names(tmp_path: Pat
     assert documents(tmp_path) == ["one", "two", "three"]
 
 
-def test_records_push_cards_and_licences_aside(tmp_path: Path) -> None:
+def test_a_folder_with_records_ignores_other_files(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("a card")
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
     (tmp_path / "a.json").write_text(' [{"text": "zero"}]')
@@ -41,7 +41,7 @@ def test_records_push_cards_and_licences_aside(tmp_path: Path) -> None:
     assert documents(tmp_path) == ["zero", "one", "two", "three", "four"]
 
 
-def test_parquet_and_other_fields(tmp_path: Path) -> None:
+def test_parquet_and_other_fields_are_read(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -53,7 +53,7 @@ def test_parquet_and_other_fields(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["aaaa\n" * 4000, ("para graph\n" * 30 + "\n") * 40, "é" * 10_000, "\n" * 9000])
-def test_long_text_is_cut_without_loss_and_inside_the_limit(tmp_path: Path, text: str) -> None:
+def test_long_text_is_split_without_loss_within_the_limit(tmp_path: Path, text: str) -> None:
     path = tmp_path / "long.txt"
     path.write_text(text)
     ranges = cut_text(path, 1024)
@@ -64,13 +64,13 @@ def test_long_text_is_cut_without_loss_and_inside_the_limit(tmp_path: Path, text
     assert "".join(data[a:b].decode() for a, b in ranges) == text
 
 
-def test_text_is_cut_at_a_blank_line_before_any_other(tmp_path: Path) -> None:
+def test_text_is_split_at_a_blank_line_first(tmp_path: Path) -> None:
     path = tmp_path / "t"
     path.write_text("x" * 900 + "\n\n" + "y\n" * 400)
     assert cut_text(path, 1024)[0] == (0, 902)
 
 
-def test_a_document_grows_with_the_row(tmp_path: Path) -> None:
+def test_documents_are_longer_for_longer_rows(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("line of text\n" * 20_000)
     assert len(documents(tmp_path, seq_len=16)) == 4
     assert len(documents(tmp_path, seq_len=100_000)) == 1
@@ -79,7 +79,7 @@ def test_a_document_grows_with_the_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "spec", "words"),
     [
-        ("a.jsonl", '{"text": "x"}\n{"text": \n', {}, "spec.dataset.path: {}/a.jsonl:2: broken JSON: Expecting value"),
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', {}, "spec.dataset.path: {}/a.jsonl:2: invalid JSON: Expecting value"),
         (
             "a.jsonl",
             '{"body": "x", "id": 1}\n',
@@ -94,36 +94,36 @@ def test_a_document_grows_with_the_row(tmp_path: Path) -> None:
             {"messages_field": "m"},
             "spec.dataset.messagesField: {}/a.jsonl:1: no field 'm'; the record has: text",
         ),
-        ("a.json", "[1, 2", {}, "spec.dataset.path: {}/a.json: broken JSON"),
+        ("a.json", "[1, 2", {}, "spec.dataset.path: {}/a.json: invalid JSON"),
         ("a.json", '[{"text": 1}]', {}, "spec.dataset.textField: {}/a.json[0]: field 'text' is int, not text"),
         ("a.parquet", "no", {}, "spec.dataset.path: {}/a.parquet cannot be read as Parquet"),
-        ("a.jsonl", "\n\n", {}, "spec.dataset.path: {} holds no documents: its files are empty"),
+        ("a.jsonl", "\n\n", {}, "spec.dataset.path: {} has no documents: its files are empty"),
         ("a.txt", "x", {"text_field": "t"}, "spec.dataset.textField: {}/a.txt is read as plain text, which has no"),
-        ("a.txt", "x", {"streaming": True}, "spec.dataset.streaming: is for datasets of the hub"),
+        ("a.txt", "x", {"streaming": True}, "spec.dataset.streaming: is only for hub datasets; files"),
     ],
 )
-def test_mistakes_are_named_by_field_file_and_line(
+def test_errors_name_field_file_and_line(
     tmp_path: Path, name: str, content: str, spec: dict[str, object], words: str
 ) -> None:
     (tmp_path / name).write_text(content)
     assert refusal(tmp_path, **spec).startswith(words.format(tmp_path))
 
 
-def test_a_broken_last_line_of_a_large_file_is_found_at_the_start(
+def test_an_invalid_last_line_of_a_large_file_is_found_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hftitan_trainer.data.documents.CHECKED_BYTES", 10)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "x"}) + '\n{"text": "cut o')
-    with pytest.raises(UserError, match=r"a\.jsonl:2: broken JSON"):
+    with pytest.raises(UserError, match=r"a\.jsonl:2: invalid JSON"):
         open_path(DatasetSpec(path=str(path)), 16, "spec.dataset")
 
 
-def test_missing_empty_and_binary(tmp_path: Path) -> None:
+def test_missing_empty_and_binary_files_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "gone").startswith(f"spec.dataset.path: {tmp_path}/gone does not exist in this pod")
-    assert refusal(tmp_path) == f"spec.dataset.path: the folder {tmp_path} holds no files"
+    assert refusal(tmp_path) == f"spec.dataset.path: the folder {tmp_path} has no files"
     (tmp_path / "x.gz").write_bytes(b"ok\x8b\x00")
-    assert refusal(tmp_path) == f"spec.dataset.path: {tmp_path}/x.gz is no UTF-8 text (byte 2); unpack it first"
+    assert refusal(tmp_path) == f"spec.dataset.path: {tmp_path}/x.gz is not UTF-8 text (byte 2); unpack it first"
 
 
 def test_text_and_json_lines_need_neither_torch_nor_datasets(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The loader as torchtitan drives it: batches, one order of rows on any mesh, errors in the training thread."""
+"""The loader as torchtitan uses it: batches, the same rows on any mesh, errors in the training thread."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def same(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) for x, y in zip([*a[0].values(), a[1]], [*b[0].values(), b[1]], strict=True))
 
 
-def test_a_batch(wrapped: HFTokenizer, lines: Path) -> None:
+def test_a_batch_has_shifted_labels_and_restarting_positions(wrapped: HFTokenizer, lines: Path) -> None:
     inputs, labels = next(iter(loader(wrapped, lines)))
     assert {key: (value.shape, value.dtype) for key, value in inputs.items()} == {
         "input": ((2, 16), torch.int64),
@@ -63,20 +63,20 @@ def test_a_batch(wrapped: HFTokenizer, lines: Path) -> None:
     assert labels.shape == (2, 16)
     flat = [wrapped.hf.convert_ids_to_tokens(row.tolist()) for row in labels]
     starts = (inputs["positions"] == 0)[:, 1:]
-    # Where a document starts, the label before it is the end of the one before.
+    # The label before the start of a document is the end of the previous one.
     assert starts.any()
     for row, place in starts.nonzero().tolist():
         assert flat[row][place] == "</s>"
 
 
-def test_chats_are_learnt_in_part(wrapped: HFTokenizer, lines: Path) -> None:
+def test_a_part_of_a_chat_is_learnt(wrapped: HFTokenizer, lines: Path) -> None:
     _, labels = next(iter(loader(wrapped, lines, messages_field="chat")))
     assert (labels == -100).any()
     assert (labels != -100).any(dim=1).all()
 
 
 @pytest.mark.parametrize("spec", [{}, {"messages_field": "chat"}])
-def test_the_state_is_exact_although_batches_are_made_ahead(
+def test_the_state_is_exact_although_batches_are_prepared_in_advance(
     wrapped: HFTokenizer, lines: Path, spec: dict[str, Any]
 ) -> None:
     unbroken = loader(wrapped, lines, rank=1, world=2, **spec)
@@ -96,7 +96,8 @@ MESHES = ((1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (8, 1))
 
 
 def steps(loaders: list[PackedDataLoader], count: int, batch: int) -> list[list[list[int]]]:
-    """The rows of `count` steps over all ranks, each as its tokens and labels in the order of the global batch."""
+    """Return the rows of `count` steps over all ranks, each as its tokens and labels in the order of the global
+    batch."""
     streams = [iter(one) for one in loaders]
     found = []
     for _ in range(count):
@@ -134,7 +135,7 @@ def test_every_step_has_the_same_rows_on_any_mesh_and_after_a_change_of_mesh(
             assert steps(second, 6, small) == unbroken[3:], (world, again)
 
 
-def test_a_state_does_not_grow_with_its_documents(wrapped: HFTokenizer, tmp_path: Path) -> None:
+def test_the_state_does_not_grow_with_the_documents(wrapped: HFTokenizer, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("words and " * 5000)
     made = loader(wrapped, tmp_path / "long.txt", rows=2)
     steps([made], 1, 8)
@@ -142,7 +143,7 @@ def test_a_state_does_not_grow_with_its_documents(wrapped: HFTokenizer, tmp_path
 
 
 @pytest.mark.parametrize("world", [1, 2, 8])
-def test_what_was_seen_adds_up_over_the_ranks_and_survives_a_change_of_mesh(
+def test_consumed_data_adds_up_over_the_ranks_and_survives_a_change_of_mesh(
     wrapped: HFTokenizer, lines: Path, world: int
 ) -> None:
     loaders = [
@@ -160,7 +161,7 @@ def test_what_was_seen_adds_up_over_the_ranks_and_survives_a_change_of_mesh(
     assert 0 < seen.too_long < seen.documents
 
 
-def test_another_number_of_documents_is_told(
+def test_another_number_of_documents_is_a_warning(
     wrapped: HFTokenizer, lines: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = loader(wrapped, lines).state_dict()
@@ -170,19 +171,19 @@ def test_another_number_of_documents_is_told(
     assert "spec.dataset: the checkpoint was written with 11 documents, now there are 12" in caplog.text
 
 
-def test_a_broken_line_met_in_training_is_raised_in_the_training_thread(
+def test_an_invalid_line_is_raised_in_the_training_thread(
     wrapped: HFTokenizer, lines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hftitan_trainer.data.documents.CHECKED_BYTES", 10)
     content = lines.read_text().splitlines()
     content[5] = content[5][:-3]
     lines.write_text("\n".join(content))
-    with pytest.raises(UserError, match=r"d\.jsonl:6: broken JSON"):
+    with pytest.raises(UserError, match=r"d\.jsonl:6: invalid JSON"):
         for _ in zip(loader(wrapped, lines), range(100), strict=False):
             pass
 
 
-def test_bos_only_where_the_tokenizer_itself_puts_one(
+def test_bos_is_added_only_if_the_tokenizer_adds_it(
     tmp_path: Path, wrapped: HFTokenizer, byte_tokenizer: Callable[[], Any]
 ) -> None:
     from tokenizers.processors import TemplateProcessing
@@ -198,12 +199,12 @@ def test_bos_only_where_the_tokenizer_itself_puts_one(
     assert text_encoder(tokenizer)(" \n", "").ids == []
 
 
-def test_no_tokenizer_is_a_mistake_of_the_spec(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"spec\.model\.name: transformers cannot load a tokenizer"):
         tokenizer_config().build(tokenizer_path=str(tmp_path))
 
 
-def test_hub_streams_resume_exactly_and_start_over(wrapped: HFTokenizer) -> None:
+def test_hub_streams_resume_exactly_and_repeat(wrapped: HFTokenizer) -> None:
     from datasets import Dataset
 
     from hftitan_trainer.data.documents import Fields
@@ -227,7 +228,7 @@ def test_hub_streams_resume_exactly_and_start_over(wrapped: HFTokenizer) -> None
     assert unbroken.epoch >= 2
 
 
-def test_mistakes_in_a_stream_name_the_record() -> None:
+def test_errors_in_a_stream_name_the_record() -> None:
     from datasets import IterableDataset
 
     from hftitan_trainer.data.documents import Fields
@@ -266,7 +267,7 @@ def test_mistakes_in_a_stream_name_the_record() -> None:
         empty.take()
 
 
-def test_an_empty_split_of_the_hub_is_named(wrapped: HFTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_split_of_the_hub_is_a_user_error(wrapped: HFTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import Dataset
 
     monkeypatch.setattr("hftitan_trainer.data.loader.load_hub", lambda *_args: Dataset.from_dict({"text": []}))
@@ -275,7 +276,7 @@ def test_an_empty_split_of_the_hub_is_named(wrapped: HFTokenizer, monkeypatch: p
         config.build(dp_world_size=1, dp_rank=0, tokenizer=wrapped, seq_len=8, local_batch_size=1)
 
 
-def test_slim_stands_in_for_the_text_datasets_and_says_so() -> None:
+def test_slim_replaces_the_text_datasets() -> None:
     from torchtitan.hf_datasets import text_datasets
 
     config = text_datasets.HuggingFaceTextDataLoader.Config(dataset="c4", infinite=False)

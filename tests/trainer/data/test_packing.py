@@ -1,4 +1,4 @@
-"""Documents to rows: nothing lost, nothing twice, exact after a resume, the same for any number of ranks. No torch."""
+"""Packing: no token is lost or repeated, a resume is exact, and rows do not depend on the number of ranks. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hftitan_trainer.process.errors import UserError
 
 
 class Words:
-    """Documents whose tokens are numbers that name document and place."""
+    """Documents whose tokens are numbers that identify document and position."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = lengths
@@ -50,7 +50,7 @@ def packer(
 
 
 def rows(made: Packer, most: int = 10_000) -> list[Row]:
-    """Up to `most` rows, to the end of a finite stream."""
+    """Return up to `most` rows, fewer at the end of a finite stream."""
     found = []
     for _ in range(most):
         try:
@@ -61,11 +61,11 @@ def rows(made: Packer, most: int = 10_000) -> list[Row]:
 
 
 @pytest.mark.parametrize("n", [*range(1, 40), 255, 256, 257, 1000])
-def test_a_permutation_meets_every_index_once(n: int) -> None:
+def test_a_permutation_has_every_index_once(n: int) -> None:
     assert sorted(map(Permutation(n, seed=1, epoch=0), range(n))) == list(range(n))
 
 
-def test_epochs_seeds_and_chance_differ() -> None:
+def test_orders_differ_by_epoch_and_seed_and_look_random() -> None:
     orders = {tuple(map(Permutation(50, seed, epoch), range(50))) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
     assert tuple(range(50)) not in orders
@@ -76,7 +76,7 @@ def test_epochs_seeds_and_chance_differ() -> None:
 
 
 @pytest.mark.parametrize(("documents", "lanes"), [(7, 1), (7, 2), (7, 3), (2, 5), (1, 4)])
-def test_lanes_deal_each_epoch_out_once_however_few_documents(documents: int, lanes: int) -> None:
+def test_lanes_share_each_epoch_once_with_any_number_of_documents(documents: int, lanes: int) -> None:
     decks = [Deck(Words([1] * documents), seed=0, lane=lane, lanes=lanes) for lane in range(lanes)]
     dealt = [deck.take()[1] for _ in range(documents * 3) for deck in decks]
     for epoch in range(3):
@@ -84,7 +84,7 @@ def test_lanes_deal_each_epoch_out_once_however_few_documents(documents: int, la
         assert sorted(part) == [f"document {i}" for i in range(documents)]
 
 
-def test_rows_are_next_token_aligned_with_positions_that_restart() -> None:
+def test_labels_are_the_next_tokens_and_positions_restart() -> None:
     for row in rows(packer([5, 11, 3, 30, 2], 8), 50):
         assert len(row.inputs) == len(row.labels) == len(row.positions) == 8
         assert row.positions[0] == 0
@@ -95,7 +95,7 @@ def test_rows_are_next_token_aligned_with_positions_that_restart() -> None:
                 assert row.positions[place] == row.positions[place - 1] + 1
 
 
-def test_every_token_is_learnt_once_in_an_epoch() -> None:
+def test_every_token_is_learnt_once_per_epoch() -> None:
     lengths = [5, 11, 3, 30, 2, 1, 0]
     labels = [label for row in rows(packer(lengths, 4, infinite=False)) for label in row.labels]
     expected = [i * 1000 + place for i, n in enumerate(lengths) for place in range(1, n)]
@@ -105,7 +105,7 @@ def test_every_token_is_learnt_once_in_an_epoch() -> None:
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(("lane", "lanes"), [(0, 1), (1, 3)])
-def test_a_resumed_packer_gives_the_very_next_row(whole: bool, lane: int, lanes: int) -> None:
+def test_a_resumed_packer_returns_the_next_row(whole: bool, lane: int, lanes: int) -> None:
     lengths = [5, 11, 3, 30, 2, 1, 7, 7, 40, 6]
     unbroken = packer(lengths, 8, lane=lane, lanes=lanes, whole=whole)
     for _ in range(40):
@@ -116,7 +116,7 @@ def test_a_resumed_packer_gives_the_very_next_row(whole: bool, lane: int, lanes:
         assert resumed.row() == expected
 
 
-def test_chats_stay_whole_and_only_marked_tokens_are_learnt() -> None:
+def test_chats_are_not_split_and_only_marked_tokens_are_learnt() -> None:
     lengths = [4, 6, 3, 9, 5]
     seen: Counter[int] = Counter()
     for row in rows(packer(lengths, 10, whole=True, infinite=False)):
@@ -140,7 +140,7 @@ def test_chats_stay_whole_and_only_marked_tokens_are_learnt() -> None:
     ("long", "left"),
     [("truncate", {0: 5, 1: 9, 2: 9, 3: 3}), ("drop", {0: 5, 2: 9, 3: 3})],  # rows of 8: 9 tokens fill one
 )
-def test_documents_longer_than_a_row_are_cut_or_left_out_and_counted(
+def test_documents_longer_than_a_row_are_truncated_or_dropped_and_counted(
     whole: bool, long: str, left: dict[int, int]
 ) -> None:
     made = packer([5, 30, 9, 3, 1], 8, whole=whole, infinite=False, long=long, pad_end=True)
@@ -149,7 +149,7 @@ def test_documents_longer_than_a_row_are_cut_or_left_out_and_counted(
     assert inputs == {document: tokens - 1 for document, tokens in left.items()}
     counts = made.state()["counts"]
     assert counts == ([5, 1, 0, 1] if long == "truncate" else [5, 0, 1, 1])
-    assert packer([20], 8, whole=True).row().inputs == list(range(8)), "chats are cut unless the job says otherwise"
+    assert packer([20], 8, whole=True).row().inputs == list(range(8)), "chats are truncated by default"
 
 
 def test_counts_survive_a_resume_without_counting_twice() -> None:
@@ -161,7 +161,7 @@ def test_counts_survive_a_resume_without_counting_twice() -> None:
         assert resumed.state() == unbroken.state()
 
 
-def test_a_finite_stream_may_end_in_padding_with_every_token_before_it() -> None:
+def test_a_finite_stream_can_end_in_padding_after_every_token() -> None:
     made = packer([5, 11, 3], 4, infinite=False, pad_end=True)
     found = [made.row() for _ in range(9)]
     labels = [label for row in found for label in row.labels if label != IGNORE_INDEX]
@@ -172,17 +172,23 @@ def test_a_finite_stream_may_end_in_padding_with_every_token_before_it() -> None
 @pytest.mark.parametrize(
     ("lengths", "whole", "long", "words"),
     [
-        ([1, 0], False, None, "spec.dataset.path: no document has two tokens or more"),
-        ([1, 1], True, None, "spec.dataset.path: no chat has an answer of the assistant within seqLen (8 tokens)"),
+        ([1, 0], False, None, "spec.dataset.path: no document has at least two tokens"),
+        (
+            [1, 1],
+            True,
+            None,
+            "spec.dataset.path: no chat has an assistant's answer within seqLen (8 tokens); raise seqLen",
+        ),
         (
             [20, 1],
             False,
             "drop",
-            "spec.dataset.path: longDocuments: drop leaves nothing to learn: no document fits in seqLen (8 tokens)",
+            "spec.dataset.path: longDocuments: drop leaves nothing to learn: no document fits in seqLen (8 tokens); "
+            "raise seqLen, or use another value",
         ),
     ],
 )
-def test_data_with_nothing_to_learn_ends_in_words_not_in_a_hang(
+def test_data_with_nothing_to_learn_is_an_error_not_a_hang(
     lengths: list[int], whole: bool, long: str | None, words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -190,13 +196,13 @@ def test_data_with_nothing_to_learn_ends_in_words_not_in_a_hang(
     assert str(caught.value) == words
 
 
-def test_many_lanes_all_find_the_few_documents_that_are_good() -> None:
+def test_each_of_many_lanes_finds_the_one_usable_document() -> None:
     for lane in range(64):
         assert packer([1, 1, 5, 1, 1, 1, 1], 4, lane=lane, lanes=64).row().inputs == [2000, 2001, 2002, 2003]
 
 
-def test_a_long_document_does_not_slow_down_with_its_length() -> None:
-    """Rows are cut off the front in time proportional to the row, not to what is left of the document."""
+def test_packing_time_is_linear_in_the_length_of_a_document() -> None:
+    """The time for a row depends on the row, not on what is left of the document."""
     ticks = count()
 
     class Ids(list[int]):

@@ -1,4 +1,5 @@
-"""Validation: transformers' own loss on the same rows, the same on every mesh, and no trace of it in the training."""
+"""Validation: the loss equals transformers' on the same rows, is the same on every mesh, and leaves training
+unchanged."""
 
 from __future__ import annotations
 
@@ -84,7 +85,7 @@ def rows(root: Path, tokenizer_folder: Path, name: str, batches: int) -> list[di
     return found
 
 
-def test_the_loss_is_transformers_own_on_the_same_rows(root, runs, tokenizer_folder):
+def test_the_loss_equals_that_of_transformers_on_the_same_rows(root, runs, tokenizer_folder):
     step, loss, tokens = runs["one"]["validations"][-1]
     held_out = rows(root, tokenizer_folder, "held-out", BATCHES)
     expected, _ = reference(root / "exported", held_out)
@@ -93,7 +94,7 @@ def test_the_loss_is_transformers_own_on_the_same_rows(root, runs, tokenizer_fol
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_it_comes_after_every_interval_and_after_the_last_step(runs):
+def test_validation_runs_after_every_interval_and_after_the_last_step(runs):
     assert [step for step, _, _ in runs["one"]["validations"]] == [2, 4, 5]
     assert runs["one"]["phases"].count("validating") == 3 * BATCHES
     assert runs["one"]["mode"]
@@ -113,7 +114,7 @@ def test_every_mesh_has_the_same_loss(runs, name):
     ("name", "without"),
     [("one", "one without"), ("two shards", "two shards without"), ("a pipeline", "a pipeline without")],
 )
-def test_the_training_is_the_same_with_and_without_it(runs, name, without):
+def test_training_is_the_same_with_and_without_validation(runs, name, without):
     for key in ("loss", "grad_norm", "tokens_seen"):
         assert [step[key] for step in runs[name]["steps"]] == [step[key] for step in runs[without]["steps"]], key
     for key in ("consumed", "random"):
@@ -121,14 +122,14 @@ def test_the_training_is_the_same_with_and_without_it(runs, name, without):
 
 
 @pytest.mark.parametrize("name", ["few documents", "few documents on two"])
-def test_data_that_ends_early_is_seen_once_and_whole(root, runs, tokenizer, name):
+def test_data_that_ends_early_is_used_once_and_completely(root, runs, tokenizer, name):
     texts = [json.loads(line)["text"] for line in (root / "few.jsonl").read_text().splitlines()]
     assert {tokens for _, _, tokens in runs[name]["validations"]} == {sum(len(tokenizer(t).input_ids) for t in texts)}
     first, second = (runs[n]["validations"] for n in ("few documents", "few documents on two"))
     assert [loss for _, loss, _ in first] == pytest.approx([loss for _, loss, _ in second], rel=1e-3)
 
 
-def test_it_gives_way_to_a_stop_and_the_step_is_saved(runs):
+def test_a_stop_request_ends_validation_and_the_step_is_saved(runs):
     stopped = runs["stopped meanwhile"]
     assert stopped["outcome"] == {"kind": "stopped", "step": 4}
     assert [step for step, _, _ in stopped["validations"]] == [2]
@@ -136,8 +137,8 @@ def test_it_gives_way_to_a_stop_and_the_step_is_saved(runs):
     assert stopped["mode"]
 
 
-def test_data_with_nothing_to_learn_is_named(runs):
+def test_data_with_nothing_to_learn_is_a_user_error(runs):
     assert runs["nothing to learn"] == {
         "error": "UserError",
-        "message": "spec.validation.dataset: holds nothing to learn: no document has two tokens or more",
+        "message": "spec.validation.dataset: has nothing to learn: no document has at least two tokens",
     }

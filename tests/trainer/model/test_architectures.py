@@ -1,7 +1,7 @@
-"""docs/architectures.md: each family on each axis beside transformers' numbers, or the reason why it is refused.
+"""docs/architectures.md: each family on each axis compared with transformers, or the reason why it is refused.
 
-The committed table is compared by its verdicts, of some families only; `hack/architectures` runs these tests with every
-family and writes it anew, digits and all.
+The tests check the committed table without its digits, for some families. `hack/architectures` runs them with every
+family and rewrites the document, digits included.
 """
 
 from __future__ import annotations
@@ -29,26 +29,28 @@ AXES = {
 }
 STEPS = 2
 WRITE = "WRITE_ARCHITECTURES" in os.environ
-# Each with what the families above have not: parts in other places, activations that learn, norms of other shapes.
+# Families with features that those above lack: other module layouts, trained activations, norms of other shapes.
 SAMPLE = ("apertus", "cohere", "exaone4", "glm4", "starcoder2")
 EVERY = {**harness.FAMILIES, **harness.OTHERS}
 TESTED = {f: how for f, how in EVERY.items() if WRITE or f in harness.FAMILIES or f in SAMPLE}
 HEAD = f"""# Architectures
 
-Written by `hack/architectures`, from tiny models with random Hugging Face weights in float32 on CPUs.
+`hack/architectures` writes this document. It trains tiny models with random Hugging Face weights in float32 on CPUs.
 
-- **loads**: loss and gradient norm of the first step, beside those of transformers' own class on the same packed batch.
-- **dp**, **tp**, **pp**, **cp**, **ep**: loss and gradient norm of {STEPS} steps on two processes, beside one process.
-- **export**: logits of the exported folder, loaded by transformers, beside those of the model in memory (absolute).
+- **loads**: loss and gradient norm of the first step, compared with transformers' own class on the same packed batch.
+- **dp**, **tp**, **pp**, **cp**, **ep**: loss and gradient norm of {STEPS} steps on two processes, compared with one
+  process.
+- **export**: logits of the exported folder, loaded by transformers, compared with those of the model in memory.
 
-A number is the largest relative difference; 1e-4 is allowed in the first column and 1e-3 in the others. The tiny models
-of types with sliding windows (*) have one of {harness.WINDOW} tokens, far shorter than their rows. The load-balancing
-loss of mixtures is not computed: a config that asks for it (`output_router_logits`) is refused.
+A number is the largest relative difference; for **export**, the largest absolute difference. The limit is 1e-4 for
+**loads** and **export**, and 1e-3 for the others. The tiny models of types with sliding windows (*) have a window of
+{harness.WINDOW} tokens, much shorter than their rows. The load-balancing loss of mixtures is not computed: a config
+that requests it (`output_router_logits`) is refused.
 
-{len(EVERY)} of the {len(OFFERED)} families of causal language models in transformers {version("transformers")}
-have a row. Every other one is refused by name before training: mixtures of another type, layers with a state (Mamba,
-linear attention), attention to later words, parts that torchtitan's backend does not find. A model with code of its own
-(`trustRemoteCode`) is not refused for that.
+{len(EVERY)} of the {len(OFFERED)} families of causal language models in transformers {version("transformers")} have a
+row. All others are refused by name before training: other types of mixtures, layers with a state (Mamba, linear
+attention), attention to later tokens, modules that torchtitan's backend does not find. A model with its own code
+(`trustRemoteCode`) is not refused for this reason.
 
 """
 
@@ -67,7 +69,7 @@ def case(root: Path, family: str, degrees: dict[str, int], **more) -> dict:
 
 
 def refusal(spec: dict) -> str | None:
-    """Why the trainer takes no such job."""
+    """Return the reason why the trainer refuses the job; None if it accepts it."""
     from hftitan_api.wire import TrainerSpec
     from hftitan_trainer.model.checks import check_model_on_mesh
     from hftitan_trainer.model.folder import fetch_model
@@ -85,7 +87,7 @@ def refusal(spec: dict) -> str | None:
 
 @pytest.fixture(scope="module")
 def cells(root):
-    """(family, column) -> largest difference, or the reason of the refusal."""
+    """Map (family, column) to the largest difference, or to the reason of the refusal."""
     found: dict[tuple[str, str], float | str] = {}
     singles = {f: case(root, f, {}, export=str(root / f"{f}-exported"), logits=True) for f in TESTED}
     one = dict(zip(singles, harness.run_worker(list(singles.values()), root / "one", world=1), strict=True))
@@ -123,7 +125,7 @@ def difference(values: list[float], others: list[float]) -> float:
 
 
 @pytest.mark.parametrize("family", TESTED)
-def test_a_family_is_right_or_refused(cells, family):
+def test_a_family_equals_transformers_or_is_refused(cells, family):
     mine = {column: value for (name, column), value in cells.items() if name == family}
     assert set(mine) == {"loads", *AXES, "export"}
     assert mine["loads"] < 1e-4
@@ -132,7 +134,7 @@ def test_a_family_is_right_or_refused(cells, family):
     assert not wrong
 
 
-def test_the_committed_table_says_so(cells):
+def test_the_committed_table_has_these_verdicts(cells):
     table = HEAD + rendered(cells)
     if WRITE:
         TABLE.write_text(table)
@@ -161,7 +163,7 @@ def rendered(cells: dict[tuple[str, str], float | str]) -> str:
 
 
 def verdicts(table: str) -> dict[str, list[str]]:
-    """The rows of the table without their digits, and with the reasons in their places."""
+    """Return the rows of the table with "yes" instead of numbers and with the reasons instead of their references."""
     reasons = dict(re.findall(r"^(\d+)\. (.*)$", table, re.MULTILINE))
     found = {}
     for row in re.findall(r"^\| (\w.*) \|$", table, re.MULTILINE):

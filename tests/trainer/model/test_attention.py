@@ -1,4 +1,4 @@
-"""Masks of packed rows: dense ones for processors, flex ones for GPUs, and which of them a layer takes."""
+"""Masks of packed rows: dense on CPUs, flex on GPUs, and which of them a layer uses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_rows_of_one_document_need_no_mask():
     assert dense_mask(one)[0, 0].equal(torch.ones(4, 4, dtype=torch.bool).tril())
 
 
-def test_a_window_is_a_second_mask_where_rows_are_longer():
+def test_rows_longer_than_the_window_get_a_second_mask():
     one = torch.arange(4)[None]
     whole, windowed = document_mask(one, 2)[0]
     assert whole.equal(torch.ones(4, 4, dtype=torch.bool).tril())
@@ -40,7 +40,7 @@ def test_a_window_is_a_second_mask_where_rows_are_longer():
     assert dense_mask(one, 2).equal(document_mask(one, 2))
 
 
-def test_a_layer_takes_the_mask_of_its_kind():
+def test_a_layer_uses_the_mask_of_its_type():
     mask = document_mask(TWO, 3)
     assert of_layer(mask, None).equal(mask[:, :1])
     assert of_layer(mask, 3).equal(mask[:, 1:])
@@ -56,16 +56,16 @@ def test_attention_sinks_are_refused_on_cpus():
 
 @pytest.fixture
 def flex_masks(monkeypatch):
-    """What the model hands to transformers on GPUs, for TWO and a window of 3, not compiled."""
+    """The masks that the model passes to transformers on GPUs, for TWO and a window of 3, not compiled."""
     from torchtitan.models.common import attention as titan
 
     monkeypatch.setattr(titan, "create_attention_mask", create_block_mask)
     return LayeredMask({WHOLE: block_mask(TWO, TWO.shape[1]), WINDOWED: block_mask(TWO, 3)})
 
 
-def test_the_flex_masks_of_gpus_are_the_dense_ones_of_processors(flex_masks):
+def test_flex_masks_of_gpus_equal_dense_masks_of_cpus(flex_masks):
     seq = TWO.shape[1]
-    assert len(flex_masks.shape) == 4, "else transformers would make a mask of its own"
+    assert len(flex_masks.shape) == 4, "otherwise transformers would create its own mask"
     for window, dense in ((None, document_mask(TWO)), (3, document_mask(TWO, 3)[:, 1:])):
         layer = of_layer(flex_masks, window)
         assert create_mask(layer.mask_mod, 1, 1, seq, seq, device="cpu").equal(dense)
@@ -73,7 +73,7 @@ def test_the_flex_masks_of_gpus_are_the_dense_ones_of_processors(flex_masks):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 3])
-def test_flex_attention_takes_the_layered_mask_as_it_is(flex_masks, window):
+def test_flex_attention_accepts_the_layered_mask(flex_masks, window):
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, TWO.shape[1], 8) for _ in range(3))
     got = flex_attention(query, key, value, block_mask=of_layer(flex_masks, window))
@@ -84,7 +84,7 @@ def test_flex_attention_takes_the_layered_mask_as_it_is(flex_masks, window):
 
 @pytest.fixture
 def rank_of_two(monkeypatch):
-    """Makes this process a rank of a mesh of two that never speaks to the other one."""
+    """Makes this process a rank of a mesh of two, without communication to the other rank."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.experimental._context_parallel import _attention
@@ -101,8 +101,8 @@ def rank_of_two(monkeypatch):
         dist.destroy_process_group()
 
 
-def test_context_parallelism_cuts_both_masks_alike(monkeypatch, rank_of_two):
-    """The way that masks go on GPUs: torchtitan orders blocks by their work, then gives each rank its queries."""
+def test_context_parallelism_splits_both_masks_alike(monkeypatch, rank_of_two):
+    """As on GPUs: torchtitan sorts blocks by their work, then gives each rank its queries."""
     import torch.distributed as dist
     from torchtitan.distributed.context_parallel import cp_shard
     from torchtitan.models.common import attention as titan
@@ -117,7 +117,7 @@ def test_context_parallelism_cuts_both_masks_alike(monkeypatch, rank_of_two):
         shares.append((places[0], LayeredMask(cut)))
         dist.destroy_process_group()
     keys = torch.cat([places for places, _ in shares])
-    assert keys.tolist() != sorted(keys.tolist()), "blocks change their places"
+    assert keys.tolist() != sorted(keys.tolist()), "blocks are reordered"
     for places, layered in shares:
         for kind, dense in ((None, document_mask(positions)), (window, document_mask(positions, window)[:, 1:])):
             got = create_mask(of_layer(layered, kind).mask_mod, 1, 1, len(places), seq, device="cpu")

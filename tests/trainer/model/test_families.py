@@ -17,23 +17,23 @@ from hftitan_trainer.process.errors import UserError
 COMPARED = DENSE | MIXTURES
 
 
-def test_what_is_allowed_is_compared():
-    """test_parity.py and test_architectures.py train each of them beside transformers."""
+def test_every_allowed_family_is_compared():
+    """test_parity.py and test_architectures.py compare each of them with transformers."""
     assert {*harness.FAMILIES, *harness.OTHERS} == COMPARED
     assert not DENSE & MIXTURES
     assert {*WITHOUT_PIPELINE, *WITHOUT_TENSOR_PARALLELISM} <= DENSE
 
 
-def test_a_window_that_is_allowed_is_compared():
+def test_every_allowed_sliding_window_is_compared():
     tiny = {name for name, how in {**harness.FAMILIES, **harness.OTHERS}.items() if how.get("sliding_window")}
     assert tiny == WINDOWED
 
 
 @pytest.mark.parametrize("family", sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - COMPARED))
-def test_what_was_not_compared_is_refused(family):
+def test_a_family_that_was_not_compared_is_refused(family):
     try:
         config = AutoConfig.for_model(family)
-    except (StrictDataclassError, ValueError):  # no model by itself: its config wants to be told of another one's
+    except (StrictDataclassError, ValueError):  # not a model by itself: its config needs another model's config
         config = None
     values = {"model_type": family} if config is None else config.to_dict()
     if ModelShape.from_config(values).refused:

@@ -1,4 +1,4 @@
-"""Which models are taken, and what a user is told about the others."""
+"""Which models are accepted, and the messages for the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tiny(tmp_path_factory):
 
 
 def with_config(folder: Path, **values) -> Path:
-    """A folder with the tiny llama's config and these values over it; None removes a key."""
+    """Create a folder with the tiny llama's config, changed by these values; None removes a key."""
     folder.mkdir(exist_ok=True)
     config = {**harness.TINY, "architectures": ["LlamaForCausalLM"], **values}
     (folder / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not None}))
@@ -32,25 +32,25 @@ def fetch(folder: Path | str, **spec):
     return fetch_model(ModelSpec(name=str(folder), **spec))
 
 
-def test_a_local_folder(tiny):
+def test_a_local_folder_is_accepted(tiny):
     model = fetch(tiny)
     assert (model.path, model.revision, model.pretrained, model.tied) == (tiny, None, True, True)
     assert model.config.num_hidden_layers == 4
 
 
-def test_overrides_are_in_the_config(tiny):
+def test_overrides_change_the_config(tiny):
     model = fetch(tiny, initialize="random", overrides={"num_hidden_layers": 2, "tie_word_embeddings": False})
     assert (model.config.num_hidden_layers, model.tied, model.pretrained) == (2, False, False)
 
 
-def test_what_the_config_derives_follows_an_override(tmp_path):
+def test_derived_values_follow_an_override(tmp_path):
     folder = with_config(tmp_path / "m")
     assert fetch(folder, initialize="random", overrides={"hidden_size": 64}).config.head_dim == 16
 
 
 REFUSED = {
-    "no folder": (None, {}, "spec.model.name: /nowhere is no folder that this process can read"),
-    "no weights": ({}, {}, "spec.model.name: {0} has no safetensors weights (it has no weights at all); convert it"),
+    "no folder": (None, {}, "spec.model.name: /nowhere is not a folder that this process can read"),
+    "no weights": ({}, {}, "spec.model.name: {0} has no safetensors weights (it has no weights); convert it"),
     "unknown override": (
         {},
         {"initialize": "random", "overrides": {"layers": 2}},
@@ -64,22 +64,22 @@ REFUSED = {
     "unknown kind": (
         {"model_type": "nonesuch"},
         {},
-        "spec.model.name: {0} has model_type 'nonesuch', which this version of transformers does not know",
+        "spec.model.name: {0} has model_type 'nonesuch', which this version of transformers does not support",
     ),
     "remote code": (
         {"model_type": "nonesuch", "auto_map": {"AutoConfig": "configuration.C"}},
         {},
-        "spec.model.trustRemoteCode: {0} (model_type 'nonesuch') brings its own Python code; read that code, then",
+        "spec.model.trustRemoteCode: {0} (model_type 'nonesuch') needs its own Python code; review that code, then",
     ),
     "quantized": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
         {},
-        "spec.model.name: {0} is quantized; train the original weights it was made from instead",
+        "spec.model.name: {0} is quantized; train the original, unquantized weights instead",
     ),
     "no language model": (
         {"model_type": "vit", "architectures": None},
         {},
-        "spec.model.name: {0} (model_type vit) is no causal language model",
+        "spec.model.name: {0} (model_type vit) is not a causal language model",
     ),
     "encoder and decoder": (
         {"model_type": "bart", "architectures": None, "is_encoder_decoder": True},
@@ -90,14 +90,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("named", [None, ["LlamaModel"], ["LlamaForSequenceClassification"], ["LlamaForCausalLM"]])
-def test_the_language_model_is_built_whatever_class_the_config_names(tmp_path, named):
+def test_the_causal_lm_class_is_built_for_any_class_in_the_config(tmp_path, named):
     folder = with_config(tmp_path / "m", architectures=named)
     spec = ModelSpec(name=str(folder), initialize="random")
     assert fetch_model(spec).config.architectures == ["LlamaForCausalLM"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_models(tmp_path, name):
+def test_a_refusal_names_the_field_and_the_reason(tmp_path, name):
     config, spec, message = REFUSED[name]
     folder = Path("/nowhere") if config is None else with_config(tmp_path / "m", **config)
     with pytest.raises(UserError) as caught:
@@ -106,7 +106,7 @@ def test_refused_models(tmp_path, name):
     assert not caught.value.retryable
 
 
-def test_weights_in_pickles_only_are_named(tmp_path):
+def test_a_model_with_only_pickled_weights_is_refused(tmp_path):
     folder = with_config(tmp_path / "m")
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"it has only pytorch_model\.bin"):
@@ -114,16 +114,16 @@ def test_weights_in_pickles_only_are_named(tmp_path):
     assert not fetch(folder, initialize="random").pretrained
 
 
-def test_a_file_of_the_index_that_is_missing_is_named(tmp_path):
+def test_a_missing_file_of_the_index_is_named(tmp_path):
     folder = with_config(tmp_path / "m")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"lacks model-00001-of-00002\.safetensors"):
+    with pytest.raises(UserError, match=r"lacks model-00001-of-00002\.safetensors, which is in its safetensors index"):
         fetch(folder)
 
 
-def test_remote_code_does_not_run_unasked(tmp_path):
-    """A folder that brings code for a kind that transformers knows is loaded by transformers' own class."""
+def test_remote_code_does_not_run_without_permission(tmp_path):
+    """If transformers supports the model type, it uses its own class, not the code in the folder."""
     marker = tmp_path / "ran"
     folder = with_config(tmp_path / "m", auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: pass\n")
@@ -132,7 +132,7 @@ def test_remote_code_does_not_run_unasked(tmp_path):
     assert not marker.exists()
 
 
-def test_shapes_come_from_the_headers(tiny):
+def test_weight_shapes_are_read_from_the_headers(tiny):
     shapes = weight_shapes(tiny, "tiny")
     assert shapes["model.embed_tokens.weight"] == (harness.VOCAB, 32)
     assert "lm_head.weight" not in shapes
@@ -143,7 +143,7 @@ def test_shapes_come_from_the_headers(tiny):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, tiny):
-    """An empty cache and, instead of the hub, a function that a test sets; records what was asked for."""
+    """Replaces the hub by an answer that the test sets, and records the request."""
     import huggingface_hub
 
     asked: dict = {}
@@ -161,7 +161,7 @@ def hub(tmp_path, monkeypatch, tiny):
     return set_answer
 
 
-def test_a_hub_model_is_fetched_at_its_revision_and_no_code_with_it(hub, tiny):
+def test_a_hub_model_is_downloaded_at_its_revision_without_code(hub, tiny):
     asked = hub(tiny)
     model = fetch("org/name", revision="v1")
     assert (asked["name"], asked["revision"], model.revision) == ("org/name", "v1", tiny.name)
@@ -170,13 +170,13 @@ def test_a_hub_model_is_fetched_at_its_revision_and_no_code_with_it(hub, tiny):
     assert not any(pattern.endswith(".bin") for pattern in asked["allow_patterns"])
 
 
-def test_random_initialisation_fetches_no_weights(hub, tiny):
+def test_random_initialisation_downloads_no_weights(hub, tiny):
     asked = hub(tiny)
     fetch("org/name", initialize="random")
     assert "*.safetensors" not in asked["allow_patterns"]
 
 
-def test_trusted_code_is_fetched(hub, tiny):
+def test_trusted_code_is_downloaded(hub, tiny):
     asked = hub(tiny)
     fetch("org/name", trust_remote_code=True)
     assert "*.py" in asked["allow_patterns"]
@@ -198,15 +198,15 @@ def http_error(kind: str) -> Exception:
         ("RevisionNotFoundError", "spec.model.revision: org/name has no revision v1"),
     ],
 )
-def test_what_the_hub_refuses(hub, error, message):
+def test_a_refusal_of_the_hub_is_a_user_error(hub, error, message):
     hub(http_error(error))
     with pytest.raises(UserError) as caught:
         fetch("org/name", revision="v1")
     assert str(caught.value).startswith(message)
 
 
-def test_offline_without_a_cache_is_the_users_to_mend(tmp_path, monkeypatch):
-    """No stand-in here: huggingface_hub itself, offline and with an empty cache."""
+def test_offline_mode_without_a_cache_is_a_user_error(tmp_path, monkeypatch):
+    """Uses the real huggingface_hub, offline and with an empty cache."""
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -216,7 +216,7 @@ def test_offline_without_a_cache_is_the_users_to_mend(tmp_path, monkeypatch):
         fetch("org/name")
 
 
-def test_a_hub_out_of_reach_may_be_tried_again(hub, monkeypatch):
+def test_an_unreachable_hub_is_retryable(hub, monkeypatch):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -242,12 +242,13 @@ MISFITS = {
     "pairs of heads": (
         {"model_type": "diffllama"},
         {"mesh": {"tp": 2}},
-        "spec.mesh.tp: 2 does not work for {0}: models of type diffllama cannot be cut by tensor parallelism: ",
+        "spec.mesh.tp: 2 does not work for {0}: models of type diffllama do not support tensor parallelism: ",
     ),
     "dropout": (
         {"attention_dropout": 0.1},
         {"mesh": {"device": "gpu"}},
-        "spec.model.overrides.attention_dropout: {0} has 0.1, and FlexAttention knows no dropout; set it to 0.0",
+        "spec.model.overrides.attention_dropout: {0} has 0.1, and FlexAttention does not support dropout; set it to "
+        "0.0",
     ),
     "layers": (
         {},
@@ -257,12 +258,12 @@ MISFITS = {
     "batch": (
         {},
         {"mesh": {"pp": 2}, "training": {"localBatchSize": 1}},
-        "spec.training.localBatchSize: 1 cannot keep 2 pipeline stages busy, one sequence in each; use at least 2",
+        "spec.training.localBatchSize: 1 is less than the 2 pipeline stages; use at least 2",
     ),
     "family": (
         {"model_type": "nanochat"},
         {"mesh": {"pp": 2}},
-        "spec.mesh.pp: 2 does not work for {0}: models of type nanochat cannot be cut into pipeline stages: its",
+        "spec.mesh.pp: 2 does not work for {0}: models of type nanochat do not support pipeline parallelism: its",
     ),
     "length": (
         {},
@@ -272,13 +273,13 @@ MISFITS = {
     "window": (
         {"model_type": "olmoe", "sliding_window": 64},
         {"training": {"seqLen": 128}},
-        "spec.training.seqLen: 128 is more than the sliding window of 64 of {0}, which was not compared with",
+        "spec.training.seqLen: 128 is more than the sliding window 64 of {0}, and sliding windows of model type",
     ),
 }
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_models_that_do_not_fit_the_mesh(tmp_path, name):
+def test_a_model_that_does_not_fit_the_mesh_is_refused(tmp_path, name):
     changes, sections, message = MISFITS[name]
     folder = with_config(tmp_path / "m", architectures=None, **changes)
     spec = TrainerSpec.model_validate(harness.trainer_spec(folder, **sections))
@@ -288,7 +289,7 @@ def test_models_that_do_not_fit_the_mesh(tmp_path, name):
     assert str(caught.value).startswith(message.format(folder))
 
 
-def test_a_window_that_is_off_is_none(tmp_path):
+def test_a_disabled_sliding_window_is_ignored(tmp_path):
     folder = with_config(tmp_path / "m", model_type="qwen2", sliding_window=16, use_sliding_window=False)
     spec = TrainerSpec.model_validate(harness.trainer_spec(folder))
     check_model_on_mesh(fetch(folder, initialize="random").config, spec)

@@ -22,7 +22,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    """One process trains one step of every variant; returns folder, first step's report, and the rows."""
+    """One process trains one step of every variant. Returns (folder, first step's report) by variant, and the rows."""
     root = tmp_path_factory.mktemp("families")
     rows = harness.rows(4)
     folders = {name: harness.make_model(root / name, **how) for name, how in VARIANTS.items()}
@@ -42,7 +42,7 @@ def test_first_step_equals_transformers(families, name):
     assert step["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_a_window_is_the_one_that_transformers_makes(families):
+def test_sliding_windows_equal_the_masks_of_transformers(families):
     found, rows = families
     windowed = [name for name, how in VARIANTS.items() if "sliding_window" in how]
     assert len(windowed) > 10
@@ -65,7 +65,7 @@ def test_smollm2_first_loss_equals_transformers_in_ten_materialisations(tmp_path
     (result,) = harness.run_worker([case], tmp_path, world=1)
     loss, _ = reference(folder, rows)
     assert result["losses"][0] == pytest.approx(loss, rel=1e-3)
-    assert 1.0 < loss < 4.0, "a model with broken positions or masks starts far higher on such text"
+    assert 1.0 < loss < 4.0, "with wrong positions or masks the loss is far higher on such text"
     assert len(set(result["losses"])) == 1
 
 
@@ -78,7 +78,7 @@ def pack(documents: list[list[int]], seq: int) -> dict[str, list[int]]:
     return {"input": tokens[:seq], "labels": labels[:seq], "positions": positions[:seq]}
 
 
-def test_smollm2_learns_what_it_learns_with_transformers_trainer(tmp_path):
+def test_smollm2_has_the_losses_of_transformers_trainer(tmp_path):
     """bench/losses.py does the same with 30 steps, and on meshes."""
     losses = bench("losses").compare(steps=4, seq_len=128, batch=1, folder=tmp_path)
     assert losses["one"] == pytest.approx(losses["transformers"], rel=1e-3)

@@ -1,8 +1,7 @@
-"""The same numbers on whatever device is at hand: in bfloat16 on CPUs; where there are GPUs, in float32 and bfloat16 on
-as many of them as there are.
+"""The same losses on every available device: bfloat16 on CPUs; float32 and bfloat16 on GPUs, on as many as there are.
 
-float32 (without TF32) keeps to the bounds of the CPU's suite. bfloat16 has no bound of its own: ours may be as far from
-float32 as transformers in bfloat16 is on the same device, where rounding falls otherwise, but not much farther.
+float32 (without TF32) has the bounds of the CPU tests. bfloat16 has no fixed bound: its difference from float32 may be
+at most MARGIN times that of transformers in bfloat16 on the same device.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ KINDS = [("cpu", "bfloat16"), *([("gpu", "float32"), ("gpu", "bfloat16")] if GPU
 SEQ = 256
 STEPS = 3
 MARGIN = 2.0
-"""How many times as far from float32 as transformers' bfloat16 ours may be."""
-# Attention kernels for GPUs take no heads of eight numbers.
+"""Largest allowed difference from float32, as a multiple of that of transformers' bfloat16."""
+# Attention kernels for GPUs do not support a head size of 8.
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 DENSE = ("llama", "gemma2", "phi3", "granite")
 MIXTURES = ("qwen3_moe", "mixtral")
-"""In float32 only: in bfloat16 the two best experts of a token are often equal, and a coin decides."""
+"""In float32 only: in bfloat16 the best experts of a token are often tied, and the choice is arbitrary."""
 MESHES = {
     2: {
         "dp_shard": {"dpShard": 2},
@@ -47,13 +46,13 @@ def families(dtype: str) -> tuple[str, ...]:
 
 def wide(family: str) -> dict:
     how = {**harness.FAMILIES[family], **WIDE}
-    # Granite's class scales scores by 1 unless told otherwise: in bfloat16 its attention is a coin's.
+    # Granite's class scales scores by 1 by default, with which its attention in bfloat16 is unstable.
     scale = {"attention_multiplier": 0.25} if family == "granite" else {}
     return {**how, **scale, **{key: 16 for key in ("head_dim", "query_pre_attn_scalar") if key in how}}
 
 
 class Suite:
-    """What was trained on one device in one precision, and transformers' numbers beside it."""
+    """Training runs on one device in one precision, and transformers' results for comparison."""
 
     def __init__(self, root: Path, tokenizer, device: str, dtype: str) -> None:
         self.device, self.dtype, self.root = device, dtype, root
@@ -62,7 +61,7 @@ class Suite:
         drops = {"model_type": "phi", "pad_token_id": 0, "resid_pdrop": 0.2, "tied": False, **WIDE}
         self.text = harness.make_text_model(root / "text", tokenizer, **drops)
         one_step = {family: self.case(family, steps=1) for family in self.folders}
-        # On CPUs test_meshes.py compiles, and test_float8.py rounds.
+        # On CPUs, test_meshes.py tests compilation and test_float8.py tests float8.
         self.compiled = {"compiled": self.case("llama", compile=True)} if device == "gpu" else {}
         self.float8 = {}
         if device == "gpu" and torch.cuda.get_device_capability() >= (8, 9):
@@ -90,7 +89,7 @@ class Suite:
         return {"spec": spec, "rows": self.rows}
 
     def broken(self, output: str, **more) -> dict:
-        """A run of a model that drops at random, with checkpoints."""
+        """Return a run of a model with dropout, with checkpoints."""
         spec = self.case("llama")["spec"]
         spec["model"]["name"] = str(self.text)
         spec |= {"dataset": {"path": str(self.text.with_suffix(".jsonl"))}, "checkpoint": {"interval": 100}}
@@ -101,7 +100,7 @@ class Suite:
         return dict(zip(cases, results, strict=True))
 
     def numbers(self, name: str) -> list[float]:
-        """Loss and gradient norm of each step."""
+        """Return loss and gradient norm of each step."""
         return [value for step in self.runs[name]["steps"] for value in (step["loss"], step["grad_norm"])]
 
     def theirs(self, family: str, dtype: str, attention: str = "eager") -> tuple[float, float]:
@@ -121,7 +120,7 @@ def exact(suite: Suite) -> dict[str, tuple[float, float]]:
 
 @pytest.fixture(scope="module")
 def rounding(suite: Suite, exact) -> tuple[float, float]:
-    """How far transformers' loss and gradient norm in this precision are from those in float32, at most."""
+    """Largest difference of transformers' loss and gradient norm in this precision from those in float32."""
     if suite.dtype == "float32":
         return 0.0, 0.0
     pairs = [
@@ -133,7 +132,7 @@ def rounding(suite: Suite, exact) -> tuple[float, float]:
 
 
 def close(found: list[float], wanted: list[float], rounding: tuple[float, float], least: float) -> bool:
-    """Whether losses and gradient norms, in turns, are as near as MARGIN times the rounding, or as `least`."""
+    """Return whether alternating losses and gradient norms differ by at most MARGIN times the rounding, or `least`."""
     bounds = [max(least, MARGIN * error) for error in rounding] * (len(wanted) // 2)
     pairs = zip(found, wanted, bounds, strict=True)
     return all(abs(ours / theirs - 1) <= bound for ours, theirs, bound in pairs)
@@ -148,7 +147,7 @@ def test_first_steps_equal_transformers_on_the_same_device(suite, exact, roundin
     assert not far, rounding
 
 
-def test_bfloat16_rounds_and_the_bound_is_narrow(suite, exact, rounding):
+def test_bfloat16_rounds_and_the_difference_is_small(suite, exact, rounding):
     assert all(error < 0.02 for error in rounding)
     if suite.dtype == "bfloat16":
         assert all(suite.numbers(family)[0] != exact[family][0] for family in suite.folders)
@@ -157,19 +156,19 @@ def test_bfloat16_rounds_and_the_bound_is_narrow(suite, exact, rounding):
 def test_every_mesh_gives_the_losses_of_one_process(suite, rounding):
     names = [*(mesh for world in worlds(suite.device) for mesh in MESHES[world]), *suite.compiled]
     one = suite.numbers("one")
-    assert one[0] > one[2] > one[4], "the same rows again and again"
+    assert one[0] > one[2] > one[4], "every step has the same rows"
     far = {name: suite.numbers(name) for name in names if not close(suite.numbers(name), one, rounding, least=1e-3)}
     assert not far, (one, rounding)
 
 
-def test_float8_where_the_gpu_has_it_learns_what_it_learns_without(suite):
+def test_float8_has_the_losses_of_training_without(suite):
     one = suite.numbers("one")
     for name in suite.float8:
         assert suite.numbers(name)[::2] == pytest.approx(one[::2], rel=1e-2)
 
 
-def test_a_run_broken_off_goes_on_as_if_it_had_not_been(suite):
+def test_an_interrupted_run_resumes_with_the_same_losses(suite):
     found, unbroken = suite.numbers("stopped") + suite.numbers("resumed"), suite.numbers("unbroken")
-    # Some of a GPU's sums come in another order each time; other dropout would be a hundred times as far off.
+    # Some sums of a GPU have no fixed order. Other dropout would make a difference a hundred times as large.
     noise = {"cpu": 0.0, "gpu": 1e-3 if suite.dtype == "bfloat16" else 1e-5}[suite.device]
     assert found == pytest.approx(unbroken, rel=noise, abs=0.0)

@@ -1,4 +1,4 @@
-"""Models that drop at random while they train: broken off at any step and resumed, they drop what they would have."""
+"""Dropout: a run that is interrupted at any step and resumed has the random numbers of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESUMED = [
     ("residual", "recomputed"),
     *(("attention", how) for how in HOW if how != "recomputed"),
 ]
-"""Model and how it trains. One process is in test_resume_runs.py."""
+"""Model and variant. test_resume_runs.py tests one process."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def root(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def runs(root):
-    """By model, mesh and the step broken off at (None: unbroken)."""
+    """Results by model, variant and step of the interruption (None: uninterrupted)."""
 
     def case(model: str, name: str, degrees: dict, step: int | None, *, mode: str = "disabled", **training) -> dict:
         sections = harness.mesh(STEPS, **degrees)
@@ -85,7 +85,7 @@ def runs(root):
 
 
 def breaks(model: str, how: str) -> range:
-    """The steps to break off after."""
+    """Return the steps after which to interrupt the run."""
     return range(1, STEPS) if (model, how) == ("residual", "shards") else range(2, 3)
 
 
@@ -94,24 +94,24 @@ def numbers(result: dict) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize(("model", "how"), RESUMED)
-def test_a_run_broken_off_at_any_step_goes_on_bit_for_bit(runs, model, how):
+def test_a_run_interrupted_at_any_step_resumes_bit_for_bit(runs, model, how):
     unbroken = runs[model, how, None]
     assert len(numbers(unbroken)) == STEPS
     for step in breaks(model, how):
         resumed = runs[model, how, step]
         end = min(step + 2, STEPS)
-        assert numbers(resumed) == numbers(unbroken)[step:end], f"broken off at {step}"
+        assert numbers(resumed) == numbers(unbroken)[step:end], f"interrupted at {step}"
         assert resumed["random"] == unbroken["random"][step:end]
 
 
-def test_dropout_is_at_work_while_training_and_drops_other_places_in_each_pass(runs):
+def test_dropout_is_active_and_differs_in_each_pass(runs):
     kept, dropping = numbers(runs["kept", "shards", None]), numbers(runs["attention", "shards", None])
     assert all(abs(ours[0] / without[0] - 1) > 1e-4 for ours, without in zip(dropping, kept, strict=True))
     assert len(set(runs["attention", "shards", None]["random"])) == STEPS
     assert numbers(runs["attention", "accumulated", None])[0] != dropping[0]
 
 
-def test_recomputation_drops_what_the_first_pass_dropped(runs):
+def test_recomputation_repeats_the_dropout_of_the_first_pass(runs):
     recomputed, shards = numbers(runs["residual", "recomputed", None]), numbers(runs["residual", "shards", None])
     for again, once in zip(recomputed, shards, strict=True):
         assert again == pytest.approx(once, rel=1e-5)
@@ -129,12 +129,12 @@ def test_recomputation_drops_what_the_first_pass_dropped(runs):
         ("shards x tp", [0, 0, 1, 1]),
     ],
 )
-def test_only_ranks_of_one_tensor_parallel_group_draw_alike(runs, mesh, alike):
+def test_only_ranks_of_one_tensor_parallel_group_draw_the_same_numbers(runs, mesh, alike):
     drawn = runs["attention", mesh, None]["first_random"]
     assert [drawn.index(state) for state in drawn] == [alike.index(group) for group in alike]
 
 
-def test_on_another_mesh_the_numbers_start_anew_and_always_alike(runs):
+def test_on_another_mesh_the_numbers_restart_reproducibly(runs):
     first, again = runs["reshaped",], runs["reshaped again",]
     assert len(numbers(first)) == 2
     assert numbers(first) == numbers(again)
@@ -142,7 +142,7 @@ def test_on_another_mesh_the_numbers_start_anew_and_always_alike(runs):
     assert losses == pytest.approx([loss for loss, _ in numbers(runs["attention", "shards", None])[2:4]], rel=0.1)
 
 
-def test_attention_that_would_drop_nothing_is_refused():
+def test_dropout_with_soft_capped_attention_is_refused():
     from transformers import AutoConfig
 
     spec = TrainerSpec.model_validate(harness.trainer_spec("/model"))
@@ -152,6 +152,6 @@ def test_attention_that_would_drop_nothing_is_refused():
     with pytest.raises(UserError) as caught:
         check_model_on_mesh(config, spec)
     assert str(caught.value) == (
-        "spec.model.overrides.attention_dropout: /model has 0.1, and soft-capped attention (attn_logit_softcapping) "
-        "knows no dropout; set it to 0.0"
+        "spec.model.overrides.attention_dropout: /model has 0.1, but soft-capped attention (attn_logit_softcapping) "
+        "does not support dropout; set it to 0.0"
     )

@@ -1,4 +1,4 @@
-"""Experts spread over ranks: what is on the wire at once."""
+"""Expert parallelism: its collectives do not overlap."""
 
 from types import SimpleNamespace
 
@@ -20,8 +20,8 @@ class TwoExperts(nn.Module):
         return hidden + weights.sum(-1, keepdim=True)
 
 
-def test_a_gather_has_ended_before_the_next_one_starts(tmp_path, monkeypatch):
-    """On gloo, gathers that overlap corrupt the heap: about one of four runs of 1,500 steps beside other work."""
+def test_a_gather_ends_before_the_next_one_starts(tmp_path, monkeypatch):
+    """On gloo, overlapping gathers corrupt the heap: in about one of four runs of 1,500 steps on a busy machine."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         block = SimpleNamespace(experts=TwoExperts())

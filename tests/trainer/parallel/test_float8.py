@@ -1,4 +1,4 @@
-"""Linear layers in float8: rounded as a GPU would on CPUs, multiplied in float8 where a GPU can."""
+"""Linear layers in float8: emulated on CPUs, multiplied in float8 on GPUs that support it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 STEPS, LR = 4, 1e-3
 NOISE = 3e-2
-"""What becomes of roundings to three bits in some steps: measured 1.4e-2 beside float32, 5.5e-3 between meshes."""
+"""Effect of rounding to three bits over some steps: measured 1.4e-2 from float32, 5.5e-3 between meshes."""
 RECIPES = ("rowwise", "rowwise_with_gw_hp")
 MESHES = {"dp_shard": {"dpShard": 2}, "tp": {"tp": 2}, "pp": {"pp": 2}, "cp": {"cp": 2}}
 
@@ -46,7 +46,7 @@ def losses(result: dict) -> list[float]:
     return [step["loss"] for step in result["steps"]]
 
 
-def test_float8_rounds_and_learns_what_it_learns_without(runs):
+def test_float8_rounds_and_has_the_losses_of_training_without(runs):
     plain = losses(runs[None])
     for recipe in RECIPES:
         assert losses(runs[recipe]) == pytest.approx(plain, rel=NOISE)
@@ -56,32 +56,32 @@ def test_float8_rounds_and_learns_what_it_learns_without(runs):
 
 
 @pytest.mark.parametrize("how", [*MESHES, "selective"])
-def test_it_rounds_alike_on_every_mesh(runs, how):
+def test_every_mesh_rounds_alike(runs, how):
     found, one = losses(runs[how]), losses(runs["rowwise"])
     assert found[0] == pytest.approx(one[0], rel=1e-5)
     assert found == pytest.approx(one, rel=NOISE)
 
 
-def test_the_export_has_the_model_of_before_in_name_and_type(root, runs):
+def test_the_export_keeps_names_and_dtypes(root, runs):
     from safetensors.torch import load_file
 
     before, after = (load_file(root / name / "model.safetensors") for name in ("llama", "exported"))
     assert {name: tensor.dtype for name, tensor in after.items()} == {name: t.dtype for name, t in before.items()}
-    # AdamW moves a weight by about the learning rate in a step: nothing of float8 is in it.
+    # AdamW moves a weight by about the learning rate per step; rounding to float8 would move it farther.
     moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
     assert all(0 < distance < 2 * STEPS * LR for distance in moved.values()), moved
 
 
-def test_layers_that_no_tensor_core_takes_are_refused(runs):
+def test_layer_sizes_that_float8_does_not_support_are_refused(runs):
     assert runs["odd"]["error"] == "UserError"
     assert runs["odd"]["message"] == (
-        "spec.training.float8: rowwise needs linear layers with sizes that 16 x tp 1 = 16 divides, and the model has "
-        "none; remove it"
+        "spec.training.float8: rowwise needs linear layers whose sizes are multiples of 16 x tp 1 = 16, but the model "
+        "has none; remove it"
     )
 
 
 def test_a_gpu_without_float8_is_refused(monkeypatch):
-    """Without such a GPU: what torch says of one."""
+    """Needs no GPU: torch's answers are patched."""
     import torch
 
     from hftitan_trainer.parallel import float8
@@ -93,6 +93,5 @@ def test_a_gpu_without_float8_is_refused(monkeypatch):
     with pytest.raises(UserError) as caught:
         float8.convert(torch.nn.Linear(16, 16), "rowwise", tp=1)
     assert str(caught.value) == (
-        "spec.training.float8: rowwise needs GPUs that multiply in float8 (Ada, Hopper or newer); A100 does not; "
-        "remove it"
+        "spec.training.float8: rowwise needs GPUs with float8 (Ada, Hopper or newer), but this GPU is A100; remove it"
     )

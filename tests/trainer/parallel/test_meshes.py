@@ -36,7 +36,7 @@ SPREAD_LARGER = {
 MODELS = ("untied", "tied", "random")
 MIXTURES = ("mixture", "random mixture")
 CUT = ("gemma3_text", "olmo2", "phi3")
-"""Families whose layers tensor parallelism cuts in ways of their own, and windows that stages must not mix up."""
+"""Families with special rules for tensor parallelism, and with windows that pipeline stages must not mix up."""
 RESUMED = ("dp_replicate", "dp_shard", "tp", "pp")
 STEPS = 10
 ROWS = 40
@@ -75,7 +75,7 @@ def tokenizer() -> str:
 
 @pytest.fixture(scope="module")
 def one(root):
-    """The models on one process."""
+    """Results of the models on one process."""
     cases = {
         model: case(root, model, {}, export=str(root / f"one-{model}"), logits=True) for model in (*MODELS, *MIXTURES)
     }
@@ -88,7 +88,7 @@ def one(root):
 
 @pytest.fixture(scope="module")
 def two(root):
-    """The models on every mesh of two processes, and what only several processes show."""
+    """Results of the models on every mesh of two processes, and of cases that need several processes."""
     cases = {
         (mesh, model): case(
             root, model, degrees, export=str(root / f"{mesh}-{model}"), logits=mesh in ("dp_shard", "tp")
@@ -126,7 +126,7 @@ def two(root):
 
 @pytest.fixture(scope="module")
 def four(root):
-    """Two axes at a time, on four processes."""
+    """Results of two axes at a time, on four processes."""
     cases = {(mesh, "tied"): case(root, "tied", degrees) for mesh, degrees in LARGER.items()}
     for family in CUT:
         cases["tp x pp", family] = case(root, family, LARGER["tp x pp"], export=str(root / f"tp x pp-{family}"))
@@ -143,8 +143,8 @@ def alike(result: dict, other: dict, *, norm: float = 1e-3) -> None:
 
 
 ROUTED = 5e-2
-"""Rounding sends a token whose two best experts are as good as equal to the other one, which the gradient's norm shows
-and the loss hardly does: from random weights, where all experts are nearly equal, 6e-3 and 2e-5 in ten steps."""
+"""If two experts are nearly equal for a token, rounding can change its route. This changes the gradient's norm, but
+hardly the loss: by 6e-3 and 2e-5 in ten steps from random weights, where all experts are nearly equal."""
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -155,11 +155,11 @@ def test_losses_and_norms_equal_those_of_one_process(one, two, mesh, model):
 
 @pytest.mark.parametrize("model", MIXTURES)
 @pytest.mark.parametrize("mesh", SPREAD)
-def test_experts_on_two_processes_learn_what_they_learn_on_one(one, two, mesh, model):
+def test_experts_on_two_processes_have_the_losses_of_one(one, two, mesh, model):
     alike(two[mesh, model], one[model], norm=ROUTED)
 
 
-def test_experts_are_recomputed_alike(one, two):
+def test_recomputation_of_experts_changes_nothing(one, two):
     alike(two["routed"], one["mixture"], norm=ROUTED)
 
 
@@ -169,7 +169,7 @@ def test_two_axes_together_change_nothing(one, four, mesh):
 
 
 @pytest.mark.parametrize("family", CUT)
-def test_stages_of_cut_layers_change_nothing(root, one, four, family):
+def test_pipeline_stages_of_split_layers_change_nothing(root, one, four, family):
     alike(four["tp x pp", family], one[family])
     assert distance(reloaded(root / f"tp x pp-{family}"), one[family]["logits"]) < 5e-3
 
@@ -190,7 +190,7 @@ def test_experts_on_two_axes_change_nothing(root, one, four, mesh):
         "full",
     ],
 )
-def test_how_a_step_is_computed_does_not_change_it(one, two, name):
+def test_accumulation_and_recomputation_change_nothing(one, two, name):
     alike(two[name], one["tied"])
 
 
@@ -203,7 +203,7 @@ def test_compilation_changes_nothing(one):
 
 
 @pytest.mark.parametrize("mesh", RESUMED)
-def test_one_ranks_wish_stops_all_and_a_new_run_goes_on_from_there(two, mesh):
+def test_a_stop_request_of_one_rank_stops_all_and_a_new_run_resumes(two, mesh):
     stopped, resumed, unbroken = two["stopped", mesh], two["resumed", mesh], two[mesh, "tied"]
     assert stopped["outcome"] == {"kind": "stopped", "step": 3}
     assert [step["step"] for step in stopped["steps"] + resumed["steps"]] == list(range(1, STEPS + 1))
@@ -225,7 +225,7 @@ def test_reports_count_all_ranks(one, two):
             assert step["mfu"] is None
 
 
-def test_a_loss_that_is_not_finite_ends_all_ranks_of_a_pipeline_alike(two):
+def test_a_non_finite_loss_is_the_same_error_on_all_ranks_of_a_pipeline(two):
     assert two["exploding"]["error"] == "NonFiniteLossError"
     assert "spec.optimizer.lr" in two["exploding"]["message"]
 
@@ -234,7 +234,8 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_of_a_pipeline_alike(two):
 
 
 def reloaded(folder: Path) -> list[list[float]]:
-    """Logits of the exported folder in transformers, for the row whose in-memory logits the worker returned."""
+    """Return the logits of the exported folder in transformers, for the row whose in-memory logits the worker
+    returned."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -263,11 +264,11 @@ def test_every_mesh_exports_the_same_model(root, one, two, mesh, model):
     assert distance(reloaded(root / f"{mesh}-{model}"), one[model]["logits"]) < 5e-3
 
 
-def test_training_moved_the_model(root, one):
+def test_training_changes_the_model(root, one):
     assert distance(reloaded(root / "untied"), one["untied"]["logits"]) > 0.1
 
 
-def test_the_export_is_complete_and_holds_nothing_else(root, one, two):
+def test_the_export_is_complete_and_has_no_other_files(root, one, two):
     from transformers import AutoTokenizer
 
     files = {"chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
@@ -287,5 +288,5 @@ def test_large_models_are_exported_in_several_files(root, one, two):
     assert files == sorted(path.name for path in folder.glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     assert all((folder / file).stat().st_size < 30_000 for file in files)
-    assert "lm_head.weight" not in index["weight_map"], "a tied head is no weight of its own"
+    assert "lm_head.weight" not in index["weight_map"], "a tied head is not a separate weight"
     assert distance(reloaded(folder), one["tied"]["logits"]) < 5e-3

@@ -1,4 +1,4 @@
-"""Which rows of a fused projection go from which rank to which."""
+"""Which rows of a fused projection each rank sends and receives, and which layers are refused."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ class OtherLinear(nn.Linear):
 
 
 @pytest.mark.parametrize("cut", [lambda it: _cut_summed(it, 2), lambda it: _cut_fused(it, [4, 4], None)])
-def test_a_layer_that_multiplies_in_float8_is_not_made_one_that_does_not(cut):
-    with pytest.raises(UserError, match=r"spec\.training\.float8: .* or set mesh\.tp to 1"):
+def test_a_float8_layer_that_would_lose_its_forward_is_refused(cut):
+    with pytest.raises(UserError, match=r"spec\.training\.float8: does not work with tensor .* or set mesh\.tp to 1"):
         cut(OtherLinear(8, 8))
 
 
-def test_a_summed_layer_without_biases_stays_what_it_is():
+def test_a_summed_layer_without_biases_keeps_its_forward():
     linear = OtherLinear(8, 8, bias=False)
     forward = linear.forward
     _cut_summed(linear, 2)
     assert linear.forward == forward
 
 
-def test_a_norm_that_spans_ranks_in_an_unknown_way_is_refused():
-    with pytest.raises(ValueError, match=r"LayerNorm of .* spans heads of several ranks, in a way unknown here"):
+def test_a_norm_that_spans_ranks_in_an_unsupported_way_is_refused():
+    with pytest.raises(ValueError, match=r"LayerNorm of .* spans heads of several ranks in an unsupported way"):
         _cut_head_norm(nn.LayerNorm(32), 4, 8, None)
 
 
-def test_a_norm_of_one_head_is_the_same_on_every_rank():
+def test_a_norm_of_one_head_is_whole_on_every_rank():
     norm = nn.LayerNorm(8)
     forward = norm.forward
     _cut_head_norm(norm, 4, 8, None)

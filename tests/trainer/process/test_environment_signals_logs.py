@@ -1,4 +1,4 @@
-"""The small parts a rank is made of: environment, signals, logs. No torch."""
+"""Environment, signals and logs of a rank. No torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def environment(tmp_path: Path, **changes: str) -> Environment:
     )
 
 
-def test_an_environment_with_all_and_with_the_least(tmp_path: Path) -> None:
+def test_the_environment_with_all_and_with_only_required_variables(tmp_path: Path) -> None:
     full = environment(
         tmp_path, HFTITAN_TERMINATION_LOG="/t", HFTITAN_ATTEMPT="3", HFTITAN_NODE_INDEX="1", HFTITAN_POD_IP="10.0.0.1",
         RANK="5", LOCAL_RANK="1", WORLD_SIZE="8", TORCHELASTIC_RESTART_COUNT="2",
@@ -42,24 +42,24 @@ def test_an_environment_with_all_and_with_the_least(tmp_path: Path) -> None:
     assert (full.rank, full.local_rank, full.world_size, full.worker_restarts) == (5, 1, 8, 2)
     least = environment(tmp_path)
     assert (least.termination_log, least.attempt, least.rank, least.world_size) == (None, 1, 0, 1)
-    with pytest.raises(UserError, match="HFTITAN_CONFIG: is not set"):
+    with pytest.raises(UserError, match="HFTITAN_CONFIG: is not set; start the trainer with the operator or"):
         Environment.read({})
 
 
-def test_the_document_is_read_and_held_against_the_processes(tmp_path: Path) -> None:
+def test_the_spec_is_read_and_must_match_the_number_of_processes(tmp_path: Path) -> None:
     assert environment(tmp_path, WORLD_SIZE="2").spec().job_name == "j"
-    with pytest.raises(UserError, match=r"spec\.mesh: 1 nodes x 2 ranks make 2 processes, but 1 were started"):
+    with pytest.raises(UserError, match=r"spec\.mesh: 1 nodes x 2 ranks are 2 processes, but 1 were started"):
         environment(tmp_path).spec()
     env = environment(tmp_path, WORLD_SIZE="2")
     env.config.write_text(json.dumps({**DOCUMENT, "training": {"steps": 0}}))
-    with pytest.raises(UserError, match=r"is no TrainerSpec: training\.steps: Input should be greater"):
+    with pytest.raises(UserError, match=r"is not a valid TrainerSpec: training\.steps: Input should be greater"):
         env.spec()
     env.config.unlink()
     with pytest.raises(UserError, match="cannot be read: No such file"):
         env.spec()
 
 
-def test_one_process_meets_itself_and_torchruns_word_stands() -> None:
+def test_a_single_process_gets_a_rendezvous_and_torchruns_is_kept() -> None:
     env: dict[str, str] = {}
     default_rendezvous(env)
     assert {key: env[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")} == {
@@ -80,14 +80,14 @@ def test_one_process_meets_itself_and_torchruns_word_stands() -> None:
         ([("S", True), ("S", False)], True),  # another process' child
     ],
 )
-def test_a_sibling_that_is_gone_is_seen(
+def test_a_missing_sibling_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: list[tuple[str, bool]], lost: bool
 ) -> None:
     monkeypatch.setattr("os.getppid", lambda: 77)
     for pid, (state, ours) in enumerate(children, start=100):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "stat").write_text(f"{pid} (a (b) c) {state} {77 if ours else 5} 1 1 0")
-    (tmp_path / "100000").mkdir()  # gone between the listing and the reading
+    (tmp_path / "100000").mkdir()  # exits between listing and reading
     (tmp_path / "self").mkdir()
     env = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}
     assert signals.siblings_lost(env, tmp_path) is lost
@@ -95,7 +95,7 @@ def test_a_sibling_that_is_gone_is_seen(
     assert not signals.siblings_lost(env, tmp_path / "no-proc")
 
 
-def test_the_agent_is_stopped_only_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_agent_is_stopped_only_if_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr("os.getppid", lambda: 77)
     monkeypatch.setattr("os.kill", lambda pid, number: sent.append((pid, number)))
@@ -108,17 +108,17 @@ def test_the_agent_is_stopped_only_if_there_is_one(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("script", "code", "output"),
     [
-        # Outside the loop the process ends, although its main thread hears nothing.
+        # Outside the loop the process exits, although its main thread is blocked.
         ("kill(15); lock.acquire(); lock.acquire()", 143, "SIGTERM False\n"),
         # Inside the loop only the flag is set.
         ("stop.training(True); kill(15); time.sleep(1); print(stop(), stop.signal_name)", 0, "True SIGTERM\n"),
-        # A loop that began just after the signal sees the flag.
+        # A loop that starts just after the signal sees the flag.
         ("kill(2); stop.training(True); time.sleep(1); print(stop(), stop.signal_name)", 0, "True SIGINT\n"),
-        # The second Ctrl-C is final.
+        # A second Ctrl-C exits at once.
         ("stop.training(True); kill(2); time.sleep(.5); kill(2); time.sleep(9)", 130, ""),
     ],
 )  # fmt: skip
-def test_signals(script: str, code: int, output: str) -> None:
+def test_signals_inside_and_outside_the_loop(script: str, code: int, output: str) -> None:
     program = (
         "import os, threading, time\nfrom hftitan_trainer.process import signals\nlock = threading.Lock()\n"
         "def kill(number): os.kill(os.getpid(), number)\n"
@@ -136,7 +136,7 @@ def test_signals(script: str, code: int, output: str) -> None:
         (0, "debug", ["ours info", "ours warning", "theirs info", "theirs warning", "theirs error"]),
     ],
 )
-def test_what_is_logged(rank: int, level: str, seen: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_by_rank_and_level(rank: int, level: str, seen: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     handlers, before = root.handlers[:], root.level
     try:
@@ -170,8 +170,8 @@ def test_secrets_are_not_logged(capsys: pytest.CaptureFixture[str], monkeypatch:
         root.setLevel(before)
 
 
-def test_everything_before_torch_is_imported_without_it() -> None:
-    """The handlers and the server are up at once: their imports are the start-up's first seconds."""
+def test_the_entry_point_does_not_import_torch() -> None:
+    """Signal handlers and server must start at once: their imports are the first seconds of the start-up."""
     code = (
         "import sys; import hftitan_trainer.__main__;"
         "print([m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""The exit report: the first cause survives, whatever order the ranks die in. No torch."""
+"""The exit report: the cause is kept, in whatever order the ranks fail. No torch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ BLANK = ExitReport(reason="InternalError", retryable=True)
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch's."""
+    """Has the name of torch's."""
 
 
 class DistNetworkError(RuntimeError):
-    """Named as torch's."""
+    """Has the name of torch's."""
 
 
 class CheckpointException(Exception):
-    """Shaped as DCP's: the errors of the ranks in `failures`."""
+    """Like DCP's: has the errors of the ranks in `failures`."""
 
     def __init__(self, failures: dict[int, Any]) -> None:
         super().__init__("CheckpointException ranks:dict_keys([1])")
@@ -61,24 +61,24 @@ def caused(outer: Exception, inner: Exception) -> Exception:
         (FileNotFoundError(errno.ENOENT, "x"), 0, ("InternalError", True)),
     ],
 )  # fmt: skip
-def test_classes(error: Exception, step: int, expected: tuple[str, bool]) -> None:
+def test_errors_are_classified(error: Exception, step: int, expected: tuple[str, bool]) -> None:
     assert classify(error, step) == expected
 
 
-def test_users_get_the_field_others_the_type() -> None:
+def test_user_errors_are_described_by_field_others_by_type() -> None:
     assert describe(caused(RuntimeError("x"), UserError("spec.a", "b"))) == "spec.a: b"
     assert describe(KeyError("k")) == "KeyError: 'k'"
     assert describe(caused(RuntimeError("outer"), OSError(errno.ENOSPC, "full"))) == "OSError: [Errno 28] full"
 
 
-def test_errors_that_name_each_other_end() -> None:
+def test_circular_causes_are_handled() -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
     assert classify(first) == ("InternalError", True)
 
 
 @pytest.mark.parametrize("character", ["x", '"', "\\", "é", "\n", "\x01", "😀", "\ud800"])
-def test_a_report_fits_whatever_its_message(character: str) -> None:
+def test_a_report_fits_for_any_message(character: str) -> None:
     data = encode(BLANK.model_copy(update={"message": "begin" + character * 20_000 + "end"}))
     assert len(data) <= TERMINATION_LOG_LIMIT
     report = parse(data)
@@ -88,7 +88,7 @@ def test_a_report_fits_whatever_its_message(character: str) -> None:
     assert len(data) > TERMINATION_LOG_LIMIT // 3
 
 
-def test_secrets_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "s3cr3t-value")
     monkeypatch.setenv("WANDB_API_KEY", "anotherkey99")
     text = "401 for s3cr3t-value, anotherkey99, hf_abcdefghijklmnopqrstuvwxyz at https://me:pass@host/x"
@@ -115,7 +115,7 @@ def test_secrets_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("Completed", "InternalError", "first"),
     ],
 )
-def test_a_cause_outranks_its_echoes_and_the_first_of_equals_stays(
+def test_a_cause_replaces_its_consequences_and_the_first_of_equals_stays(
     tmp_path: Path, first: str, second: str, kept: str
 ) -> None:
     reporter = Reporter(tmp_path / "log")
@@ -127,14 +127,14 @@ def test_a_cause_outranks_its_echoes_and_the_first_of_equals_stays(
     assert there.message == kept
 
 
-def test_a_shorter_report_leaves_nothing_of_the_longer(tmp_path: Path) -> None:
+def test_a_shorter_report_replaces_a_longer_one_completely(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "log")
     reporter.write(ExitReport(reason="NetworkError", retryable=True, message="x" * 2000))
     reporter.write(ExitReport(reason="UserError", retryable=False, message="y"))
     assert parse((tmp_path / "log").read_bytes()) == ExitReport(reason="UserError", retryable=False, message="y")
 
 
-def test_a_restart_forgets_the_last_life_but_not_a_sibling_of_this_one(tmp_path: Path) -> None:
+def test_a_restart_deletes_an_old_report_but_not_that_of_a_sibling(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "log")
     reporter.clear_older(time.time())
     reporter.write(BLANK)
@@ -144,7 +144,7 @@ def test_a_restart_forgets_the_last_life_but_not_a_sibling_of_this_one(tmp_path:
     reporter.clear_older(written + 0.1)
     assert reporter.read() is None
     assert (tmp_path / "log").read_bytes() == b""
-    Reporter(None).write(BLANK)  # no termination log: nothing to do, nothing to fail
+    Reporter(None).write(BLANK)  # without a termination log it does nothing
 
 
 def die(path: Path, rank: int, delay: float, echo: bool) -> None:
@@ -153,8 +153,8 @@ def die(path: Path, rank: int, delay: float, echo: bool) -> None:
     Reporter(path).write_failure(error, BLANK.model_copy(update={"rank": rank}))
 
 
-def test_eight_ranks_die_at_once_and_the_cause_is_kept(tmp_path: Path) -> None:
-    """The rank with the cause writes last, after seven echoes have begun to wait."""
+def test_eight_ranks_fail_at_once_and_the_cause_is_kept(tmp_path: Path) -> None:
+    """The rank with the cause writes last, after seven others have started to wait."""
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=die, args=(tmp_path / "log", r, 0.3 if r == 5 else 0.0, r != 5)) for r in range(8)]
     for rank in ranks:
@@ -166,7 +166,7 @@ def test_eight_ranks_die_at_once_and_the_cause_is_kept(tmp_path: Path) -> None:
     assert (report.reason, report.rank, report.message) == ("InternalError", 5, "ValueError: the cause")
 
 
-def test_an_echo_alone_is_told_after_a_moment_and_at_once_when_the_pod_stops(tmp_path: Path) -> None:
+def test_a_network_error_is_reported_after_a_wait_and_at_once_when_the_pod_stops(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "log")
     began = time.monotonic()
     reporter.write_failure(RuntimeError("gloo"), BLANK, wait=0.2)

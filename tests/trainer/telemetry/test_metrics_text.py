@@ -1,4 +1,4 @@
-"""What a scrape, a /progress reader and a reader of metrics.jsonl see. No torch."""
+"""The content of /metrics, /progress and metrics.jsonl. No torch."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def get(server: ThreadingHTTPServer, path: str) -> str:
 
 
 def samples(text: str) -> dict[str, float]:
-    """Name and own labels -> value."""
+    """Return the value by name and own labels."""
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -110,7 +110,7 @@ def test_the_table_follows_prometheus_naming() -> None:
         assert not metric.name.endswith(("_ms", "_milliseconds", "_percent", "_kb", "_mb", "_gib"))
 
 
-def test_a_scrape_shows_the_table_and_nothing_else(observer: RunObserver, server: ThreadingHTTPServer) -> None:
+def test_a_scrape_has_exactly_the_metrics_of_the_table(observer: RunObserver, server: ThreadingHTTPServer) -> None:
     observer.resumed(2)
     observer.phase("training")
     observer.step(replace(REPORT, mfu=0.4, memory_bytes=5, data=DataSeen(1.5, 30, 2, 3, 4)))
@@ -128,7 +128,7 @@ def test_a_scrape_shows_the_table_and_nothing_else(observer: RunObserver, server
             assert [sample.labels[label] for label in names.COMMON_LABELS] == ["n", "j", "0"]
 
 
-def test_the_numbers_of_a_step(observer: RunObserver, server: ThreadingHTTPServer, clock: Clock) -> None:
+def test_a_scrape_has_the_values_of_a_step(observer: RunObserver, server: ThreadingHTTPServer, clock: Clock) -> None:
     observer.phase("training")
     clock.now = 1010.0
     observer.step(REPORT)
@@ -146,7 +146,7 @@ def test_the_numbers_of_a_step(observer: RunObserver, server: ThreadingHTTPServe
     assert found["hftitan_trainer_phase{'phase': 'loading'}"] == 0
     assert found["hftitan_startup_duration_seconds{'stage': 'start'}"] == 0.5
     assert found["hftitan_startup_duration_seconds{'stage': 'first_step'}"] == 10.0
-    # What is not known is absent, not zero.
+    # Unknown values are absent, not zero.
     assert "hftitan_mfu_ratio" not in found
     assert "hftitan_memory_peak_bytes" not in found
     assert "hftitan_checkpoint_step" not in found
@@ -170,7 +170,7 @@ def test_progress_before_and_after_a_step(observer: RunObserver, server: Threadi
     )  # fmt: skip
 
 
-def test_the_eta_forgets_the_slow_first_step(observer: RunObserver) -> None:
+def test_the_eta_ignores_the_slow_first_step(observer: RunObserver) -> None:
     observer.step(replace(REPORT, step=1, step_seconds=100.0))
     assert observer.progress().eta_seconds == 900.0
     observer.step(replace(REPORT, step=2, step_seconds=1.0))
@@ -181,8 +181,8 @@ def test_the_eta_forgets_the_slow_first_step(observer: RunObserver) -> None:
     assert observer.progress().eta_seconds == 0.0
 
 
-def test_the_seconds_of_a_step_are_the_mean_of_all_but_the_first(observer: RunObserver) -> None:
-    """Goodput is made of it: the newest step alone would let it jump."""
+def test_step_seconds_are_the_mean_of_all_steps_but_the_first(observer: RunObserver) -> None:
+    """Goodput is computed from it; with the newest step alone it would jump."""
     seen = []
     for seconds in (100.0, 1.0, 2.0, 6.0):
         observer.step(replace(REPORT, step_seconds=seconds))
@@ -190,7 +190,7 @@ def test_the_seconds_of_a_step_are_the_mean_of_all_but_the_first(observer: RunOb
     assert seen == [100.0, 1.0, 1.5, 3.0]
 
 
-def test_a_validation_is_told_everywhere(
+def test_a_validation_appears_in_the_log_progress_and_metrics(
     observer: RunObserver, server: ThreadingHTTPServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
@@ -201,7 +201,9 @@ def test_a_validation_is_told_everywhere(
     assert 'hftitan_validation_loss{job_name="j",' in get(server, "/metrics")
 
 
-def test_the_data_seen(observer: RunObserver, server: ThreadingHTTPServer, env: Environment) -> None:
+def test_consumed_data_appears_in_journal_metrics_and_progress(
+    observer: RunObserver, server: ThreadingHTTPServer, env: Environment
+) -> None:
     observer.step(replace(REPORT, data=DataSeen(1.5, 30, 2, 3, 0)))
     line = read(env.output / "metrics.jsonl")[0]
     assert (line["epoch"], line["documents"], line["documentsTruncated"], line["documentsTooLong"]) == (1.5, 30, 2, 3)
@@ -212,7 +214,7 @@ def test_the_data_seen(observer: RunObserver, server: ThreadingHTTPServer, env: 
     assert Progress.model_validate_json(get(server, "/progress")).epoch == 1.5
 
 
-def test_a_loss_that_is_no_number_is_null_in_json(observer: RunObserver, server: ThreadingHTTPServer) -> None:
+def test_a_nan_loss_is_null_in_json(observer: RunObserver, server: ThreadingHTTPServer) -> None:
     observer.step(replace(REPORT, loss=float("nan")))
     assert json.loads(get(server, "/progress"))["loss"] is None
 
@@ -229,7 +231,7 @@ def test_only_node_0_serves_progress(observer: RunObserver) -> None:
         server.server_close()
 
 
-def test_a_taken_port_is_a_warning_and_a_free_one_serves(
+def test_a_port_in_use_is_a_warning_and_a_free_one_is_used(
     observer: RunObserver, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as taken:
@@ -247,9 +249,9 @@ def test_a_taken_port_is_a_warning_and_a_free_one_serves(
         server.server_close()
 
 
-def test_a_restart_in_place_finds_its_port_again(observer: RunObserver) -> None:
+def test_an_in_place_restart_uses_the_same_port(observer: RunObserver) -> None:
     first = serve(observer, "127.0.0.1", 0, progress=True)
-    get(first, "/healthz")  # the server closes first: the connection lingers on its port
+    get(first, "/healthz")  # the server closes first, so the connection still occupies the port
     first.shutdown()
     first.server_close()
     second = serve(observer, "127.0.0.1", first.server_port, progress=True)
@@ -264,7 +266,7 @@ def test_a_restart_in_place_finds_its_port_again(observer: RunObserver) -> None:
     ("pod_ip", "address"),
     [(None, "127.0.0.1"), ("127.4.0.2", "127.4.0.2"), ("10.1.2.3", "0.0.0.0"), ("fd00::5", "::"), ("::1", "::1")],
 )
-def test_where_the_server_listens(pod_ip: str | None, address: str) -> None:
+def test_the_address_to_listen_on(pod_ip: str | None, address: str) -> None:
     assert bind_address(pod_ip) == address
 
 
@@ -272,7 +274,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_journal_of_a_life(observer: RunObserver, env: Environment) -> None:
+def test_the_journal_has_steps_start_up_checkpoints_and_the_end(observer: RunObserver, env: Environment) -> None:
     observer.step(replace(REPORT, grad_norm=float("inf")))
     observer.saved(3, 0.25)
     observer.complete(3)
@@ -288,22 +290,22 @@ def test_the_journal_of_a_life(observer: RunObserver, env: Environment) -> None:
 
 
 @pytest.mark.parametrize("torn", ["", '{"kind":"st', '{"kind":"step","loss":' + "1" * 9000])
-def test_a_torn_last_line_is_cut_off_and_the_file_goes_on(tmp_path: Path, torn: str) -> None:
+def test_an_incomplete_last_line_is_removed_and_writing_continues(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind":"old"}\n' + torn)
     Journal(path, 2).write("new", value=1)
     assert [line["kind"] for line in read(path)] == ["old", "new"]
 
 
-def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_journal_that_cannot_be_written_logs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
         journal = Journal(tmp_path / "file" / "metrics.jsonl", 1)
         journal.write("step", step=1)
-    assert "is written no more" in caplog.text
+    assert f"stopped writing {tmp_path}/file/metrics.jsonl: " in caplog.text
 
 
-def test_a_full_disk_costs_the_line_not_the_training(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_logs_one_warning_and_does_not_raise(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         journal = Journal(Path("/dev/full"), 1)
         journal.write("step", step=1)
@@ -311,7 +313,7 @@ def test_a_full_disk_costs_the_line_not_the_training(caplog: pytest.LogCaptureFi
     assert caplog.text.count("No space left on device") == 1
 
 
-def test_the_line_of_a_step() -> None:
+def test_the_log_line_of_a_step() -> None:
     report = replace(REPORT, mfu=0.413, memory_bytes=3 * 2**30)
     assert step_line(report, 4330.0) == (
         "step 3/10  loss 2.50000  grad norm 1.5000  lr 0.0001  400 tok/s  2.00 s  data 0.50 s  mfu 41.3%  3.0 GiB"
@@ -321,28 +323,36 @@ def test_the_line_of_a_step() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (185, "3m05s"), (3600, "1h00m")])
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_as_text(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_end_waits_for_the_last_scrape_of_who_scrapes_at_a_pace(
+def test_the_process_waits_for_the_last_of_regular_scrapes(
     observer: RunObserver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scrapes, now = Scrapes(), [0.0]
     monkeypatch.setattr(serve_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     server = serve(observer, "127.0.0.1", 0, progress=True, scrapes=scrapes)
+
+    def scrape() -> None:
+        """A scrape counts after its answer has been sent."""
+        seen = scrapes._count
+        get(server, "/metrics")
+        with scrapes._came:
+            assert scrapes._came.wait_for(lambda: scrapes._count > seen, 10)
+
     try:
-        scrapes.wait_for_one_more()  # nobody scrapes: it returns
-        get(server, "/metrics")
-        scrapes.wait_for_one_more()  # somebody had a look, once
+        scrapes.wait_for_one_more()  # no scrapes: it returns
+        scrape()
+        scrapes.wait_for_one_more()  # one scrape is not regular
         now[0] = 30.0
-        get(server, "/metrics")
+        scrape()
         ending = threading.Thread(target=scrapes.wait_for_one_more)
         ending.start()
         get(server, "/progress")
         ending.join(0.2)
         assert ending.is_alive(), "the scrape is due in 30 seconds"
-        get(server, "/metrics")
+        scrape()
         ending.join(10)
         assert not ending.is_alive()
     finally:
@@ -350,7 +360,7 @@ def test_the_end_waits_for_the_last_scrape_of_who_scrapes_at_a_pace(
         server.server_close()
 
 
-def test_the_end_does_not_wait_for_a_scrape_that_is_overdue() -> None:
+def test_the_process_does_not_wait_for_an_overdue_scrape() -> None:
     scrapes = Scrapes()
     scrapes.note()
     scrapes.note()

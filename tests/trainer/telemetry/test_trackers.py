@@ -1,4 +1,5 @@
-"""TensorBoard and W&B: what they are given, and that neither can stop a training. No torch but for event files."""
+"""TensorBoard and W&B: the values they get, and that their failures do not stop training. Only event files need
+torch."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ REPORT = StepReport(
 
 
 class Broken:
-    """Fails at every call."""
+    """A tracker that fails at every call."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -43,14 +44,14 @@ class Broken:
 KEY = "0123456789abcdef"
 
 
-def test_nothing_is_opened_unasked(tmp_path: Path) -> None:
+def test_no_tracker_is_opened_by_default(tmp_path: Path) -> None:
     made = Trackers.open(spec(), tmp_path)
     made.log(1, {"a": 1.0})
     made.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_shows_a_step_and_leaves_out_what_is_not_known(tmp_path: Path) -> None:
+def test_tensorboard_has_the_values_of_a_step_without_unknown_ones(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     made = Trackers.open(spec(tensorboard=True), tmp_path)
@@ -66,7 +67,7 @@ def test_tensorboard_shows_a_step_and_leaves_out_what_is_not_known(tmp_path: Pat
     assert "speed/mfu" not in values
 
 
-def test_a_tracker_that_fails_is_told_once_without_secrets(
+def test_a_failing_tracker_is_logged_once_without_secrets(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -76,12 +77,12 @@ def test_a_tracker_that_fails_is_told_once_without_secrets(
         made.log(step, {"a": 1.0})
     made.close()
     assert broken.calls == 1
-    assert "Broken is written no more: OSError: no space left; sent with [redacted]" in caplog.text
+    assert "stopped writing to Broken: OSError: no space left; sent with [redacted]" in caplog.text
     Trackers([broken]).close()
-    assert "Broken: the last numbers may be missing" in caplog.text
+    assert "Broken: the last values may be missing" in caplog.text
 
 
-def test_wandb_that_does_not_start_is_a_warning(
+def test_wandb_that_fails_to_start_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -92,10 +93,10 @@ def test_wandb_that_does_not_start_is_a_warning(
     monkeypatch.setattr(trackers, "WandB", refused)
     with caplog.at_level(logging.WARNING):
         Trackers.open(spec(wandbSecret={"name": "w"}), tmp_path).log(1, {"a": 1.0})
-    assert "W&B does not start, so it sees nothing: RuntimeError: 401 for [redacted]" in caplog.text
+    assert "W&B failed to start and gets no metrics: RuntimeError: 401 for [redacted]" in caplog.text
 
 
-def test_a_package_that_is_not_there_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     check_packages(spec(tensorboard=True, wandbSecret={"name": "w"}))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     check_packages(spec())

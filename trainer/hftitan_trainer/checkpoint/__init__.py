@@ -1,1 +1,1 @@
-"""Saving, finding and resuming checkpoints; exporting and publishing the model."""
+"""Saves, finds and loads checkpoints; exports the model and pushes it to the hub."""

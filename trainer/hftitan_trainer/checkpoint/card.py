@@ -1,7 +1,7 @@
 """Writes the exported folder's README.md: a model card for the hub, from the job's spec and results.
 
-The same job and the same training give the same text, byte for byte (no time of day): a second push changes nothing.
-Folders are named by their last part alone, since the card may be published.
+The same job and training give the same text, byte for byte (no time of day), so a second push changes nothing. Of local
+folders only the last part of the path appears, since the card may be published.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HUB = "https://huggingface.co"
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What the training came to; None is not known."""
+    """The results of the training; None if unknown."""
 
     step: int
     loss: float | None = None
@@ -39,7 +39,7 @@ class TrainingResult:
 
     @classmethod
     def of_journal(cls, journal: Path, step: int) -> TrainingResult:
-        """Of the lines of metrics.jsonl about `step`, the last of each kind: they outlive restarts."""
+        """Read the result from metrics.jsonl, which survives restarts: the last line of each kind for `step`."""
         found: dict[str, dict[str, Any]] = {}
         try:
             with journal.open(encoding="utf-8") as lines:
@@ -54,7 +54,7 @@ class TrainingResult:
 
 
 def model_card(spec: TrainerSpec, model: ModelFolder, result: TrainingResult) -> str:
-    """The whole text of README.md, YAML front matter first."""
+    """Return the text of README.md, with YAML front matter."""
     sections = [
         f"# {spec.job_name}",
         _origin(spec, model),
@@ -88,7 +88,7 @@ def _front_matter(spec: TrainerSpec, model: ModelFolder) -> str:
 
 
 def _licence(folder: Path) -> dict[str, Any]:
-    """What the base model's own card says of its licence: it holds for what is made from its weights."""
+    """Return the licence from the base model's card: it also applies to models trained from its weights."""
     from huggingface_hub import ModelCard
 
     try:
@@ -106,7 +106,7 @@ def _origin(spec: TrainerSpec, model: ModelFolder) -> str:
     with_changes = f", with {_code(changed)} in its config" if changed else ""
     if model.pretrained:
         return f"A fine-tuned version of {base}{revision}{with_changes}."
-    return f"Trained from random weights; config and tokenizer are those of {base}{revision}{with_changes}."
+    return f"Trained from random weights with the config and tokenizer of {base}{revision}{with_changes}."
 
 
 def _datasets(spec: TrainerSpec) -> Iterator[str]:
@@ -140,10 +140,11 @@ def _outcome(result: TrainingResult) -> dict[str, Any]:
 def _hyper_parameters(spec: TrainerSpec) -> dict[str, Any]:
     training, optimizer, schedule = spec.training, spec.optimizer, spec.lr_schedule
     on_cpu = spec.mesh.device == "cpu"
-    decay = f"{schedule.decay_type} over the last {schedule.decay_ratio:g} of the steps to {schedule.min_lr_factor:g}"
+    steps = f"the last {schedule.decay_ratio:g} of the steps"
+    decay = f"{schedule.decay_type} over {steps}, to a factor of {schedule.min_lr_factor:g}"
     return {
         "Sequence length": training.seq_len,
-        "Sequences a step": training.global_batch_size or training.local_batch_size * spec.mesh.dp,
+        "Sequences per step": training.global_batch_size or training.local_batch_size * spec.mesh.dp,
         "Optimizer": optimizer.name,
         "Learning rate": f"{optimizer.lr:g}",
         "Betas": ", ".join(f"{beta:g}" for beta in optimizer.betas),
@@ -151,10 +152,10 @@ def _hyper_parameters(spec: TrainerSpec) -> dict[str, Any]:
         "Weight decay": f"{optimizer.weight_decay:g}",
         "Warm-up steps": schedule.warmup_steps,
         "Decay": decay if schedule.decay_ratio else "none",
-        "Gradient norm clipped to": f"{training.max_norm:g}",
-        "Weights and optimizer": training.dtype,
-        "Computation": training.mixed_precision or ("float32" if on_cpu else "bfloat16"),
-        "Exported weights": spec.checkpoint.export_dtype,
+        "Maximum gradient norm": f"{training.max_norm:g}",
+        "Dtype of weights and optimizer": training.dtype,
+        "Dtype of computation": training.mixed_precision or ("float32" if on_cpu else "bfloat16"),
+        "Dtype of exported weights": spec.checkpoint.export_dtype,
         "Seed": training.seed,
         "Mesh": _mesh(spec.mesh),
     }
@@ -172,7 +173,7 @@ def _versions() -> dict[str, str]:
     for name in _LIBRARIES:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from its sources
+        except metadata.PackageNotFoundError:  # not installed as a package
             continue
     return found
 

@@ -1,9 +1,9 @@
 """Exports the trained model as a folder that `from_pretrained` loads, with the same logits on every mesh.
 
-torchtitan's own HF checkpoints hold weights and index only, leave a `sharded/` folder behind, and drop lm_head.weight
-of a model it un-tied (components/checkpointer/dcp.py). Here each weight is gathered in turn and rank 0 alone writes, so
-that it also works where nodes share no volume; at any time a rank holds one whole weight on its device, and rank 0 one
-file's worth in memory.
+torchtitan's own HF checkpoints contain only weights and index, leave a `sharded/` folder behind, and omit
+lm_head.weight of a model that it untied (components/checkpointer/dcp.py). Here each weight is gathered in turn and only
+rank 0 writes, so the export also works if the nodes share no volume. At any time a rank holds one whole weight on its
+device, and rank 0 the weights of one file in memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Weight:
     shape: tuple[int, ...]
     dtype: torch.dtype
     stage: int
-    """Pipeline stage group (coordinate on the pp axis) that has it."""
+    """Pipeline stage (coordinate on the pp axis) that has the weight."""
 
     @property
     def nbytes(self) -> int:
@@ -51,11 +51,11 @@ class Weight:
 def export_model(
     trainer: Trainer, folder: Path, dtype: str, file_bytes: int = FILE_BYTES, card: str | None = None
 ) -> None:
-    """Write the model, its config and its tokenizer to `folder`; collective, to be called on every rank.
+    """Write the model, its config and its tokenizer to `folder`. Collective: all ranks must call it.
 
-    `dtype` (float32, bfloat16, float16) is that of the floating-point weights; `card` the README.md, of which rank 0's
-    counts. The folder appears complete or not at
-    all, and replaces an earlier one. Raises StorageError on all ranks when rank 0 cannot write.
+    `dtype` (float32, bfloat16, float16) is the type of the floating-point weights. `card` is the text of README.md;
+    only rank 0's is used. The folder appears complete or not at all, and replaces an earlier one. Raises StorageError
+    on all ranks if rank 0 cannot write.
     """
     tensors = _tensors(trainer)
     weights = _all_weights(trainer, tensors, getattr(torch, dtype))
@@ -73,7 +73,7 @@ def export_model(
 
 
 def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """What this rank holds, whole or a shard of it, by its name in transformers."""
+    """Return this rank's tensors, whole or shards, by their names in transformers."""
     state = {name: value for part in trainer.model_parts for name, value in part.state_dict().items()}
     return _adapter(trainer).whole(state)
 
@@ -83,7 +83,8 @@ def _adapter(trainer: Trainer) -> Any:
 
 
 def _all_weights(trainer: Trainer, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> list[Weight]:
-    """Every weight of the model in one order on all ranks; one that two stages hold (tied) is taken from the first."""
+    """Return all weights of the model, in the same order on all ranks. A tied weight is taken from the first of its
+    stages."""
     own = [
         (name, tuple(value.shape), dtype if value.is_floating_point() else value.dtype)
         for name, value in tensors.items()
@@ -101,7 +102,8 @@ def _all_weights(trainer: Trainer, tensors: dict[str, torch.Tensor], dtype: torc
 
 
 def _gathered(trainer: Trainer, weight: Weight, tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """The whole weight on rank 0's device; on other ranks anything. Collective over the weight's stage and rank 0."""
+    """Return the whole weight on rank 0's device; other results are unused. Collective over the weight's stage and rank
+    0."""
     mesh = trainer.parallel_dims.get_optional_mesh("pp")
     stage = mesh.get_local_rank() if mesh is not None else 0
     value = None
@@ -125,9 +127,9 @@ def _gathered(trainer: Trainer, weight: Weight, tensor: torch.Tensor | None) -> 
 
 
 class _Writer:
-    """Rank 0's part: files of bounded size in a hidden folder beside the final one, which it becomes at the end.
+    """Writes files of bounded size, on rank 0, to a hidden folder that gets the final name at the end.
 
-    An OSError is kept, not raised: the other ranks are in the middle of collectives, and hear of it at the end.
+    Keeps an OSError instead of raising it: the other ranks are in collectives, and learn of it at the end.
     """
 
     def __init__(self, folder: Path, weights: list[Weight], file_bytes: int, names: FileNames) -> None:
@@ -148,7 +150,7 @@ class _Writer:
             self.error = str(error)
 
     def add(self, weight: Weight, value: torch.Tensor | None) -> None:
-        """Take a weight over; its file is written once it has all of its weights."""
+        """Add a weight. A file is written once all its weights are added."""
         assert value is not None
         assert tuple(value.shape) == weight.shape
         if self.error is not None:
@@ -171,7 +173,7 @@ class _Writer:
             self.error = str(error)
 
     def finish(self, model: ModelFolder, dtype: str, card: str | None) -> None:
-        """Add what is no weight, then give the folder its name."""
+        """Write the other files, then give the folder its final name."""
         if self.error is not None:
             return
         try:
@@ -188,7 +190,7 @@ class _Writer:
 
 
 def _files(weights: list[Weight], file_bytes: int) -> Iterator[tuple[str, list[str]]]:
-    """File names with the weights that go there, in order, each of at most `file_bytes` (or one weight)."""
+    """Yield file names with their weights, in order. Each file has at most `file_bytes`, or one weight."""
     groups: list[list[str]] = [[]]
     size = 0
     for weight in weights:
@@ -209,7 +211,7 @@ def _write_config(folder: Path, model: ModelFolder, dtype: str) -> None:
 
 
 def _copy_small_files(folder: Path, model: ModelFolder) -> None:
-    """Tokenizer, chat templates, generation config and licence as they came; the model's code if it was trusted."""
+    """Copy tokenizer, chat templates, generation config and licence, and the model's code if it is trusted."""
     patterns = [*_COPIED, *(["*.py"] if model.trust_remote_code else [])]
     for source in sorted({path for pattern in patterns for path in model.path.glob(pattern) if path.is_file()}):
         target = folder / source.relative_to(model.path)

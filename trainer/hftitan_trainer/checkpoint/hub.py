@@ -1,9 +1,9 @@
 """Pushes the export to the Hugging Face hub: `spec.checkpoint.pushToHub`.
 
-Before the first step the repository is made and the right to write there asked for, so that a bad token costs no
-training. After the export, files go up one by one and become visible in one commit at the end; what the hub has already
-is not sent again, so a push that was cut off goes on where it was, and a second one of the same export changes nothing.
-The folder on disk is never touched.
+Before the first step, the repository is created and the write permission is checked, so that a bad token wastes no
+training. After the export, files are uploaded one by one and become visible in one commit at the end. Files that the
+hub already has are not sent again: an interrupted push resumes, and a second push of the same export changes nothing.
+The folder on disk is never changed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ logger = logging.getLogger(__name__)
 
 FIELD = "spec.checkpoint.pushToHub"
 PAUSES = (5.0, 15.0, 30.0, 60.0, 120.0, 240.0)
-"""Seconds between tries of the push, on top of the client's own; eight minutes in all."""
+"""Seconds between attempts to push, besides the client's own retries; eight minutes in total."""
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
-"""Of an earlier export, deleted in the same commit: `from_pretrained` would prefer a single file to newer shards."""
+"""Weights of an earlier export are deleted in the same commit: `from_pretrained` would prefer a single old file to new
+shards."""
 _WORTH_ANOTHER_TRY = {408, 409, 412, 423, 425, 429}
 _QUERY = re.compile(r"\?[^\s'\")]+")
 
@@ -38,22 +39,22 @@ T = TypeVar("T")
 
 
 def client() -> HfApi:
-    """Of the hub at HF_ENDPOINT, with HF_TOKEN. Raises UserError when there is no token, or no hub to be asked."""
+    """Return a client of the hub at HF_ENDPOINT, with HF_TOKEN. Raises UserError if there is no token, or in offline
+    mode."""
     from huggingface_hub import HfApi, constants
 
     if constants.is_offline_mode():
-        raise UserError(FIELD, "the hub is off limits while HF_HUB_OFFLINE is set; remove one of them")
+        raise UserError(FIELD, "cannot push while HF_HUB_OFFLINE is set; remove one of them")
     token = os.environ.get("HF_TOKEN")
     if not token:
-        raise UserError("spec.pod.hfTokenSecret", f"is needed for {FIELD}: HF_TOKEN is not set")
+        raise UserError("spec.pod.hfTokenSecret", f"is required by {FIELD}, but HF_TOKEN is not set; set it")
     return HfApi(token=token)
 
 
 def prepare(push: HubPushSpec, api: HfApi) -> None:
-    """Make the repository unless it is there, and see that it may be written to and is as private as asked for.
+    """Create the repository if it is missing, and check write permission and visibility.
 
-    Raises UserError for what the user must fix. A hub that does not answer is only told of: it is asked again at the
-    end.
+    Raises UserError for what the user must fix. If the hub does not answer, logs a warning; the push checks again.
     """
     from huggingface_hub.errors import HFValidationError
 
@@ -62,12 +63,12 @@ def prepare(push: HubPushSpec, api: HfApi) -> None:
     except TrainerError:
         raise
     except HFValidationError as error:
-        raise UserError(f"{FIELD}.repo", f"{push.repo} is no name of a repository: {words(error)}") from None
+        raise UserError(f"{FIELD}.repo", f"{push.repo} is not a valid repository name: {words(error)}") from None
     except Exception as error:
-        mistake = _mistake(error, push.repo)
-        if mistake is not None:
-            raise mistake from None
-        logger.warning("%s: %s; it is asked again after the training", push.repo, words(error))
+        refusal = _refusal(error, push.repo)
+        if refusal is not None:
+            raise refusal from None
+        logger.warning("cannot check %s: %s; trying again after the training", push.repo, words(error))
 
 
 def upload(
@@ -81,8 +82,8 @@ def upload(
 ) -> str:
     """Push the files of `folder` and return the commit's URL; `moved` is called after each file.
 
-    Raises UserError when the hub refuses (the token, the repository, a quota), NetworkError when it cannot be reached
-    through all `pauses` (seconds); both say where the export is.
+    Raises UserError if the hub refuses (token, repository, quota), NetworkError if it still fails after all `pauses`
+    (seconds). Both messages have the path of the export.
     """
     kept = f"; the export is kept at {folder}"
     for pause in (*pauses, None):
@@ -92,16 +93,16 @@ def upload(
         except UserError as error:
             raise UserError(error.path, error.message + kept) from None
         except Exception as error:
-            mistake = _mistake(error, push.repo)
-            if mistake is not None:
-                raise UserError(mistake.path, mistake.message + kept) from None
+            refusal = _refusal(error, push.repo)
+            if refusal is not None:
+                raise UserError(refusal.path, refusal.message + kept) from None
             if pause is None:
-                # No cause: its text may hold signed addresses.
+                # No cause: its text may contain signed URLs.
                 raise NetworkError(
                     f"all steps are done, but the push to {push.repo} failed: {words(error)}{kept}, and a new attempt "
-                    "goes on from the last checkpoint"
+                    "resumes from the last checkpoint"
                 ) from None
-            logger.warning("push to %s: %s; again in %d s", push.repo, words(error), pause)
+            logger.warning("push to %s failed: %s; trying again in %d s", push.repo, words(error), pause)
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
@@ -112,8 +113,8 @@ def _prepare(push: HubPushSpec, api: HfApi) -> None:
     if push.private and not api.repo_info(push.repo).private:
         raise UserError(
             f"{FIELD}.private",
-            f"{push.repo} is there already and public; set private: false to publish the model there, make it private, "
-            "or name another repository",
+            f"{push.repo} already exists and is public; set private: false to publish the model there, make it "
+            "private, or set another repository",
         )
 
 
@@ -121,8 +122,8 @@ def _upload(folder: Path, repo: str, api: HfApi, message: str, moved: Callable[[
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     if not (folder / "config.json").is_file():
-        # A shared folder may show a little later what another pod wrote.
-        raise FileNotFoundError(f"{folder} is not there yet")
+        # A shared volume may show another pod's files with a delay.
+        raise FileNotFoundError(f"{folder} does not exist yet")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     for addition in additions:
@@ -136,16 +137,18 @@ def _upload(folder: Path, repo: str, api: HfApi, message: str, moved: Callable[[
     return api.create_commit(repo, operations, commit_message=message).commit_url
 
 
-def _mistake(error: Exception, repo: str) -> UserError | None:
-    """What the user must fix; None if a retry may succeed."""
-    # Of the hub's own answer: that of a store it sends files to (an address past its time) may differ next time.
+def _refusal(error: Exception, repo: str) -> UserError | None:
+    """Return a UserError for what the user must fix; None if a retry may succeed."""
+    # Only the hub's own response: that of its file store (an expired URL) may differ next time.
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
-        return UserError("spec.pod.hfTokenSecret", f"the hub does not know this token (401), so {repo} stays as it is")
+        return UserError(
+            "spec.pod.hfTokenSecret", f"the hub rejects this token (401), so {repo} is unchanged; set a valid token"
+        )
     if status == 403:
         return UserError(
             "spec.pod.hfTokenSecret",
-            f"the token may not write to {repo} (403: {words(error)}); give one with write access there",
+            f"the token has no permission to write to {repo} (403: {words(error)}); set a token with write permission",
         )
     if status is not None and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:
         return UserError(f"{FIELD}.repo", f"the hub refuses {repo}: {words(error)}")
@@ -153,6 +156,6 @@ def _mistake(error: Exception, repo: str) -> UserError | None:
 
 
 def words(error: BaseException) -> str:
-    """An error in one line, without the queries of addresses: they may be signatures."""
+    """Return an error in one line, without the queries of URLs: they may be signatures."""
     text = _QUERY.sub("", " ".join(str(error).split()))[:500]
     return text if hasattr(error, "response") else f"{type(error).__name__}: {text}"

@@ -1,8 +1,8 @@
-"""Maps tensors of a checkpoint to their place, where DCP's own resharding does not suffice.
+"""Maps tensors of a checkpoint to their place, where DCP's own resharding is not sufficient.
 
-One thing differs between meshes besides the shards: a tied model has its embedding once, except on a pipeline, whose
-last stage keeps a copy as its head (model/tied.py). Both take equal steps for ever, so the head's optimizer state is
-the embedding's wherever the checkpoint has none of its own.
+Besides the shards, one thing differs between meshes: a tied model has its embedding once, but on a pipeline the last
+stage has a copy as its head (model/tied.py). Both copies always take the same steps. So if a checkpoint has no
+optimizer state of the head, the embedding's is used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ HEAD, EMBEDDING = "model.lm_head.weight", "model.model.embed_tokens.weight"
 
 
 class HeadFromEmbedding(DefaultLoadPlanner):
-    """Reads what is asked for the head, and is not there, from the embedding's place."""
+    """Reads tensors of the head that the checkpoint does not have from those of the embedding."""
 
     def create_local_plan(self) -> LoadPlan:
         stored = self.metadata.state_dict_metadata
         missing = [name for name in self.state_dict if HEAD in name and name not in stored]
         heads = {name: self.state_dict.pop(name) for name in missing}
         plan = super().create_local_plan()
-        # On the last stage the embedding's own names are free.
+        # The last stage has no embedding, so the embedding's names are unused.
         stand_ins = {name.replace(HEAD, EMBEDDING): value for name, value in heads.items()}
         extra = create_default_local_load_plan(stand_ins, self.metadata)
         self.state_dict.update(heads)

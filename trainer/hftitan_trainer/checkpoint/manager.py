@@ -1,4 +1,4 @@
-"""The checkpoint component: torchtitan's DCP checkpoints, with incomplete ones ignored."""
+"""The checkpoint component: torchtitan's DCP checkpoints; incomplete ones are ignored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "checkpoint"
 NEVER = 2**31 - 1
 FAILURES = (Exception, CheckpointException)
-"""What a save or load can raise: DCP's own is no Exception but a BaseException."""
+"""What a save or load can raise: DCP's own exception is a BaseException, not an Exception."""
 _VISIBLE_WITHIN_SECONDS = 10.0
 """How long a shared file system may take to show one node's file to another."""
 
@@ -39,9 +39,9 @@ _VISIBLE_WITHIN_SECONDS = 10.0
 class CompleteCheckpoints(CheckpointManager):
     """Saves to <dump folder>/checkpoint/step-N, loads the newest complete one, keeps the newest `keep`.
 
-    Rank 0 decides and looks after the folder; the others hear its decision, so that all load the same step.
-    `on_complete(step)` is called when a checkpoint is known complete: on every rank, or on rank 0 alone for
-    asynchronous saves.
+    Rank 0 decides and manages the folder, and broadcasts its decisions, so that all ranks load the same step.
+    `on_complete(step)` is called when a checkpoint is complete: on every rank, or only on rank 0 for asynchronous
+    saves.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class CompleteCheckpoints(CheckpointManager):
         """MeshDegrees, as recorded in the manifest."""
         seed: int = 0
         data: dict[str, int] = field(default_factory=dict)
-        """How the data is dealt out (data/layout.py), recorded too: the place in it fits no other."""
+        """How the data is split (data/layout.py). Recorded too, since a data position fits only the same split."""
 
     def __init__(self, config: Config, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -72,8 +72,8 @@ class CompleteCheckpoints(CheckpointManager):
     def _load(self, step: int = -1) -> bool:
         """Load the newest complete checkpoint (or the one of `step`), else the initial weights, else nothing.
 
-        Raises UserError when checkpoints are there that may not be resumed, or were written with the data
-        dealt out in another way, or the folder is not shared by all nodes; StorageError when reading fails.
+        Raises UserError if a checkpoint may not be resumed, if it was written with the data split differently, or if
+        the nodes do not share the folder. Raises StorageError if reading fails.
         """
         self._check_shared()
         chosen, same_places = self._from_rank_zero(lambda: self._choose(step))
@@ -95,7 +95,7 @@ class CompleteCheckpoints(CheckpointManager):
         return loaded
 
     def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
-        """Upstream's, which takes no planner, with ours for checkpoints."""
+        """Load as upstream does, but with our planner for checkpoints, since upstream accepts none."""
         if from_hf:
             super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
             return
@@ -103,11 +103,11 @@ class CompleteCheckpoints(CheckpointManager):
         self.states[MODEL].load_state_dict(state_dict)
 
     def _find_load_step(self, folder: str = "") -> int:
-        """Upstream asks for the newest step on every rank; it is decided already."""
+        """Return the step that rank 0 chose. Upstream looks for the newest step on every rank."""
         return self._chosen
 
     def _choose(self, step: int) -> tuple[int, bool]:
-        """The step to load, or -1, and whether its random numbers are those of this mesh. Runs on rank 0 alone."""
+        """Return the step to load (or -1), and whether its random numbers fit this mesh. Runs only on rank 0."""
         found = manifest.scan(self._path)
         for checkpoint in found:
             if checkpoint.problem is None:
@@ -121,21 +121,21 @@ class CompleteCheckpoints(CheckpointManager):
         if not self._config.resume and not own:
             raise UserError(
                 "spec.checkpoint.resume",
-                f"is false, but {self._path} holds a checkpoint of step {newest.step} of another run; set true to "
-                "continue it, or another spec.checkpoint.folder",
+                f"is false, but {self._path} has a checkpoint of step {newest.step} of another run; set true to "
+                "resume it, or set another spec.checkpoint.folder",
             )
         check_layout(newest.path, newest.info.get("data"), self._config.data)
         same_places = newest.info.get(randomness.KEY) == randomness.places(self._config.mesh)
         if not same_places:
             logger.info(
                 "step %d was saved on another mesh (or by an earlier version): "
-                "the random numbers of dropout start anew, from spec.training.seed and the step",
+                "the random numbers of dropout restart from spec.training.seed and the step",
                 newest.step,
             )
         return newest.step, same_places
 
     def _check_shared(self) -> None:
-        """That all nodes see one folder, before hours of steps are saved into several."""
+        """Check that all nodes share one folder, before hours of steps are saved to several."""
         if self._config.mesh.get("nodes", 1) < 2:
             return
         probe = self._path / ".shared"
@@ -161,12 +161,12 @@ class CompleteCheckpoints(CheckpointManager):
     # --- saving -----------------------------------------------------------------------------------------------
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
-        """Save if it is due. Raises StorageError on every rank when any fails; older checkpoints stay as they are."""
+        """Save if it is due. Raises StorageError on every rank if one fails; older checkpoints are not changed."""
         if not self._should_save(curr_step, last_step) or curr_step == self._saved_step:
             return False
         self.maybe_wait_for_saving()
         path = self._path / f"step-{curr_step}"
-        # Leftovers of an earlier life, perhaps of another mesh.
+        # Files of an interrupted save, perhaps on another mesh.
         self._from_rank_zero(lambda: manifest.remove(path))
         self._sealed.clear()
         try:
@@ -197,7 +197,7 @@ class CompleteCheckpoints(CheckpointManager):
                 raise StorageError(f"completing the checkpoint failed: {self._seal_error}") from self._seal_error
 
     def _seal(self, step: int, path: Path) -> None:
-        """Write the manifest and prune. Runs on rank 0 alone."""
+        """Write the manifest and prune. Runs only on rank 0."""
         config = self._config
         deadline = time.monotonic() + (_VISIBLE_WITHIN_SECONDS if config.mesh.get("nodes", 1) > 1 else 0.0)
         while True:
@@ -222,7 +222,7 @@ class CompleteCheckpoints(CheckpointManager):
             logger.debug("deleted the checkpoint %s", gone)
 
     def _seal_later(self, step: int, path: Path, error: BaseException | None) -> None:
-        """The same, in the thread that finished an asynchronous save."""
+        """Seal an asynchronous save, in the thread that finished it."""
         self._seal_error = None
         if error is None:
             try:
@@ -233,7 +233,7 @@ class CompleteCheckpoints(CheckpointManager):
         self._sealed.set()
 
     def _failed(self, path: Path, error: BaseException) -> BaseException:
-        """What to raise for a save that went wrong; frees the space of the torn checkpoint."""
+        """Return the error to raise for a failed save, and delete the incomplete checkpoint."""
         if classify(error)[0] == "NetworkError":
             return error
         if dist.get_rank() == 0:
@@ -241,7 +241,8 @@ class CompleteCheckpoints(CheckpointManager):
         return StorageError(f"saving {path} failed: {describe(error)}")
 
     def _from_rank_zero(self, decide: Callable[[], Any]) -> Any:
-        """What `decide` returns on rank 0, on all ranks; its TrainerError and OSError are raised on all ranks too."""
+        """Return on all ranks what `decide` returns on rank 0. Its TrainerError and OSError are raised on all ranks
+        too."""
         answer: list[Any] = [None, None]
         if dist.get_rank() == 0:
             try:
@@ -260,14 +261,14 @@ class CompleteCheckpoints(CheckpointManager):
 
 
 def checkpoint_config(spec: TrainerSpec, *, initial_load_path: str | None = None) -> CompleteCheckpoints.Config:
-    """For torchtitan's Trainer.Config.checkpoint; `initial_load_path` is a folder of Hugging Face safetensors."""
+    """Return torchtitan's Trainer.Config.checkpoint; `initial_load_path` is a folder of Hugging Face safetensors."""
     checkpoint = spec.checkpoint
     return CompleteCheckpoints.Config(
         enable=True,
         folder=FOLDER,
         interval=checkpoint.interval or NEVER,
         keep=checkpoint.keep,
-        keep_latest_k=0,  # upstream would count torn ones; see manifest.prune
+        keep_latest_k=0,  # upstream would count incomplete ones; see manifest.prune
         resume=checkpoint.resume,
         async_mode=checkpoint.async_mode,
         job_uid=spec.job_uid,
@@ -284,7 +285,7 @@ def checkpoint_config(spec: TrainerSpec, *, initial_load_path: str | None = None
 
 
 def _extents(path: Path) -> dict[str, int]:
-    """The files of a DCP checkpoint and how far each is used, from its metadata."""
+    """Return the files of a DCP checkpoint and the bytes used of each, from its metadata."""
     ends: dict[str, int] = {".metadata": 1}
     for info in FileSystemReader(path).read_metadata().storage_data.values():
         ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
@@ -292,7 +293,7 @@ def _extents(path: Path) -> dict[str, int]:
 
 
 def _reads(path: Path, text: str) -> bool:
-    """Whether the file at `path` comes to hold `text` soon."""
+    """Wait until the file at `path` contains `text`. Return False after _VISIBLE_WITHIN_SECONDS."""
     deadline = time.monotonic() + _VISIBLE_WITHIN_SECONDS
     while True:
         try:

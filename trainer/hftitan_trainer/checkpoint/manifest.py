@@ -1,7 +1,7 @@
 """Defines a complete checkpoint: its folder has complete.json, and every file listed there has its full size.
 
-DCP writes .metadata last, yet a file system that lost data, a half-deleted folder or a copy cut short can have it with
-files missing. complete.json is written after the save, atomically, and deleted first. No torch.
+DCP writes .metadata last. But after a file system lost data, or a folder was partly deleted or copied, .metadata can
+exist while files are missing. complete.json is written after the save, atomically, and deleted first. No torch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Checkpoint:
     step: int
     path: Path
     problem: str | None
-    """Why it cannot be loaded; None: it is complete."""
+    """Why it cannot be loaded; None if it is complete."""
     info: Mapping[str, Any]
-    """What `seal` recorded; empty where there is no readable manifest."""
+    """What `seal` recorded; empty without a readable manifest."""
 
 
 def scan(folder: Path) -> list[Checkpoint]:
-    """All checkpoints of a folder, newest step first."""
+    """Return all checkpoints of a folder, newest step first."""
     try:
         entries = list(folder.iterdir())
     except FileNotFoundError:
@@ -49,7 +49,7 @@ def scan(folder: Path) -> list[Checkpoint]:
 
 
 def examine(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """(what is wrong with the checkpoint, its manifest)."""
+    """Return (what is wrong with the checkpoint or None, its manifest)."""
     try:
         info = json.loads((path / FILE_NAME).read_bytes())
         files = dict(info["files"])
@@ -72,8 +72,8 @@ def examine(path: Path) -> tuple[str | None, dict[str, Any]]:
 def seal(path: Path, extents: Mapping[str, int], **info: Any) -> None:
     """Declare the checkpoint at `path` complete.
 
-    `extents` names the files that the save produced, with the bytes each must have at least. Raises OSError, among
-    others FileNotFoundError when one of them cannot be seen from here or is short.
+    `extents` has the files that the save produced, with the least size of each in bytes. Raises OSError;
+    FileNotFoundError if a file is missing or too short.
     """
     for name, least in extents.items():
         size = (path / name).stat().st_size
@@ -98,16 +98,16 @@ def seal(path: Path, extents: Mapping[str, int], **info: Any) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint; from the first moment on it is no longer complete. Missing files are no error."""
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # a folder of that name completes nothing
+    """Delete a checkpoint. It is incomplete from the first moment on. Missing files are not an error."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # a folder is no manifest
         (path / FILE_NAME).unlink()
     shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
-    """Delete all but the `keep` newest complete checkpoints, and torn ones older than the newest complete one.
+    """Delete all but the `keep` newest complete checkpoints, and incomplete ones older than the newest complete one.
 
-    Returns what was deleted. A torn checkpoint that is newer may be one that is being written.
+    Return what was deleted. A newer incomplete checkpoint may be a save in progress.
     """
     found = scan(folder)
     complete = [checkpoint for checkpoint in found if checkpoint.problem is None]

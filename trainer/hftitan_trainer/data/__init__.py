@@ -1,1 +1,1 @@
-"""From files and hub datasets to packed batches of tokens."""
+"""Reads files and hub datasets into packed batches of tokens."""

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 CHECKED_BYTES = 16 * 2**20
-"""A JSON-lines file up to this size is parsed at the start; of a larger one only the first and last line."""
+"""A JSON-lines file up to this size is parsed completely at the start; of a larger one, only the first and last
+line."""
 _COMPRESSED = (".gz", ".zst", ".xz", ".bz2", ".zip", ".tar")
 
 
@@ -35,11 +36,11 @@ class Documents(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
     def where(self, index: int) -> str:
-        """The document's place, for error messages."""
+        """Return the document's place in the data, for error messages."""
 
 
 class Fields:
-    """Which part of a record is the document, and the words to say when it is not there."""
+    """Selects the field of a record that is the document."""
 
     def __init__(self, spec: DatasetSpec, prefix: str) -> None:
         self.chat = spec.messages_field is not None
@@ -48,7 +49,7 @@ class Fields:
         self.prefix = prefix
 
     def of(self, record: Any, where: str) -> Any:
-        """The document of a record; raises UserError naming the place and the fields there are."""
+        """Return the document of a record. Raises UserError with its place and the fields of the record."""
         if not isinstance(record, dict):
             raise UserError(self.path, f"{where}: expected an object, found {type(record).__name__}")
         if self.name not in record:
@@ -61,7 +62,7 @@ class Fields:
 
 
 class TextFiles:
-    """Text files cut into documents of at most `chunk` bytes, at a blank line if possible, else at a line's end.
+    """Text files split into documents of at most `chunk` bytes, at a blank line if possible, else at a line's end.
 
     A file up to `chunk` bytes is one document.
     """
@@ -92,7 +93,7 @@ class TextFiles:
         except UnicodeDecodeError as error:
             hint = "; unpack it first" if path.suffix in _COMPRESSED else ""
             raise UserError(
-                f"{self._prefix}.path", f"{path} is no UTF-8 text (byte {start + error.start}){hint}"
+                f"{self._prefix}.path", f"{path} is not UTF-8 text (byte {start + error.start}){hint}"
             ) from error
 
     def where(self, index: int) -> str:
@@ -100,12 +101,12 @@ class TextFiles:
 
 
 def cut_text(path: Path, chunk: int) -> list[tuple[int, int]]:
-    """Byte ranges of a text file's documents."""
+    """Return the byte ranges of a text file's documents."""
     size = path.stat().st_size
     cuts = [0]
     with path.open("rb") as file:
         while size - cuts[-1] > chunk:
-            # Look for a good place in the last quarter of what may be taken.
+            # Search the last quarter of the chunk for a blank line or a line's end.
             low = cuts[-1] + chunk - chunk // 4
             file.seek(low)
             window = file.read(chunk // 4)
@@ -125,7 +126,7 @@ def cut_text(path: Path, chunk: int) -> list[tuple[int, int]]:
 
 
 class JsonLines:
-    """A file with one JSON object in each line; blank lines are skipped."""
+    """A file with one JSON object per line; blank lines are skipped."""
 
     def __init__(self, path: Path, fields: Fields) -> None:
         self._path = path
@@ -162,7 +163,7 @@ class JsonLines:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{self._fields.prefix}.path", f"{where}: broken JSON: {error}") from error
+            raise UserError(f"{self._fields.prefix}.path", f"{where}: invalid JSON: {error}") from error
         return self._fields.of(record, where)
 
 
@@ -173,7 +174,7 @@ class JsonArray:
         try:
             records = json.loads(path.read_bytes())
         except ValueError as error:
-            raise UserError(f"{fields.prefix}.path", f"{path}: broken JSON: {error}") from error
+            raise UserError(f"{fields.prefix}.path", f"{path}: invalid JSON: {error}") from error
         self._path = path
         self._values = [fields.of(record, f"{path}[{i}]") for i, record in enumerate(records)]
 
@@ -230,41 +231,41 @@ class Joined:
 
 
 def open_path(spec: DatasetSpec, seq_len: int, prefix: str) -> Documents:
-    """The documents at spec.path: a file, or all files of a folder in the order of their names.
+    """Return the documents at spec.path: a file, or all files of a folder sorted by name.
 
-    A folder that holds .jsonl, .json or .parquet files gives those alone (beside them lie cards and licences). Hidden
-    files and second links to a file are skipped. Raises UserError naming the field and the file.
+    If a folder has .jsonl, .json or .parquet files, only these are read (the others are model cards and licences).
+    Hidden files and duplicate links are skipped. Raises UserError with the field and the file.
     """
     assert spec.path is not None
     if spec.streaming:
-        raise UserError(f"{prefix}.streaming", "is for datasets of the hub; files at path are read in place: remove it")
+        raise UserError(f"{prefix}.streaming", "is only for hub datasets; files at path are read in place; remove it")
     fields = Fields(spec, prefix)
     files = list_files(Path(spec.path), prefix)
     records = [file for file in files if file.suffix.lower() in RECORD_SUFFIXES]
     parts: list[Documents] = []
     if records:
         if len(records) < len(files):
-            logger.info("%s.path: %d files without records are skipped", prefix, len(files) - len(records))
+            logger.info("%s.path: skipped %d files that are not JSON or Parquet", prefix, len(files) - len(records))
         parts = [_open_records(file, fields) for file in records]
     elif fields.chat or spec.text_field is not None:
         raise UserError(fields.path, f"{files[0]} is read as plain text, which has no fields; remove it")
     else:
-        # A document should be able to fill a row: about four bytes make a token.
+        # A document should be long enough to fill a row; a token has about four bytes.
         parts = [TextFiles(files, max(65_536, 8 * seq_len), prefix)]
     documents = parts[0] if len(parts) == 1 else Joined(parts)
     if len(documents) == 0:
-        raise UserError(f"{prefix}.path", f"{spec.path} holds no documents: its files are empty")
+        raise UserError(f"{prefix}.path", f"{spec.path} has no documents: its files are empty")
     return documents
 
 
 def list_files(root: Path, prefix: str) -> list[Path]:
-    """The files at a path, sorted. Raises UserError when there is none, or it may not be read."""
+    """Return the files at a path, sorted. Raises UserError if there is none, or one is not readable."""
     if root.is_file():
         files = [root]
     elif root.is_dir():
         seen: set[str] = set()
         files = []
-        # Real files before links, so that a second name of a file is the one to go.
+        # Real files before links, so that the link of a duplicate is skipped.
         found = [p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts)]
         for path in sorted(found, key=lambda p: (p.is_symlink(), str(p))):
             real = os.path.realpath(path)
@@ -277,10 +278,10 @@ def list_files(root: Path, prefix: str) -> list[Path]:
             f"{prefix}.path", f"{root} does not exist in this pod; mount it with spec.pod.volumes, or correct the path"
         )
     if not files:
-        raise UserError(f"{prefix}.path", f"the folder {root} holds no files")
+        raise UserError(f"{prefix}.path", f"the folder {root} has no files")
     for file in files:
         if not os.access(file, os.R_OK):
-            raise UserError(f"{prefix}.path", f"{file} may not be read by user {os.getuid()}")
+            raise UserError(f"{prefix}.path", f"user {os.getuid()} cannot read {file}; change its permissions")
     return files
 
 
@@ -301,14 +302,15 @@ def _load_parquet(path: Path, prefix: str) -> Any:
     try:
         return datasets.Dataset.from_parquet(str(path))
     except Exception as error:
-        # pyarrow's and datasets' own families of exceptions
+        # pyarrow and datasets have their own exception types
         raise UserError(f"{prefix}.path", f"{path} cannot be read as Parquet: {error}") from error
 
 
 def load_hub(spec: DatasetSpec, prefix: str) -> Any:
-    """The dataset spec.name of the hub: a datasets.Dataset, or an IterableDataset when streaming.
+    """Return the hub dataset spec.name: a datasets.Dataset, or an IterableDataset if streaming.
 
-    Raises UserError when it, its configuration or its split does not exist, NetworkError when the hub does not answer.
+    Raises UserError if the dataset, its configuration or its split does not exist, NetworkError if the hub does not
+    answer.
     """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
@@ -319,8 +321,8 @@ def load_hub(spec: DatasetSpec, prefix: str) -> Any:
     except DatasetNotFoundError as error:
         raise UserError(
             f"{prefix}.name",
-            f"the hub has no dataset {spec.name}, or it is private or gated and the token (spec.pod.hfTokenSecret) may "
-            f"not read it: {error}",
+            f"the hub has no dataset {spec.name}, or it is private or gated and the token (spec.pod.hfTokenSecret) "
+            f"cannot read it: {error}",
         ) from error
     except ValueError as error:
         text = str(error)

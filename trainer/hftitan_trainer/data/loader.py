@@ -30,16 +30,16 @@ Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 _Item = tuple[Batch, dict[int, Any] | None] | BaseException
 
 _AHEAD = 2
-"""Batches made in advance, by a thread: tokenizing (which releases the interpreter) overlaps with the step."""
+"""Batches that a thread prepares in advance, so that tokenizing (which releases the GIL) overlaps with the step."""
 
 
 class PackedDataLoader(BaseDataLoader):
     """Batches ({"input", "positions"}, labels), each [local_batch_size, seq_len] int64, on the CPU.
 
-    Positions restart at 0 with every document and row; labels are shifted already, IGNORE_INDEX where nothing is to be
-    learnt. Each data-parallel rank holds an equal, contiguous part of the job's lanes (streams.py), and a batch takes
-    the next row of each in turn. The state is kept by lane: exact after every step, and as good for any other number of
-    ranks. A stream of the hub has one lane for each rank.
+    Positions restart at 0 with every document and row. Labels are already shifted; IGNORE_INDEX marks tokens without
+    loss. Each data-parallel rank has an equal, contiguous part of the job's lanes (streams.py), and a batch takes the
+    next row of each lane in turn. The state is saved by lane: exact after every step, and valid for any number of
+    ranks. A hub stream has one lane per rank.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class PackedDataLoader(BaseDataLoader):
         """Rows of an optimizer step over all ranks."""
         seed: int = 42
         infinite: bool = True
-        """False: one pass over the data, then rows of padding for ever, so that all ranks can end together."""
+        """False: one pass over the data, then endless rows of padding, so that all ranks can end together."""
         field: str = "spec.dataset"
         """Path of `spec` in the job, for error messages."""
 
@@ -89,7 +89,7 @@ class PackedDataLoader(BaseDataLoader):
 
         self._packer = packer
         self._states: dict[int, Any] = {}
-        """By lane, after the newest batch that ended a round of the lanes."""
+        """State of each lane, after the newest batch that completed a round over the lanes."""
 
     def __iter__(self) -> Iterator[Batch]:
         packers = {lane: self._packer(lane) for lane in self._own}
@@ -131,7 +131,7 @@ class PackedDataLoader(BaseDataLoader):
                 )  # fmt: skip
                 round_ended = made % len(packers) == 0
                 item = (batch, {lane: packer.state() for lane, packer in packers.items()} if round_ended else None)
-            except BaseException as error:  # handed to the training thread, which raises it
+            except BaseException as error:  # the training thread raises it
                 item = error
             while not stopped.is_set():
                 try:
@@ -143,7 +143,7 @@ class PackedDataLoader(BaseDataLoader):
                 return
 
     def seen(self) -> DataSeen:
-        """What this rank's lanes have consumed up to the newest step, earlier attempts included."""
+        """Return what this rank's lanes have consumed up to the newest step, including earlier attempts."""
         seen = DataSeen()
         for state in self._states.values():
             counts, stream = Counts(*state["counts"]), state["stream"]
@@ -155,22 +155,23 @@ class PackedDataLoader(BaseDataLoader):
         return seen
 
     def rewind(self) -> None:
-        """The next iteration begins at the start."""
+        """Start the next iteration at the beginning of the data."""
         self._states = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """One key for each lane, so that ranks that read the same batches save it once."""
+        """Return one key for each lane, so that ranks that read the same batches save it once."""
         states = {f"lane_{lane}": json.dumps(self._states.get(lane)).encode() for lane in self._own}
         return {**states, "documents": self._documents}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The lanes must be those that the state was saved with: checkpoint/manager.py has compared the layouts."""
+        """Restore the lanes. They must be the lanes of the saved state: checkpoint/manager.py has compared the
+        layouts."""
         if not state_dict:
             return
         if state_dict["documents"] != self._documents:
             logger.warning(
-                "%s: the checkpoint was written with %s documents, now there are %s: training goes on at the same "
-                "place of another order, in which some may come again",
+                "%s: the checkpoint was written with %s documents, now there are %s: training resumes at the same "
+                "position of a different order, so some documents may repeat",
                 self._field, state_dict["documents"], self._documents,
             )  # fmt: skip
         found = {lane: json.loads(state_dict[f"lane_{lane}"]) for lane in self._own}
@@ -180,19 +181,20 @@ class PackedDataLoader(BaseDataLoader):
 def dataloader_config(
     dataset: DatasetSpec, *, rows: int, seed: int, field: str = "spec.dataset", infinite: bool = True
 ) -> PackedDataLoader.Config:
-    """For torchtitan's Trainer.Config.dataloader; `field` is where `dataset` stands in the job."""
+    """Return torchtitan's Trainer.Config.dataloader; `field` is the path of `dataset` in the job."""
     return PackedDataLoader.Config(spec=dataset, rows=rows, seed=seed, field=field, infinite=infinite)
 
 
 def text_encoder(tokenizer: HFTokenizer) -> Callable[[str, str], Tokens]:
-    """Text to tokens as the model expects it: BOS if its tokenizer puts one there, EOS at the document's end."""
+    """Return a function from text to tokens, with BOS if the model's tokenizer adds one, and EOS at the document's
+    end."""
     probe = tokenizer.hf("a")["input_ids"]
     starts_with_bos = tokenizer.bos_id is not None and probe[:1] == [tokenizer.bos_id]
 
     def encode(text: str, _where: str) -> Tokens:
         if not text.strip():
             return Tokens([])
-        # Four bytes a token: every lane keeps a document under way.
+        # An array needs four bytes per token; every lane keeps a document.
         return Tokens(array("i", tokenizer.encode(text, add_bos=starts_with_bos, add_eos=True)))
 
     return encode
@@ -201,7 +203,7 @@ def text_encoder(tokenizer: HFTokenizer) -> Callable[[str, str], Tokens]:
 def _stream_opener(
     config: PackedDataLoader.Config, fields: Fields, seq_len: int, lanes: int
 ) -> tuple[Callable[[int], Stream], int]:
-    """Opens the dataset now, so that a mistake shows early: (how to read a lane from its start, documents or 0)."""
+    """Open the dataset now, so that errors show early. Return (how to read a lane from its start, documents or 0)."""
     spec, prefix = config.spec, config.field
     if spec.name is not None:
         dataset = load_hub(spec, prefix)

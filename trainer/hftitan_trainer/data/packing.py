@@ -12,12 +12,12 @@ from hftitan_trainer.data.streams import Stream
 from hftitan_trainer.process.errors import UserError
 
 IGNORE_INDEX = -100
-"""Label of a token that is not learnt; torchtitan.components.loss has the same."""
+"""Label of a token without loss; the same as in torchtitan.components.loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """seq_len tokens: inputs, what each should predict (or IGNORE_INDEX), and positions that restart at 0 with each
+    """seq_len tokens: inputs, labels (the next token or IGNORE_INDEX), and positions that restart at 0 with each
     document and each row."""
 
     inputs: list[int]
@@ -27,23 +27,23 @@ class Row:
 
 @dataclass(slots=True)
 class Counts:
-    """Documents by what became of them."""
+    """Counts of documents."""
 
     documents: int = 0
-    """Read, all told."""
+    """All documents read."""
     truncated: int = 0
     too_long: int = 0
-    """Left out for their length."""
+    """Dropped because of their length."""
     empty: int = 0
-    """Left out since nothing in them is to be learnt."""
+    """Dropped because they have nothing to learn."""
 
 
 class Packer:
     """Fills rows with documents.
 
-    With `whole`, documents (chats) are never split: what does not fit opens the next row and the rest of the row is
-    padding. Otherwise a document goes on in the next row. `long` says what becomes of one longer than a row: see
-    DatasetSpec.long_documents.
+    With `whole`, documents (chats) are never split: one that does not fit starts the next row, and the rest of the row
+    is padding. Otherwise a document continues in the next row. `long` is what happens to a document longer than a row:
+    see DatasetSpec.long_documents.
     """
 
     def __init__(
@@ -71,12 +71,14 @@ class Packer:
         self._before: dict[str, Any] = {}
         """The state before the pending document."""
         self._start = 0
-        """Where the next row goes on in the pending document."""
+        """Where the next row starts in the pending document."""
 
     def row(self) -> Row:
-        """The next row. Raises UserError when a whole epoch has nothing to learn, and StopIteration at the end of a
-        finite stream (an unfinished row of text is dropped, one of chats padded) unless `pad_end` asks for padding
-        instead, for ever."""
+        """Return the next row.
+
+        Raises UserError if a whole epoch has nothing to learn. At the end of a finite stream, raises StopIteration (an
+        unfinished row of text is dropped, one of chats is padded), or with `pad_end` returns endless rows of padding.
+        """
         row = Row([], [], [])
         while (room := self._seq_len - len(row.inputs)) > 0:
             if self._pending is None:
@@ -92,7 +94,7 @@ class Packer:
             if self._whole and left > room and row.inputs:
                 self._fill(row, room)
                 break
-            size = min(room, left)  # whole ones fit now
+            size = min(room, left)  # a whole document fits here
             shifted = slice(start + 1, start + size + 1)
             row.inputs.extend(ids[start : start + size])
             row.labels.extend(_labels(ids[shifted], learn and learn[shifted]))
@@ -104,7 +106,7 @@ class Packer:
         return row
 
     def state(self) -> dict[str, Any]:
-        """JSON values, small ones; only between rows. A document under way is read again from the stream."""
+        """Return small JSON values. Call it only between rows. A pending document is read again from the stream."""
         return {**(self._between() if self._pending is None else self._before), "start": self._start}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -116,7 +118,7 @@ class Packer:
         return {"stream": self._stream.state(), "counts": list(astuple(self._counts))}
 
     def _next_document(self) -> Tokens:
-        """The next document with something to learn in it."""
+        """Return the next document that has something to learn."""
         began: int | None = None
         limit = self._seq_len + 1
         for tried in itertools.count(1):
@@ -141,10 +143,13 @@ class Packer:
 
     def _nothing(self) -> str:
         if self._long == "drop":
-            return f"longDocuments: drop leaves nothing to learn: no document fits in seqLen ({self._seq_len} tokens)"
+            return (
+                f"longDocuments: drop leaves nothing to learn: no document fits in seqLen ({self._seq_len} tokens); "
+                "raise seqLen, or use another value"
+            )
         if self._whole:
-            return f"no chat has an answer of the assistant within seqLen ({self._seq_len} tokens)"
-        return "no document has two tokens or more"
+            return f"no chat has an assistant's answer within seqLen ({self._seq_len} tokens); raise seqLen"
+        return "no document has at least two tokens"
 
     def _fill(self, row: Row, room: int) -> None:
         row.inputs.extend([self._pad] * room)

@@ -1,9 +1,9 @@
-"""An endless stream of documents for each lane of a job, whose position is a small state. No torch.
+"""An endless stream of documents for each lane of a job, with a small state. No torch.
 
-A lane is a row of the global batch: row p of every optimizer step comes from lane p, packed from that lane's documents.
-All lanes deal the same endless deck: epoch after epoch, each in its own order, document g of the deck goes to lane g
-modulo their number. So every epoch meets each document once, however few there are; the rows of step s are a function
-of s alone, whichever rank holds which lanes; and a rank tokenizes nothing but its own share.
+A lane is a row of the global batch: row p of every optimizer step comes from lane p and is packed from that lane's
+documents. All lanes share one endless order: epoch after epoch, each shuffled differently. Document g of this order
+goes to lane g modulo the number of lanes. So every epoch has each document once, even if there are few. The rows of
+step s depend only on s, not on which rank has which lanes. A rank tokenizes only its own share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROUNDS = 6
 
 
 def _mix(value: int) -> int:
-    """splitmix64's finaliser: 64 bits to 64 well-mixed bits."""
+    """Mix 64 bits into 64 bits: splitmix64's finaliser."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
@@ -26,9 +26,9 @@ def _mix(value: int) -> int:
 
 
 class Permutation:
-    """A pseudo-random order of 0..n-1 that is computed for each index: no memory, however many documents.
+    """A pseudo-random order of 0..n-1, computed for each index, so it needs no memory.
 
-    A Feistel network over the smallest even number of bits that holds n, walked until it lands inside.
+    A Feistel network over the smallest even number of bits that holds n, repeated until the result is below n.
     """
 
     def __init__(self, n: int, seed: int, epoch: int) -> None:
@@ -52,13 +52,13 @@ class Stream(Protocol):
 
     epoch: int
     tries: int
-    """Documents to look at, and two epochs, before it is certain that a lane has nothing to learn."""
+    """A lane has nothing to learn if it finds nothing in this many documents and two epochs."""
 
     def take(self) -> tuple[Any, str]:
-        """The next document and its place. Raises StopIteration at the end of a finite stream."""
+        """Return the next document and its place in the data. Raises StopIteration at the end of a finite stream."""
 
     def state(self) -> Any:
-        """JSON values from which `restore` goes on."""
+        """Return JSON values for `restore`."""
 
     def restore(self, state: Any) -> None: ...
 
@@ -74,7 +74,8 @@ class Deck:
         self._infinite = infinite
         self._taken = 0
         self.epoch = 0
-        # A lane of many meets another few of the documents in each epoch: where one in 1000 is good, it has met that.
+        # With many lanes, a lane sees different documents in each epoch. If one in 1000 can be used, this many include
+        # it.
         self.tries = 20 * min(len(documents), 1000)
         self._order = Permutation(len(documents), seed, 0)
 
@@ -94,14 +95,14 @@ class Deck:
 
     def restore(self, state: Any) -> None:
         self._taken = int(state)
-        self.epoch = -1  # so that the next take makes its order
+        self.epoch = -1  # the next take computes the order
 
 
 class HubStream:
     """One lane's share of a datasets.IterableDataset, in the order of the hub.
 
-    Each lane reads the whole stream or some of its files; so a stream has one lane for each data-parallel rank, not for
-    each row, and cannot be dealt out anew among more or fewer ranks.
+    Each lane reads the whole stream or some of its files. So a stream has one lane for each data-parallel rank, not for
+    each row, and cannot be split again over another number of ranks.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class HubStream:
         self._items: Any = None
         self._index = 0
         self._restored: Any = None
-        """Where the dataset goes on; it knows its own state only once it is read."""
+        """State to resume the dataset from; the dataset has a state of its own only once it is read."""
         self.epoch = 0
         self.tries = 0  # the same documents in each epoch
 
@@ -142,14 +143,14 @@ class HubStream:
         return self._fields.of(record, where), where
 
     def _next(self) -> Any:
-        """The next record, or None at the end. Reading it can fail in the words of many libraries."""
+        """Return the next record, or None at the end. Many libraries can raise here, each with its own errors."""
         after = f"{self._name} after record {self._index - 1} of rank {self._lane}" if self._index else self._name
         try:
             return next(self._items, None)
         except OSError as error:
             raise NetworkError(f"the hub cannot be read for {after}: {error}") from error
         except Exception as error:
-            # json's, pyarrow's and datasets' own families of exceptions
+            # json, pyarrow and datasets have their own exception types
             path = f"{self._fields.prefix}.name"
             raise UserError(path, f"{after} cannot be read: {type(error).__name__}: {error}") from error
 

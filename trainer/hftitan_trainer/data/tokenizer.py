@@ -1,7 +1,7 @@
 """The model's own tokenizer, loaded by transformers, behind torchtitan's tokenizer interface.
 
-torchtitan's HuggingFaceTokenizer reads tokenizer.json and guesses at the special tokens; transformers reads every kind
-of tokenizer and gives the ids that inference will give.
+torchtitan's HuggingFaceTokenizer reads tokenizer.json and guesses the special tokens. transformers reads every kind of
+tokenizer and returns the same ids as at inference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HFTokenizer(BaseTokenizer):
-    """`.hf` is the transformers tokenizer."""
+    """A tokenizer component; `.hf` is the transformers tokenizer."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseTokenizer.Config):
@@ -31,7 +31,7 @@ class HFTokenizer(BaseTokenizer):
         self.bos_id = self.hf.bos_token_id
 
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
-        """Token ids of `text` without special tokens, between those asked for (as far as the model has them)."""
+        """Return the token ids of `text`, with BOS and EOS only if requested (and if the model has them)."""
         ids: list[int] = self.hf.encode(text, add_special_tokens=False)
         if add_bos and self.bos_id is not None:
             ids.insert(0, self.bos_id)
@@ -47,18 +47,18 @@ class HFTokenizer(BaseTokenizer):
 
 
 def tokenizer_config(trust_remote_code: bool = False) -> HFTokenizer.Config:
-    """For torchtitan's Trainer.Config.tokenizer."""
+    """Return torchtitan's Trainer.Config.tokenizer."""
     return HFTokenizer.Config(trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(folder: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Raises UserError when the folder has no tokenizer that transformers can load."""
+    """Load the tokenizer. Raises UserError if the folder has none that transformers can load."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise UserError("spec.model.name", f"transformers cannot load a tokenizer from {folder}: {error}") from error
-    # It warns for every document longer than the context; packing cuts them.
+    # Disables a warning for every document longer than the context; packing splits them.
     tokenizer.model_max_length = int(1e30)
     return tokenizer

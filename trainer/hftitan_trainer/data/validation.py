@@ -23,7 +23,7 @@ FIELD = "spec.validation.dataset"
 
 
 class Validation:
-    """Validates `trainer` by spec.validation; opens the data at once, so that a mistake in it shows early."""
+    """Validates `trainer` by spec.validation. Opens the data at once, so that errors in it show early."""
 
     def __init__(
         self, trainer: Trainer, spec: TrainerSpec, observer: Observer, agreed_to_stop: Callable[[], bool]
@@ -53,9 +53,10 @@ class Validation:
         return last or step % self._spec.interval == 0
 
     def run(self) -> tuple[float, int] | None:
-        """(mean loss, tokens it is the mean of); None when a rank wants to stop meanwhile. All ranks must call it."""
+        """Return (mean loss, number of tokens), or None if a rank requests a stop. Collective: all ranks must call
+        it."""
         trainer = self._trainer
-        # Upstream counts the tokens of every batch it prepares as trained on.
+        # Upstream counts the tokens of every batch it prepares as trained.
         seen = trainer.ntokens_seen
         for part in trainer.model_parts:
             part.eval()
@@ -65,7 +66,7 @@ class Validation:
             trainer.ntokens_seen = seen
             for part in trainer.model_parts:
                 part.train()
-                # What the forward pass gathered: no backward pass comes that would let go of it.
+                # Release the weights that the forward pass gathered: there is no backward pass that would.
                 for module in part.modules():
                     if isinstance(module, FSDPModule):
                         module.reshard()
@@ -78,10 +79,10 @@ class Validation:
         batches = iter(self._loader)
         try:
             for _ in range(self._spec.steps):
-                self._observer.phase("validating")  # the step stands still, the trainer does not
+                self._observer.phase("validating")  # shows progress while the step number stays the same
                 groups = [self._group(batches) for _ in range(trainer.gradient_accumulation_steps)]
                 count = self._over_ranks(sum(int((y != IGNORE_INDEX).sum()) for group in groups for _, y in group))
-                if count == 0:  # the end of the data, on all ranks
+                if count == 0:  # end of the data, on all ranks
                     break
                 if self._agreed_to_stop():
                     return None
@@ -92,13 +93,13 @@ class Validation:
             batches.close()  # type: ignore[attr-defined]
             self._loader.rewind()
         if tokens == 0:
-            raise UserError(FIELD, "holds nothing to learn: no document has two tokens or more")
+            raise UserError(FIELD, "has nothing to learn: no document has at least two tokens")
         mesh = trainer.parallel_dims.get_optional_mesh("loss")
         loss = float(total) if mesh is None else dist_utils.dist_sum(total, mesh)
         return trainer.metrics_processor.share_loss(loss, loss)[0] / tokens, tokens
 
     def _group(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The microbatches of one pass."""
+        """Return the microbatches of one pass."""
         device = self._trainer.device
         group = []
         for _ in range(self._trainer.num_pipeline_parallel_microbatches):
@@ -113,7 +114,7 @@ class Validation:
         return int(dist_utils.dist_sum_tensor(count, self._batch_mesh))
 
     def _sum_of_losses(self, group: list[Batch]) -> torch.Tensor:
-        """Over this rank's tokens; of no meaning on any but the last stage of a pipeline."""
+        """Return the sum over this rank's tokens. On a pipeline, only the last stage's result is valid."""
         trainer = self._trainer
         prepared: list[tuple[torch.Tensor, torch.Tensor, dict[str, Any]]] = [
             trainer.post_dataloading_process(inputs, labels) for inputs, labels in group

@@ -1,12 +1,12 @@
 """Attention in packed rows: causal, within documents, and within a layer's sliding window.
 
-Positions restart at 0 where a new document starts in a row, so a mask follows from them alone. On GPUs the mask is
-torchtitan's flex BlockMask. FlexAttention has no backward pass on processors, so there the mask is a boolean tensor and
-the kernel is scaled_dot_product_attention; a row that is one document needs no mask at all, only `is_causal`.
+Positions restart at 0 where a document starts, so masks are computed from positions alone. On GPUs the mask is
+torchtitan's flex BlockMask. FlexAttention has no backward pass on CPUs, so there the mask is a boolean tensor and the
+kernel is scaled_dot_product_attention. A row with one document needs no mask, only `is_causal`.
 
-Layers of one model may differ: some look back over the whole document, others over a window. torchtitan's backend and
-many of transformers' models hand one mask to all layers, so the one mask carries both, and the kernel picks by the
-`sliding_window` that each layer of transformers passes to it.
+Layers of one model may differ: some attend to the whole document, others to a window. torchtitan's backend and many
+transformers models pass one mask to all layers. So the mask has both parts, and the kernel selects one by the
+`sliding_window` that each layer passes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.nn.attention.flex_attention import BlockMask, and_masks
 from torch.nn.functional import scaled_dot_product_attention
 
 PLAIN_CAUSAL = (1, 1, 1, 1)
-"""Shape of the mask that stands for "every row is one document". It is 4-D since transformers hands an already 4-D
-mask to the attention function untouched (masking_utils._preprocess_mask_arguments)."""
+"""Shape of the mask for "every row is one document". It is 4-D because transformers passes a 4-D mask to the attention
+function unchanged (masking_utils._preprocess_mask_arguments)."""
 WHOLE, WINDOWED = "full_attention", "sliding_attention"
-"""Kinds of layers, as transformers' configs name them (layer_types)."""
+"""Layer types, as in transformers' configs (layer_types)."""
 
 
 def document_mask(positions: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """Who may attend to whom, from positions [batch, seq] that restart at 0 with each document.
+    """Return the attention mask for positions [batch, seq] that restart at 0 with each document.
 
-    Returns a boolean mask [batch, 1, seq, seq] (True: may attend), or one of shape PLAIN_CAUSAL when no row holds a
-    second document. Where `window` (the keys that a query sees, its own included) is shorter than the rows, the mask is
-    [batch, 2, seq, seq]: for layers that see the whole document, and for those with the window.
+    The mask is boolean, [batch, 1, seq, seq] (True: may attend), or has shape PLAIN_CAUSAL if no row has a second
+    document. If `window` (the keys that a query attends to, including its own) is shorter than the rows, the mask is
+    [batch, 2, seq, seq]: first for layers without a window, then for layers with it.
     """
     limited = window is not None and window < positions.shape[1]
     if not limited and not bool((positions[:, 1:] == 0).any()):
@@ -43,7 +43,7 @@ def document_mask(positions: torch.Tensor, window: int | None = None) -> torch.T
 
 
 def dense_mask(positions: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """`document_mask`, always spelled out: [batch, 1 or 2, seq, seq]."""
+    """Return `document_mask` in full size: [batch, 1 or 2, seq, seq]."""
     mask = document_mask(positions, window)
     if mask.shape != PLAIN_CAUSAL:
         return mask
@@ -53,7 +53,7 @@ def dense_mask(positions: torch.Tensor, window: int | None = None) -> torch.Tens
 
 
 def block_mask(positions: torch.Tensor, window: int) -> BlockMask:
-    """torchtitan's causal document mask (model.py get_attention_masks), and within `window` besides."""
+    """Return torchtitan's causal document mask (model.py get_attention_masks), limited to `window` keys."""
     from torchtitan.models.common import attention as titan
 
     batch, seq = positions.shape
@@ -66,9 +66,9 @@ def block_mask(positions: torch.Tensor, window: int) -> BlockMask:
 
 
 class LayeredMask(BlockMask):
-    """The BlockMask of layers that see the whole document, which carries that of the layers with a window.
+    """The BlockMask for layers without a window, with the mask for layers with a window as an attribute.
 
-    It has to be a BlockMask: transformers hands one to every layer untouched, and a pair only in some families.
+    It must be a BlockMask: transformers passes a BlockMask to every layer unchanged, but a pair only in some families.
     """
 
     def __init__(self, masks: dict[str, BlockMask]) -> None:
@@ -77,7 +77,7 @@ class LayeredMask(BlockMask):
 
 
 def of_layer(mask: Any, window: int | None) -> Any:
-    """The part of `mask` that is meant for a layer with this sliding window, or with none."""
+    """Return the part of `mask` for a layer with this sliding window, or without one."""
     if isinstance(mask, LayeredMask):
         return mask if window is None else mask.windowed
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
@@ -98,10 +98,10 @@ def sdpa_attention(
     s_aux: torch.Tensor | None = None,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention with a layer's part of a `document_mask`, in the shape transformers' AttentionInterface asks for.
+    """Compute attention with a layer's part of a `document_mask`, for transformers' AttentionInterface.
 
     query [batch, heads, q, dim], key and value [batch, kv heads, kv, dim] -> [batch, q, heads, dim]. Under context
-    parallelism q is this rank's part of the sequence and the mask its rows.
+    parallelism, q is this rank's part of the sequence and the mask has only its rows.
     """
     if s_aux is not None:
         raise NotImplementedError(f"{type(module).__name__}: attention sinks have no kernel on the CPU")
@@ -125,7 +125,8 @@ def _softcapped(
     scaling: float | None,
     softcap: float,
 ) -> torch.Tensor:
-    """The same with scores squashed to (-softcap, softcap) before the mask, as Gemma 2 does; no fused kernel has it."""
+    """Compute attention with scores capped to (-softcap, softcap) before masking, as in Gemma 2. No fused kernel has
+    this."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     scores = softcap * torch.tanh(query @ key.transpose(-1, -2) * scale / softcap)
     if mask is None:
@@ -135,7 +136,7 @@ def _softcapped(
 
 
 def install() -> None:
-    """Let torchtitan's attention kernel take boolean masks beside BlockMasks, and a layer's part of either.
+    """Patch torchtitan's attention kernel to accept boolean masks besides BlockMasks, and to use a layer's part.
 
     Upstream: experiments/transformers_modeling_backend/model.py calls flex_attention_forward for every mask, both in
     HFFlexKernel and without it. Boolean masks reach it only on CPUs (see HFTitanModel.get_attention_masks).

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def check_model_on_mesh(config: PretrainedConfig, spec: TrainerSpec) -> None:
-    """Raise UserError, naming field, numbers and remedy, where the model does not fit the mesh or the sequence length.
+    """Raise UserError with field, numbers and fix if the model does not fit the mesh or the sequence length.
 
-    The operator's own rules, which it could not apply when it did not see the model's config.
+    These are the operator's rules. The operator cannot apply them if it does not have the model's config.
     """
     mesh = spec.mesh
     job = JobSpec(
@@ -47,11 +47,11 @@ def check_model_on_mesh(config: PretrainedConfig, spec: TrainerSpec) -> None:
         *rules.sequence(job),
     ):
         raise UserError(problem.path, problem.message)
-    # attention.py computes soft-capped scores without dropout; on GPUs the rules refuse any.
+    # attention.py computes soft-capped scores without dropout. On GPUs the rules refuse all attention dropout.
     rate = getattr(config, "attention_dropout", None)
     if rate and getattr(config, "attn_logit_softcapping", None):
         raise UserError(
             "spec.model.overrides.attention_dropout",
-            f"{spec.model.name} has {rate}, and soft-capped attention (attn_logit_softcapping) knows no dropout; "
-            "set it to 0.0",
+            f"{spec.model.name} has {rate}, but soft-capped attention (attn_logit_softcapping) does not support "
+            "dropout; set it to 0.0",
         )

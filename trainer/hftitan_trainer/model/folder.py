@@ -1,6 +1,6 @@
-"""The model folder: fetched at one revision, read once, checked before any rank builds the model.
+"""Fetches the model folder at one revision, reads its config, and checks it before any rank builds the model.
 
-Imports transformers, but neither torchtitan nor a model: it runs in every pod before the process group exists.
+Imports transformers, but not torchtitan and no model class: it runs in every pod before the process group exists.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
     "*.jinja",
     "additional_chat_templates/*",
 )
-SMALL_FILES = (*TOKENIZER_FILES, "*.json", "LICENSE*", "README.md")  # the card names the licence
+SMALL_FILES = (*TOKENIZER_FILES, "*.json", "LICENSE*", "README.md")  # the model card needs the licence
 IGNORED_FILES = ("original/*", "consolidated*", "onnx/*", "*.onnx", "*.gguf", "runs/*")
 
 
@@ -42,31 +42,30 @@ class ModelFolder:
 
     path: Path
     revision: str | None
-    """Commit hash on the hub; None for a local folder without one."""
+    """Commit hash on the hub; None for a local folder."""
     config: PretrainedConfig
-    """transformers' config with the spec's overrides applied; what the export writes."""
+    """transformers' config with the spec's overrides. The export writes it."""
     pretrained: bool
-    """Weights are loaded from `path`."""
+    """Whether weights are loaded from `path`."""
     trust_remote_code: bool = False
 
     @property
     def tied(self) -> bool:
-        """Input and output embedding are one weight."""
+        """Whether input and output embedding are one weight."""
         return bool(getattr(self.config, "tie_word_embeddings", False))
 
 
 def fetch_model(spec: ModelSpec) -> ModelFolder:
-    """Fetch (or find) the model of `spec` and read its config.
+    """Download or find the model of `spec` and read its config.
 
-    Hub downloads go to the Hugging Face cache; several processes of a node may call this at once, since
-    huggingface_hub locks each file. Raises UserError naming the field when the model is missing, gated, has no
-    safetensors, needs code that is not trusted, or is of a kind that cannot be trained; NetworkError when the hub does
-    not answer.
+    Hub downloads go to the Hugging Face cache. Several processes of a node may call this at once, since huggingface_hub
+    locks each file. Raises UserError with the field if the model is missing, gated, without safetensors, of a type that
+    cannot be trained, or needs code that is not trusted. Raises NetworkError if the hub does not answer.
     """
     local = spec.name.startswith("/")
     path = Path(spec.name) if local else _snapshot(spec)
     if not (path / "config.json").is_file():
-        what = "holds no config.json" if path.is_dir() else "is no folder that this process can read"
+        what = "has no config.json" if path.is_dir() else "is not a folder that this process can read"
         raise UserError("spec.model.name", f"{path} {what}; give a hub id or the folder of a transformers model")
     config = _read_config(path, spec)
     pretrained = spec.initialize == "pretrained"
@@ -80,22 +79,24 @@ def fetch_model(spec: ModelSpec) -> ModelFolder:
 
 
 def weight_files(path: Path, name: str) -> list[Path]:
-    """The safetensors files of a model folder, by its index if it has one.
+    """Return the safetensors files of a model folder, from its index if it has one.
 
-    Raises UserError when there are none, or one of the index is missing.
+    Raises UserError if there are none, or if a file in the index is missing.
     """
     index = path / "model.safetensors.index.json"
     if index.is_file():
         files = sorted({path / file for file in json.loads(index.read_text())["weight_map"].values()})
         missing = [file.name for file in files if not file.exists()]
         if missing:
-            raise UserError("spec.model.name", f"{name} lacks {missing[0]}, which its safetensors index names")
+            raise UserError(
+                "spec.model.name", f"{name} lacks {missing[0]}, which is in its safetensors index; add the missing file"
+            )
         return files
     files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
     if files:
         return files
     other = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.gguf") for file in path.glob(pattern)]
-    has = f"it has only {', '.join(sorted(other)[:3])}" if other else "it has no weights at all"
+    has = f"it has only {', '.join(sorted(other)[:3])}" if other else "it has no weights"
     raise UserError(
         "spec.model.name",
         f"{name} has no safetensors weights ({has}); convert it with save_pretrained, choose a revision that has them, "
@@ -104,7 +105,7 @@ def weight_files(path: Path, name: str) -> list[Path]:
 
 
 def weight_shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in the folder's safetensors files, from their headers."""
+    """Return name and shape of every tensor in the folder's safetensors files, from their headers."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -115,7 +116,7 @@ def weight_shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _snapshot(spec: ModelSpec) -> Path:
-    """Download what training needs, and nothing else, at one revision; returns the snapshot folder."""
+    """Download the files that training needs at one revision. Return the snapshot folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -138,23 +139,25 @@ def _snapshot(spec: ModelSpec) -> Path:
     except GatedRepoError as error:
         raise UserError(
             "spec.model.name",
-            f"{spec.name} is gated: accept its terms on the hub and give a token of that account with "
-            "spec.pod.hfTokenSecret (HF_TOKEN)",
+            f"{spec.name} is gated: accept its terms on the hub, and set spec.pod.hfTokenSecret (HF_TOKEN) to a token "
+            "of that account",
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError("spec.model.revision", f"{spec.name} has no revision {spec.revision}") from error
+        raise UserError(
+            "spec.model.revision",
+            f"{spec.name} has no revision {spec.revision}; set an existing branch, tag or commit",
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
             "spec.model.name",
-            f"the hub has no model {spec.name}, or it is private and the token (spec.pod.hfTokenSecret) may not "
-            "read it",
+            f"the hub has no model {spec.name}, or it is private and the token (spec.pod.hfTokenSecret) cannot read it",
         ) from error
     except LocalEntryNotFoundError as error:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise UserError(
                 "spec.model.name",
-                f"{spec.name}{at} is not in the Hugging Face cache and HF_HUB_OFFLINE is set; fetch it first, or give "
-                "a folder",
+                f"{spec.name}{at} is not in the Hugging Face cache and HF_HUB_OFFLINE is set; download it first, or "
+                "set a local folder",
             ) from error
         raise NetworkError(f"the hub cannot be reached, and {spec.name}{at} is not in the cache: {error}") from error
     except HfHubHTTPError as error:
@@ -169,24 +172,23 @@ def _read_config(path: Path, spec: ModelSpec) -> PretrainedConfig:
     try:
         raw: dict[str, Any] = json.loads((path / "config.json").read_text())
     except ValueError as error:
-        raise UserError("spec.model.name", f"{path / 'config.json'} is no JSON: {error}") from error
+        raise UserError("spec.model.name", f"{path / 'config.json'} is not valid JSON: {error}") from error
     kind = raw.get("model_type", "")
     if kind not in CONFIG_MAPPING and not spec.trust_remote_code:
         if raw.get("auto_map"):
             raise UserError(
                 "spec.model.trustRemoteCode",
-                f"{spec.name} (model_type {kind!r}) brings its own Python code; read that code, then set true to "
+                f"{spec.name} (model_type {kind!r}) needs its own Python code; review that code, then set true to "
                 "run it",
             )
         raise UserError(
-            "spec.model.name", f"{spec.name} has model_type {kind!r}, which this version of transformers does not know"
+            "spec.model.name",
+            f"{spec.name} has model_type {kind!r}, which this version of transformers does not support",
         )
     if raw.get("quantization_config"):
-        raise UserError(
-            "spec.model.name", f"{spec.name} is quantized; train the original weights it was made from instead"
-        )
+        raise UserError("spec.model.name", f"{spec.name} is quantized; train the original, unquantized weights instead")
     unknown = sorted(set(spec.overrides) - set(raw))
-    # transformers fills in keys that a config.json leaves out (head_dim, rope_theta), so ask the class, not the file.
+    # transformers adds keys that a config.json omits (head_dim, rope_theta), so check the class, not the file.
     with _refusals("spec.model.name", f"transformers refuses the config of {spec.name}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
     for key in unknown:
@@ -198,8 +200,7 @@ def _read_config(path: Path, spec: ModelSpec) -> PretrainedConfig:
 
 
 def _overridden(config: PretrainedConfig, raw: dict[str, Any], overrides: dict[str, Any]) -> PretrainedConfig:
-    """The config built anew with `overrides`, so that what its class derives from them follows (head_dim,
-    layer_types)."""
+    """Rebuild the config with `overrides`, so that values derived from them (head_dim, layer_types) change too."""
     derived = {"layer_types", "head_dim"} - set(raw) - set(overrides)
     merged = {key: value for key, value in {**raw, **overrides}.items() if key not in derived}
     if "num_hidden_layers" in overrides and "layer_types" in merged and "layer_types" not in overrides:
@@ -210,7 +211,7 @@ def _overridden(config: PretrainedConfig, raw: dict[str, Any], overrides: dict[s
 
 @contextlib.contextmanager
 def _refusals(path: str, what: str) -> Iterator[None]:
-    """Raise what transformers' validation of a config reports as a UserError."""
+    """Convert errors of transformers' config validation to UserError."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -221,20 +222,20 @@ def _refusals(path: str, what: str) -> Iterator[None]:
 
 
 def _check_trainable(config: PretrainedConfig, spec: ModelSpec) -> None:
-    """Refuse model kinds that the backend would build wrongly or not at all; of the others say which class to build."""
+    """Refuse model types that the backend cannot build correctly. For the others, set the class to build."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = config.model_type
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     remote = spec.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if known is None and not remote:
-        raise UserError("spec.model.name", f"{spec.name} (model_type {kind}) is no causal language model")
+        raise UserError("spec.model.name", f"{spec.name} (model_type {kind}) is not a causal language model")
     if getattr(config, "text_config", None) is not None or getattr(config, "is_encoder_decoder", False):
         raise UserError(
             "spec.model.name",
             f"{spec.name} (model_type {kind}) is not a text-only decoder; use the text-only checkpoint of the family",
         )
     if not remote and isinstance(known, str):
-        # Upstream builds the class that is named here (model.py: architectures[0]), and a config may name none, or the
-        # headless or classifying class that it was saved from.
+        # Upstream builds architectures[0] (model.py). A config may have no entry, or the base or classification class
+        # that it was saved from.
         config.architectures = [known]

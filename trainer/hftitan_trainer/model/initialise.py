@@ -1,8 +1,7 @@
-"""Initialises a model that was built on the meta device, by transformers' own rules and the same on every mesh.
+"""Initialises a model that was built on the meta device: by transformers' rules, and the same on every mesh.
 
-A random weight depends on the seed and the weight's name alone. Each is drawn in full and every rank keeps its shard,
-so a model starts from the same numbers on one process and on a thousand; the price is one full weight at a time in
-memory.
+A random weight depends only on the seed and the weight's name. Each rank draws the full weight and keeps its shard, so
+a model starts with the same values on any number of processes. This needs memory for one full weight at a time.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, *, parameters: bool) -> None:
-    """Run transformers' `_init_weights` over the modules of a materialised PreTrainedModel.
+    """Run transformers' `_init_weights` on the modules of a materialised PreTrainedModel.
 
-    Buffers that no checkpoint holds are always restored (rotary frequencies above all: torchtitan 0.3 leaves them
-    uninitialised); parameters only when asked, since loading overwrites them. Raises UpstreamError naming each buffer
-    that transformers did not restore: training would use whatever was in that memory.
+    Always restores buffers that are not in checkpoints (mainly rotary frequencies, which torchtitan 0.3 leaves
+    uninitialised). Initialises parameters only if `parameters`, since loading overwrites them. Raises UpstreamError
+    with the name of a buffer that transformers did not restore: training would use uninitialised memory.
     """
     _poison(model)
     done: set[int] = set()
@@ -44,12 +43,12 @@ def initialise(model: nn.Module, seed: int, *, parameters: bool) -> None:
     if lost:
         raise UpstreamError(
             f"{type(model).__name__}: transformers does not restore the buffer {lost[0]} after meta initialisation, "
-            f"and no checkpoint holds it; refusing to train with uninitialised memory ({len(lost)} such buffers)"
+            f"and no checkpoint contains it; training would use uninitialised memory ({len(lost)} such buffers)"
         )
 
 
 def _initialise_module(model: nn.Module, name: str, module: nn.Module, seed: int, done: set[int]) -> None:
-    """Draw the module's own parameters in full, then keep this rank's part of those that are new."""
+    """Draw the module's own parameters in full, then keep this rank's shard of those that are not in `done`."""
     owned = dict(module.named_parameters(recurse=False))
     full: dict[str, nn.Parameter] = {}
     for key, parameter in owned.items():
@@ -84,7 +83,7 @@ def _replaced(module: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterato
 
 @contextlib.contextmanager
 def _parameters_on_meta(module: nn.Module) -> Iterator[None]:
-    """Let initialisation of the parameters cost nothing."""
+    """Replace parameters by meta tensors, so that their initialisation costs nothing."""
     owned = dict(module.named_parameters(recurse=False))
     meta = {key: nn.Parameter(torch.empty(value.shape, device="meta")) for key, value in owned.items()}
     with _replaced(module, meta):
@@ -101,7 +100,7 @@ def _seeded(seed: int, name: str, parameters: dict[str, nn.Parameter]) -> Iterat
 
 
 def _unsaved_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Buffers that are in no checkpoint."""
+    """Yield name and value of buffers that are not in checkpoints."""
     for name, module in model.named_modules():
         for key in module._non_persistent_buffers_set:
             buffer = module._buffers.get(key)
@@ -123,8 +122,8 @@ def _is_poisoned(buffer: torch.Tensor) -> bool:
 
 
 def _poison_of(dtype: torch.dtype) -> float | int:
-    """A value no restored buffer holds: NaN, or the least integer; a boolean buffer cannot be told apart and must be
-    restored to something with a False in it."""
+    """Return a value that no restored buffer has: NaN or the smallest integer. For a boolean buffer this is True
+    everywhere, so a restored one must contain a False."""
     if dtype.is_floating_point:
         return float("nan")
     return True if dtype == torch.bool else torch.iinfo(dtype).min

@@ -1,7 +1,7 @@
-"""Tied embeddings on a pipeline: the first stage holds the embedding, the last the head, and both stay equal.
+"""Keeps tied embeddings equal on a pipeline: the first stage holds the embedding, the last stage the head.
 
-Upstream trains them as two weights. Here the head's gradient travels to the embedding before the norm is taken (so it
-counts once), and the clipped sum travels back before the optimizer steps: both copies take the same step for ever.
+Upstream trains them as two weights. Here the head's gradient is added to the embedding's before the norm is computed,
+so it counts once. The clipped sum is sent back before the optimizer steps, so both copies always take the same step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TiedStages:
 
     @classmethod
     def of(cls, trainer: Trainer) -> TiedStages | None:
-        """This rank's end of the pair, or None where there is nothing to keep equal."""
+        """Return this rank's side of the pair, or None if there is nothing to keep equal."""
         mesh = trainer.parallel_dims.get_optional_mesh("pp")
         if mesh is None or not trainer.model.tied:
             return None
@@ -43,12 +43,12 @@ class TiedStages:
 
     @torch.no_grad()
     def copy_to_last(self) -> None:
-        """Give the head the embedding's values."""
+        """Copy the embedding's values to the head."""
         self._from_first(_local(self.weight))
 
     @torch.no_grad()
     def gather_gradients(self) -> None:
-        """Add the head's gradient to the embedding's, and zero it: the norm must count their sum once."""
+        """Add the head's gradient to the embedding's, and zero it, so that the norm counts the sum once."""
         assert self.weight.grad is not None
         grad = _local(self.weight.grad)
         if self.first:
@@ -61,7 +61,7 @@ class TiedStages:
 
     @torch.no_grad()
     def return_gradients(self) -> None:
-        """Give the head the embedding's summed and clipped gradient."""
+        """Copy the embedding's summed and clipped gradient to the head."""
         assert self.weight.grad is not None
         self._from_first(_local(self.weight.grad))
 

@@ -1,8 +1,8 @@
-"""Wraps a transformers model for torchtitan, and fixes the upstream defects that would train a wrong model in silence.
+"""Wraps a transformers model for torchtitan, and fixes the upstream defects that would silently train a wrong model.
 
 Upstream is torchtitan 0.3 experiments/transformers_modeling_backend (model.py, parallelize.py, state_dict_adapter.py).
-tests/trainer/test_upstream.py shows each of these defects in the original; when one of those tests fails, upstream has
-fixed it and the piece here can go.
+tests/trainer/test_upstream.py shows each defect in the original. If one of those tests fails, upstream has fixed the
+defect and the workaround here can be removed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from hftitan_trainer.model.folder import ModelFolder
 from hftitan_trainer.parallel import experts, replicas, stages, tensor_parallel, whole
 from hftitan_trainer.process.errors import UserError
 
-# Upstream overwrites these in update_from_config: projections lose their biases (attention_bias, mlp_bias), rotary
-# embeddings that depend on the trained length get another one (max_position_embeddings becomes seq_len).
+# Upstream overwrites these in update_from_config. Projections would lose their biases (attention_bias, mlp_bias), and
+# rotary embeddings that depend on the trained length would change (max_position_embeddings becomes seq_len).
 _KEPT_KEYS = ("attention_bias", "mlp_bias", "max_position_embeddings", "initializer_range", "num_key_value_heads")
 
 
 class HFTitanModel(HFTransformerModel):
-    """A causal LM of transformers inside torchtitan: same weights, same logits, sharded."""
+    """A transformers causal LM as a torchtitan model: same weights, same logits, sharded."""
 
     @dataclass(kw_only=True, slots=True, init=False)
     class Config(HFTransformerModel.Config):
@@ -46,16 +46,17 @@ class HFTitanModel(HFTransformerModel):
             self._seed = seed
 
         def __getattr__(self, name: str) -> Any:
-            """What a model's own config class computes (properties, methods): upstream copies its values alone."""
+            """Return properties and methods of the model's own config class: upstream copies only its values."""
             folder = self.__dict__.get("_folder")
             if folder is None or name.startswith("__"):
                 raise AttributeError(name)
             return getattr(folder.config, name)
 
         def update_from_config(self, *, config: Any = None, **kwargs: Any) -> Any:
-            """Take over the folder's config; never the hub's, and never with remote code (upstream: both)."""
+            """Use the folder's config. Upstream would use the hub's, with remote code allowed."""
             hf_config = self._folder.config
-            # Upstream adds the model's aliases to this dict, which is the class's: any config of the process has them.
+            # Upstream adds the model's aliases to this dict. It belongs to the class, so every config of the process
+            # would have them.
             self.attribute_map: dict[str, str] = {}
             with _auto_config_is(hf_config):
                 HFTransformerModel.Config.update_from_config(self, config=config, **kwargs)
@@ -69,19 +70,19 @@ class HFTitanModel(HFTransformerModel):
             return self
 
         def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-            """All parameters, and a token's operations; upstream counts every expert for every token."""
+            """Return the number of parameters and the FLOPs per token. Upstream counts every expert for every token."""
             parameters, flops = HFTransformerModel.Config.get_nparams_and_flops(self, model, seq_len)
             return parameters, flops - 6 * experts.idle_parameters(model.layers)
 
         def to_dict(self) -> dict[str, Any]:
-            """For loggers that record the job's configuration."""
+            """Return the config, for loggers that record it."""
             return self._folder.config.to_dict()
 
     def __init__(self, config: Config) -> None:
         attention.install()
         try:
             super().__init__(config)
-            list(self.named_children())  # the parts that torchtitan will ask for
+            list(self.named_children())  # the modules that torchtitan accesses
         except (AttributeError, ImportError, RecursionError, RuntimeError, TypeError) as error:
             kind = config._folder.config.model_type
             raise UserError("spec.model.name", f"torchtitan cannot build models of type {kind}: {error}") from error
@@ -91,18 +92,18 @@ class HFTitanModel(HFTransformerModel):
         self.sliding_window = ModelShape.from_config(self._folder.config.to_dict()).sliding_window
 
     def _patch_hf_llama_like(self, **_classes: Any) -> None:
-        """Leave transformers' classes alone.
+        """Do nothing, so that transformers' classes stay unchanged.
 
-        Upstream replaces PreTrainedModel._init_weights for the whole process, by one that knows llama-like modules
-        only: others keep uninitialised memory, and so do rotary buffers of any model loaded later in this process.
-        Weights are initialised by transformers' own functions here (initialise.py).
+        Upstream replaces PreTrainedModel._init_weights for the whole process by a version for Llama-like modules. Other
+        modules, and rotary buffers of models loaded later in this process, would stay uninitialised. Here initialise.py
+        runs transformers' own functions.
         """
 
     def parallelize(self, parallel_dims: Any) -> None:
         """Shard by torchtitan's rules, then tie the embeddings again.
 
-        Upstream: parallelize_hf_transformers un-ties them before this call, and Module.parallelize gives each its own
-        parameter; apply_fsdp, which comes after, groups tied ones rightly when it finds them.
+        Upstream: parallelize_hf_transformers unties them before this call, and Module.parallelize gives each its own
+        parameter. apply_fsdp runs afterwards and groups tied embeddings correctly.
         """
         tensor_parallel.name_first_argument(self.tok_embeddings)
         super().parallelize(parallel_dims)
@@ -112,10 +113,10 @@ class HFTitanModel(HFTransformerModel):
                 experts.spread(block, parallel_dims.get_mesh("ep"))
 
     def init_states(self, *, buffer_device: torch.device | None = None) -> None:
-        """Fill what materialisation left empty: buffers always, parameters unless they are loaded from the folder.
+        """Initialise the materialised model: buffers always, parameters unless they are loaded from the folder.
 
         Upstream recomputes rotary buffers through an attribute that transformers does not set, so they stay
-        uninitialised memory. Raises UpstreamError when a buffer could not be restored.
+        uninitialised. Raises UpstreamError if a buffer could not be restored.
         """
         initialise.initialise(self.model, self._seed, parameters=not self._folder.pretrained)
         self._tie()
@@ -126,10 +127,10 @@ class HFTitanModel(HFTransformerModel):
             head.weight = embedding.weight
 
     def get_attention_masks(self, positions: torch.Tensor) -> Any:
-        """Causal inside documents: a flex BlockMask, on CPUs a boolean mask (flex has no backward pass there).
+        """Return the causal document mask: a flex BlockMask; on CPUs a boolean mask (flex has no backward pass there).
 
-        Where rows are longer than a sliding window, upstream's one mask would let every layer see all of a document:
-        here a second one, and both by the kind of layer (a dict is what torchtitan shards under context parallelism).
+        If rows are longer than a sliding window, the result is a dict of two masks by layer type. Upstream's single
+        mask would let every layer attend to the whole document. torchtitan can shard a dict under context parallelism.
         """
         if positions.device.type == "cpu":
             return attention.document_mask(positions, self.sliding_window)
@@ -139,10 +140,10 @@ class HFTitanModel(HFTransformerModel):
         return {attention.WHOLE: whole, attention.WINDOWED: attention.block_mask(positions, self.sliding_window)}
 
     def forward(self, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Logits [batch, seq, vocab] of tokens [batch, seq], or the hidden states a later pipeline stage goes on from.
+        """Return logits [batch, seq, vocab] of tokens [batch, seq], or the hidden states for the next pipeline stage.
 
-        Runs transformers' own forward of the whole model where the head is here. Upstream calls the body and the head
-        itself and so loses what models do to logits (scaling in Granite and Cohere, soft caps in Gemma).
+        Runs transformers' own forward of the whole model if this stage has the head. Upstream calls body and head
+        itself, and so loses what models do to logits (scaling in Granite and Cohere, soft caps in Gemma).
         """
         positions = kwargs.pop("positions")
         mask = kwargs.pop("attention_masks", None)
@@ -157,15 +158,15 @@ class HFTitanModel(HFTransformerModel):
 
 
 class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
-    """Names of torchtitan's state to names in safetensors files and back, tied embeddings included.
+    """Maps names of torchtitan's state to names in safetensors files and back, including tied embeddings.
 
-    Upstream keeps lm_head.weight where the embedding is not on the same rank (the last pipeline stage), and the file of
-    a tied model has no such tensor. Experts are separate tensors in files: `to_hf` gives views of those on this rank,
-    so that whoever fills them has filled the model.
+    Upstream keeps lm_head.weight on a rank without the embedding (the last pipeline stage), but the file of a tied
+    model has no such tensor. In files each expert is a separate tensor: `to_hf` returns views of this rank's experts,
+    so that filling the views fills the model.
     """
 
     def __init__(self, model_config: Any, _hf_assets_path: str | None) -> None:
-        # The folder is only asked for the shards of an HF checkpoint, which checkpoint/export.py writes by itself.
+        # Upstream uses the folder only to split an HF checkpoint into files, which checkpoint/export.py does here.
         super().__init__(model_config, None)
         config = model_config._folder.config
         self.names = experts.FileNames(
@@ -174,7 +175,7 @@ class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
         self._stacked: dict[str, Any] = {}
 
     def whole(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Transformers' own names, of its classes: experts stacked, a tied head left out."""
+        """Return the state with the names of transformers' classes: experts stacked, without a tied head."""
         state = {key.removeprefix("model."): value for key, value in state_dict.items()}
         if self._tie_word_embeddings and "lm_head.weight" in state:
             head = state.pop("lm_head.weight")
@@ -195,9 +196,9 @@ class HFTitanStateDictAdapter(HFTransformerStateDictAdapter):
 
 
 def parallelize(model: nn.Module, *, parallel_dims: Any, training: Any, **kwargs: Any) -> nn.Module:
-    """torchtitan's parallelize_hf_transformers, and gradient reductions that gloo can do.
+    """Run torchtitan's parallelize_hf_transformers, with gradient reductions that gloo supports.
 
-    Raises UserError for a model whose modules torchtitan has no sharding rules for.
+    Raises UserError if torchtitan has no sharding rules for a module of the model.
     """
     if replicas.holds_whole_model(parallel_dims, training):
         return replicas.prepare(
@@ -226,10 +227,10 @@ def parallelize(model: nn.Module, *, parallel_dims: Any, training: Any, **kwargs
 
 @contextlib.contextmanager
 def _auto_config_is(hf_config: Any) -> Iterator[None]:
-    """Make the AutoConfig of upstream's model.py answer with `hf_config`.
+    """Make AutoConfig in upstream's model.py return `hf_config`.
 
-    Upstream: update_from_config calls AutoConfig.from_pretrained(hf_model, trust_remote_code=True) for every model
-    type but two, so a model folder could run its own code unasked; and it takes no revision and no overrides.
+    Upstream: update_from_config calls AutoConfig.from_pretrained(hf_model, trust_remote_code=True) for every model type
+    but two, so a model folder could run its own code without permission. It also ignores revision and overrides.
     """
 
     class Given:
@@ -246,7 +247,7 @@ def _auto_config_is(hf_config: Any) -> Iterator[None]:
 
 
 def _use_remote_class(folder: ModelFolder) -> None:
-    """Put the model class that a trusted folder brings where upstream looks first: its module's globals."""
+    """Store the model class of a trusted folder in upstream's module globals, where upstream looks first."""
     reference = (getattr(folder.config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if reference is None:
         return

@@ -1,1 +1,1 @@
-"""How modules and parameters are split, replicated, or converted for the mesh."""
+"""Splits, replicates, or converts modules and parameters for the mesh."""

@@ -1,7 +1,7 @@
 """Linear layers that multiply in float8 (torchao). Weights, gradients and the export keep their types.
 
-torchtitan's converter (components/quantization/float8.py) rewrites the configs of its own linear layers. Models of
-transformers have none, so it would find nothing and say nothing; here the layers themselves are exchanged.
+torchtitan's converter (components/quantization/float8.py) rewrites the configs of its own linear layers. transformers
+models have none, so it would silently do nothing. Here the layers themselves are replaced.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from hftitan_trainer.process.errors import UserError
 
 FIELD = "spec.training.float8"
 _MULTIPLE = 16
-"""Of both sizes of a matrix: what tensor cores take in float8."""
+"""Float8 tensor cores need both sizes of a matrix to be multiples of this."""
 _CAPABILITY = (8, 9)
 
 
 def with_float8(parallelize: Callable[..., nn.Module], recipe: str) -> Callable[..., nn.Module]:
-    """`parallelize` of a model whose layers are exchanged first; of each part of it, under pipeline parallelism."""
+    """Return `parallelize` with the layers converted first. Under pipeline parallelism, each part of the model is
+    converted."""
 
     def converted(model: nn.Module, **kwargs: Any) -> nn.Module:
         convert(model, recipe, tp=kwargs["parallel_dims"].tp)
@@ -33,11 +34,11 @@ def with_float8(parallelize: Callable[..., nn.Module], recipe: str) -> Callable[
 
 
 def convert(model: nn.Module, recipe: str, *, tp: int) -> None:
-    """Exchange the linear layers of `model`, but for its head, for those of torchao's recipe, where the part of each on
-    one of `tp` ranks has sizes for it.
+    """Replace the linear layers of `model` by those of torchao's recipe.
 
-    On CPUs, where the rules refuse it, torchao rounds as a GPU would: what the tests compare. Raises UserError when the
-    GPU has no float8 or no layer of the model has sizes for it.
+    Skips the head, and layers whose shard on one of `tp` ranks has sizes that float8 does not support. On CPUs, where
+    the rules refuse float8, torchao emulates a GPU's rounding for the tests. Raises UserError if the GPU has no float8,
+    or if no layer of the model has suitable sizes.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     from torchao.float8.float8_linear import Float8Linear
@@ -45,14 +46,14 @@ def convert(model: nn.Module, recipe: str, *, tp: int) -> None:
     if device_type == "cuda" and torch.cuda.get_device_capability() < _CAPABILITY:
         raise UserError(
             FIELD,
-            f"{recipe} needs GPUs that multiply in float8 (Ada, Hopper or newer); {torch.cuda.get_device_name()} does "
-            "not; remove it",
+            f"{recipe} needs GPUs with float8 (Ada, Hopper or newer), but this GPU is {torch.cuda.get_device_name()}; "
+            "remove it",
         )
     config = Float8LinearConfig.from_recipe_name(recipe)
     if device_type == "cpu":
         config = dataclasses.replace(config, emulate=True)
     if recipe == "rowwise":
-        # As torchtitan does: inductor would leave out roundings that the recipe counts on (pytorch issue 150859).
+        # As torchtitan does: otherwise inductor omits roundings that the recipe relies on (pytorch issue 150859).
         torch._inductor.config.emulate_precision_casts = True  # type: ignore[attr-defined]
     multiple = _MULTIPLE * tp
 
@@ -64,6 +65,6 @@ def convert(model: nn.Module, recipe: str, *, tp: int) -> None:
     if not any(isinstance(module, Float8Linear) for module in model.modules()):
         raise UserError(
             FIELD,
-            f"{recipe} needs linear layers with sizes that {_MULTIPLE} x tp {tp} = {multiple} divides, and the model "
-            "has none; remove it",
+            f"{recipe} needs linear layers whose sizes are multiples of {_MULTIPLE} x tp {tp} = {multiple}, but the "
+            "model has none; remove it",
         )

@@ -1,9 +1,8 @@
-"""The random numbers of each rank, which dropout draws: saved with a checkpoint, so that a resumed run drops what the
-unbroken one would have.
+"""Saves the random state of each rank, so that dropout after a resume is the same as without the interruption.
 
-torchtitan 0.3 saves none of them. It also gives all ranks but those of different pipeline stages one seed
-(distributed/utils.py set_determinism), so that every data-parallel rank would drop the same places of its own batch.
-Here only the ranks of one tensor-parallel group draw alike: what they hold whole must stay the same on all of them.
+torchtitan 0.3 does not save it. It also gives all ranks of a pipeline stage the same seed (distributed/utils.py
+set_determinism), so every data-parallel rank would drop the same positions of its own batch. Here only the ranks of one
+tensor-parallel group draw the same numbers, since tensors that each of them holds whole must stay equal.
 """
 
 from __future__ import annotations
@@ -15,17 +14,18 @@ from typing import Any
 import torch
 
 KEY = "random"
-"""Of the state in a checkpoint, and of the mesh in its manifest whose ranks the numbers are for."""
+"""Name of the random state in a checkpoint, and of its mesh in the manifest."""
 _AXES = ("dpReplicate", "dpShard", "cp", "tp", "pp", "device")
 
 
 def places(mesh: Mapping[str, Any]) -> dict[str, Any]:
-    """What says where on the mesh a rank is: its random numbers fit the same place only. `mesh` is MeshDegrees."""
+    """Return the mesh axes that fix a rank's position. A random state is valid only for the same position. `mesh` is
+    MeshDegrees."""
     return {axis: mesh.get(axis) for axis in _AXES}
 
 
 class RandomState:
-    """The generators of this rank, as a state of torchtitan's checkpointer. `mesh` is MeshDegrees."""
+    """The random generators of this rank, as a state of torchtitan's checkpointer. `mesh` is MeshDegrees."""
 
     def __init__(self, seed: int, mesh: Mapping[str, Any], rank: int) -> None:
         self._name = f"rank{rank}"
@@ -34,12 +34,13 @@ class RandomState:
         self._on_gpu = mesh.get("device") == "gpu"
 
     def restart(self, step: int) -> None:
-        """Numbers for the steps after `step`, which follow from the job's seed, the step and the place on the mesh."""
+        """Seed the generators for the steps after `step`, from the job's seed, the step and the position on the
+        mesh."""
         digest = hashlib.sha256(f"{self._seed}:{step}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """By rank, since a checkpoint holds one value of a name."""
+        """Return the state under the rank's name, since a checkpoint has one value per name."""
         generators = {"cpu": torch.get_rng_state()}
         if self._on_gpu:
             generators["cuda"] = torch.cuda.get_rng_state()

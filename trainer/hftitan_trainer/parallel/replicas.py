@@ -1,8 +1,8 @@
-"""Data parallelism without shards on CPUs: each rank holds the whole model and gradients are summed in place.
+"""Data parallelism without FSDP on CPUs: each rank holds the whole model, and gradients are summed in place.
 
-torchtitan runs every mesh, even of one process, through FSDP, which copies all weights before the forward pass and all
-gradients before their reduction. On a GPU that hides behind the computation; on a processor it is a sixth of the step.
-Here each gradient is all-reduced in place as soon as the backward pass has it, while the pass goes on.
+torchtitan runs every mesh through FSDP, even with one process. FSDP copies all weights before the forward pass and all
+gradients before their reduction. On a GPU the computation hides this; on a CPU it takes a sixth of the step. Here each
+gradient is all-reduced in place as soon as it is ready, while the backward pass continues.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def holds_whole_model(parallel_dims: ParallelDims, training: TrainingConfig) -> bool:
-    """Whether every rank of the mesh has all weights, in the type it computes in, on a CPU."""
+    """Return whether every rank holds all weights, in the type it computes in, on a CPU."""
     dims = parallel_dims
     whole = dims.dp_shard == dims.cp == dims.tp == dims.pp == dims.ep == 1
     return device_type == "cpu" and whole and training.mixed_precision_param == training.dtype
@@ -30,7 +30,7 @@ def holds_whole_model(parallel_dims: ParallelDims, training: TrainingConfig) -> 
 def prepare(
     model: nn.Module, parallel_dims: ParallelDims, compile_config: Any, ac_config: Any, folder: str
 ) -> nn.Module:
-    """What parallelize_hf_transformers does besides sharding: recomputation, then compilation of the blocks."""
+    """Do what parallelize_hf_transformers does besides sharding: recomputation, then compilation of the blocks."""
     if ac_config is not None:
         ac_config.build(dump_folder=folder).apply(model)
     if compile_config.enable and "model" in compile_config.components:
@@ -49,11 +49,11 @@ class Replicas:
             parameter.register_post_accumulate_grad_hook(self._sum)
 
     def begin_pass(self, *, last: bool) -> None:
-        """Announce a forward and backward pass; gradients of earlier passes of a step only add up locally."""
+        """Start a forward and backward pass. Only the last pass of a step sums gradients over the ranks."""
         self.reducing = last
 
     def finish_step(self) -> None:
-        """Wait until all gradients are sums."""
+        """Wait until all gradients are summed."""
         for work in self._works:
             work.wait()
         self._works.clear()

@@ -1,11 +1,16 @@
 """Splits transformers' layers for tensor parallelism: attention by heads, the feed-forward layer by columns.
 
-Upstream is torchtitan 0.3 experiments/transformers_modeling_backend/hf_sharding.py. It knows Llama's names and
-computes these wrongly or not at all, which is fixed here: fused projections (Phi), norms over all heads of a
-projection (OLMo), norms that name their argument otherwise (Gemma), biases of projections whose outputs are summed over
-the ranks (each rank adds the whole bias), and word embeddings with a scale or with a padding index
-(models/common/embedding.py takes the index of the whole vocabulary for one of this rank's words).
-Parameters stay cut into equal rows or columns, as everywhere: files, checkpoints and other meshes see nothing of it.
+Upstream is torchtitan 0.3 experiments/transformers_modeling_backend/hf_sharding.py. It supports Llama's names. It
+computes the following wrongly or not at all, which is fixed here:
+
+- fused projections (Phi)
+- norms over all heads of a projection (OLMo)
+- norms with another argument name (Gemma)
+- biases of projections whose outputs are summed over the ranks (each rank adds the whole bias)
+- word embeddings with a scale, or with a padding index (models/common/embedding.py uses the index of the whole
+  vocabulary as an index into this rank's part)
+
+Parameters are still split into equal rows or columns, so files, checkpoints and other meshes are not affected.
 """
 
 from __future__ import annotations
@@ -44,9 +49,9 @@ _DOWN = ("down_proj", "fc2", "c_proj")
 
 @contextlib.contextmanager
 def layers_cut(group: dist.ProcessGroup) -> Iterator[None]:
-    """Within this context parallelize_hf_transformers cuts layers over the ranks of `group` by the rules below.
+    """Make parallelize_hf_transformers, within this context, split layers over the ranks of `group` by the rules below.
 
-    It raises ValueError for a layer that holds parameters no rule is for.
+    It then raises ValueError for a layer with parameters that no rule covers.
     """
 
     def everything(model: nn.Module, *, enable_sp: bool) -> None:
@@ -65,7 +70,7 @@ def layers_cut(group: dist.ProcessGroup) -> Iterator[None]:
 
 
 def cut_layer(layer: nn.Module, group: dist.ProcessGroup) -> None:
-    """Say of each module of a decoder layer how it is cut; its own sequence parts go in and come out."""
+    """Set the sharding of each module of a decoder layer. The layer's inputs and outputs are split by sequence."""
     for child in layer.children():
         if child not in (layer.self_attn, layer.mlp) and _owns(child):
             child._sharding_config = hf_sharding._hf_norm_config(enable_sp=True)
@@ -83,7 +88,7 @@ def _cut_attention(attn: Any, group: dist.ProcessGroup) -> None:
     heads, kv_heads = attn.config.num_attention_heads, attn.config.num_key_value_heads
     if hasattr(attn, "qkv_proj"):
         _cut_fused(attn.qkv_proj, [heads * attn.head_dim, *[kv_heads * attn.head_dim] * 2], group)
-        # Its forward finds queries, keys and values in what it has by these numbers.
+        # Its forward uses these numbers to find queries, keys and values in this rank's rows.
         attn.config = copy.copy(attn.config)
         attn.config.num_attention_heads = heads // size
         attn.num_key_value_heads = kv_heads // size
@@ -104,13 +109,13 @@ def _cut_feed_forward(mlp: Any, group: dist.ProcessGroup) -> None:
     for name in _GATES:
         if hasattr(mlp, name):
             getattr(mlp, name)._sharding_config = colwise_config()
-    if hasattr(mlp, "act_fn") and _owns(mlp.act_fn):  # what it learns holds for every column
+    if hasattr(mlp, "act_fn") and _owns(mlp.act_fn):  # its parameters apply to every column
         mlp.act_fn._sharding_config = hf_sharding._replicate_config(mlp.act_fn)
     _cut_summed(_first(mlp, _DOWN), dist.get_world_size(group))
 
 
 def _gather_sequence(module: nn.Module) -> None:
-    """The whole sequence goes in, of which each rank holds a part between the layers."""
+    """Gather the whole sequence for the input of `module`. Between the layers, each rank holds a part of it."""
     name = hf_sharding._first_forward_arg(module)
     module._sharding_config = ShardingConfig(
         in_src_shardings={name: dense_sequence_parallel_placement()},
@@ -119,7 +124,8 @@ def _gather_sequence(module: nn.Module) -> None:
 
 
 def _cut_summed(linear: Any, size: int) -> None:
-    """A projection of this rank's columns, whose outputs are summed over the ranks: each adds its share of the bias."""
+    """Split a projection by input columns. Its outputs are summed over the ranks, so each adds its share of the
+    bias."""
     linear._sharding_config = rowwise_config(output_sp=True)
     if linear.bias is not None:
         _check_plain(linear)
@@ -127,7 +133,7 @@ def _cut_summed(linear: Any, size: int) -> None:
 
 
 def _cut_fused(linear: Any, parts: Sequence[int], group: dist.ProcessGroup) -> None:
-    """Several projections in one weight of [sum of parts, in] rows, of each of which a rank computes its share."""
+    """Split several projections in one weight of [sum of parts, in] rows. A rank computes its share of each part."""
     _check_plain(linear)
     linear._sharding_config = colwise_config()
     exchange = RowExchange(parts, group)
@@ -137,17 +143,17 @@ def _cut_fused(linear: Any, parts: Sequence[int], group: dist.ProcessGroup) -> N
 
 
 def _check_plain(linear: nn.Module) -> None:
-    """Refuse a layer that multiplies in another way (float8.py), where the multiplication is written anew here."""
+    """Refuse a layer with its own forward (float8.py), since the caller replaces the forward."""
     if type(linear).forward is not nn.Linear.forward:
         raise UserError(
             "spec.training.float8",
-            "tensor parallelism cuts the fused projections and summed biases of this model in full precision; remove "
-            "float8, or set mesh.tp to 1",
+            "does not work with tensor parallelism on this model (it has fused projections, or biases of summed "
+            "outputs); remove it, or set mesh.tp to 1",
         )
 
 
 def _cut_head_norm(norm: Any, heads: int, head_dim: int, group: dist.ProcessGroup) -> None:
-    """A norm of queries or keys: one weight for every head alike, one for each, or one for all heads together."""
+    """Split a norm of queries or keys: one weight for all heads alike, one for each, or one across all heads."""
     shapes = {tuple(parameter.shape) for parameter in norm.parameters()}
     if shapes <= {(head_dim,)}:
         norm._sharding_config = hf_sharding._replicate_config(norm)
@@ -158,10 +164,10 @@ def _cut_head_norm(norm: Any, heads: int, head_dim: int, group: dist.ProcessGrou
     if shapes == {(heads, head_dim)}:
         return
     if shapes != {(heads * head_dim,)} or not hasattr(norm, "variance_epsilon") or hasattr(norm, "bias"):
-        raise ValueError(f"{type(norm).__name__} of {shapes} spans heads of several ranks, in a way unknown here")
+        raise ValueError(f"{type(norm).__name__} of {shapes} spans heads of several ranks in an unsupported way")
 
     def over_all_ranks(hidden_states: torch.Tensor) -> torch.Tensor:
-        """transformers' Olmo2RMSNorm.forward, with the mean square of the whole projection."""
+        """Compute transformers' Olmo2RMSNorm.forward, with the mean square over the whole projection."""
         x = hidden_states.float()
         total = collectives.all_reduce(x.square().sum(-1, keepdim=True), "sum", group)
         x = x * torch.rsqrt(total / (heads * head_dim) + norm.variance_epsilon)
@@ -171,11 +177,11 @@ def _cut_head_norm(norm: Any, heads: int, head_dim: int, group: dist.ProcessGrou
 
 
 class RowExchange:
-    """Gives each rank of `group`, which hold equal parts of a weight's rows, the rows it computes with.
+    """Gives each rank of `group` the rows of a weight that it computes with.
 
-    The weight is `parts` one below the other; a rank computes with an equal share of each. Called with this rank's
-    [rows / ranks, ...] it returns as many rows: its share of the first part, then of the second, and so on. Gradients
-    travel back the same way.
+    The weight is `parts` stacked by rows. A rank stores an equal block of rows, but computes with an equal share of
+    each part. Called with this rank's stored [rows / ranks, ...], it returns as many rows: its share of the first part,
+    then of the second, and so on. Gradients take the same way back.
     """
 
     def __init__(self, parts: Sequence[int], group: dist.ProcessGroup) -> None:
@@ -197,7 +203,7 @@ class RowExchange:
 
 
 def _overlaps(parts: Sequence[int], size: int, first: int, held: int, rank: int) -> list[tuple[int, int]]:
-    """Which of the `held` rows from row `first` on are `rank`'s, as spans counted from `first`."""
+    """Return which of the `held` rows starting at row `first` are `rank`'s, as spans relative to `first`."""
     spans, begin = [], 0
     for part in parts:
         share = part // size
@@ -210,7 +216,8 @@ def _overlaps(parts: Sequence[int], size: int, first: int, held: int, rank: int)
 
 
 def cut_embedding(model: Any, group: dist.ProcessGroup) -> None:
-    """Let each rank look up the words it holds; what it does not hold is zero, and the sum over the ranks whole."""
+    """Make each rank look up the tokens of its part of the vocabulary. Others give zero, and the ranks' sum is
+    complete."""
     embedding = model.tok_embeddings
     if isinstance(embedding, nn.Identity):
         return
@@ -221,17 +228,17 @@ def cut_embedding(model: Any, group: dist.ProcessGroup) -> None:
             local = input - dist.get_rank(group) * weight.shape[0]
             mine = (local >= 0) & (local < weight.shape[0])
             out = functional.embedding(local.clamp(0, weight.shape[0] - 1), weight)
-            if self.padding_idx is not None:  # a padding word takes no gradient
+            if self.padding_idx is not None:  # the padding token gets no gradient
                 out = torch.where((input == self.padding_idx).unsqueeze(-1), out.detach(), out)
             return out * mine.unsqueeze(-1).to(out.dtype)
 
-    # Below the model's own class, so that what that does to the vectors (Gemma scales them) still happens.
+    # Insert Lookup below the model's own class, which may change the vectors (Gemma scales them).
     own = [cls for cls in type(embedding).__mro__ if issubclass(cls, nn.Embedding) and not issubclass(cls, Module)]
     embedding.__class__ = type(own[0].__name__, (Module, *own[:-1], Lookup), {})
 
 
 def name_first_argument(module: Any) -> None:
-    """Upstream calls a module's argument "hidden_states" or "input"; here by the name it has."""
+    """Use the real name of a module's first argument in its sharding. Upstream uses "hidden_states" or "input"."""
     config = getattr(module, "_sharding_config", None)
     if config is None or not config.in_src_shardings or isinstance(module, nn.Identity):
         return

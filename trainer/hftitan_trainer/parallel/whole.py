@@ -1,7 +1,7 @@
 """Modules that no mesh axis splits: without tensor parallelism each stays whole, and FSDP shards its weights.
 
-torchtitan's transformers backend describes how tensor parallelism cuts each module of a Llama-like layer, and asks for
-those names even when there is none (hf_sharding.py raises on a fused qkv_proj). Here nothing is asked.
+torchtitan's transformers backend sets how tensor parallelism splits each module of a Llama-like layer. It requires
+Llama's names even without tensor parallelism (hf_sharding.py raises on a fused qkv_proj). Here no names are required.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from hftitan_trainer.parallel.experts import mixtures
 
 @contextlib.contextmanager
 def modules_stay_whole(*, ep: bool) -> Iterator[None]:
-    """Within this context parallelize_hf_transformers cuts no module, except experts over the ep axis if asked."""
+    """Make parallelize_hf_transformers, within this context, split no module, except experts over the ep axis if
+    `ep`."""
 
     def keep(model: nn.Module, *, enable_sp: bool) -> None:
-        assert not enable_sp, "tensor parallelism cuts modules"
+        assert not enable_sp, "tensor parallelism splits modules"
         for module in model.modules():
             owned = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             if owned:

@@ -1,7 +1,7 @@
-"""Tells torchtitan which device it trains on: CUDA, or the CPU.
+"""Sets the device that torchtitan trains on: CUDA or the CPU.
 
-torchtitan 0.3 looks for an accelerator once, while `torchtitan.tools.utils` is imported, and takes "cuda" where it
-finds none; every other module copies the answer. So `use_device` must run before anything imports torchtitan.
+torchtitan 0.3 looks for an accelerator once, when `torchtitan.tools.utils` is imported, and uses "cuda" if it finds
+none. Every other module copies the result. So `use_device` must run before anything imports torchtitan.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from hftitan_trainer.process.errors import UserError
 
 DEVICE_MODULE = "torchtitan.tools.utils"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Of mallopt(3)."""
+"""Parameters of mallopt(3)."""
 
 
 def use_device(device: Literal["gpu", "cpu"]) -> str:
-    """Make torchtitan train on `device`; returns torch's name for it ("cuda" or "cpu").
+    """Make torchtitan train on `device`. Return torch's name for it ("cuda" or "cpu").
 
-    Raises UserError when GPUs are asked for and torch sees none, RuntimeError when torchtitan was imported for another
-    device before.
+    Raises UserError if `device` is "gpu" and torch finds no GPU, RuntimeError if torchtitan is already imported for
+    another device.
     """
     import torch
 
@@ -32,7 +32,7 @@ def use_device(device: Literal["gpu", "cpu"]) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "spec.mesh.device",
-            "gpu, but torch sees no CUDA device in this container; check the driver and spec.pod.gpuResource, or set "
+            "gpu, but torch finds no CUDA device in this container; check the driver and spec.pod.gpuResource, or set "
             "device: cpu",
         )
     slim.install()
@@ -48,7 +48,7 @@ def use_device(device: Literal["gpu", "cpu"]) -> str:
 
 
 def _import_for_cpu() -> None:
-    """Import torchtitan's device discovery while torch answers "cpu" to it, and only then.
+    """Import torchtitan's device discovery while torch is patched to report "cpu".
 
     Upstream: torchtitan/tools/utils.py get_device_info falls back to "cuda" when there is no accelerator.
     """
@@ -64,22 +64,22 @@ def _import_for_cpu() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of unmapping them.
+    """Make glibc keep large freed blocks instead of unmapping them.
 
-    Every step frees and takes gigabytes of activations and gradients anew, and the kernel zeroes each page again: half
+    Every step frees and allocates gigabytes of activations and gradients, and the kernel zeroes each page again: half
     of all page faults and 3% of a step's time (SmolLM2-135M, 256 tokens).
     """
     import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc; others have none
+    if mallopt is not None:  # only glibc has it
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @functools.cache
 def cpu_device_module() -> ModuleType:
-    """torch.cpu, with what torchtitan asks of an accelerator's module added.
+    """Return torch.cpu with the functions that torchtitan expects of an accelerator's module.
 
     Upstream: components/metrics.py DeviceMemoryMonitor (name, capacity, peak statistics) and tools/utils.py
     get_local_device (device_count: one device that all ranks of the machine share).
@@ -99,7 +99,7 @@ def cpu_device_module() -> ModuleType:
         "empty_cache": lambda: None,
         "set_device": lambda _device: None,
         "device_count": lambda: 1,
-        # torch.cpu says "cpu", which distributed/utils.py set_pg_timeouts passes to barrier(device_ids=...) as a
+        # torch.cpu returns "cpu", but distributed/utils.py set_pg_timeouts passes it to barrier(device_ids=...) as a
         # number.
         "current_device": lambda: 0,
     }
@@ -108,12 +108,12 @@ def cpu_device_module() -> ModuleType:
 
 
 def memory_bytes() -> int:
-    """Physical memory of this machine."""
+    """Return the physical memory of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident set this process ever had."""
+    """Return the largest resident set size of this process so far, in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform != "darwin" else 1)

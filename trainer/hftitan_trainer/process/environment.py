@@ -16,7 +16,7 @@ from hftitan_trainer.process.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A rank's place: its document, its folders, its coordinates."""
+    """The environment of a rank: spec file, folders, and position in the job."""
 
     config: Path
     output: Path
@@ -28,14 +28,14 @@ class Environment:
     local_rank: int
     world_size: int
     worker_restarts: int
-    """In-place restarts by torchrun before this life."""
+    """In-place restarts by torchrun before this process."""
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Environment:
-        """Raises UserError when the two variables without a default are missing."""
+        """Read the variables. Raises UserError if one of the two without a default is missing."""
         for name in (wire.ENV_CONFIG, wire.ENV_OUTPUT):
             if not env.get(name):
-                raise UserError(name, "is not set; a trainer is started by the operator or by `hftitan run`")
+                raise UserError(name, "is not set; start the trainer with the operator or with `hftitan run`")
         log = env.get(wire.ENV_TERMINATION_LOG)
         return cls(
             config=Path(env[wire.ENV_CONFIG]).absolute(),
@@ -51,7 +51,7 @@ class Environment:
         )
 
     def spec(self) -> wire.TrainerSpec:
-        """The document; raises UserError when it is unreadable or not made for this number of processes."""
+        """Read the spec. Raises UserError if it is unreadable or not for this number of processes."""
         try:
             spec = wire.TrainerSpec.model_validate_json(self.config.read_bytes())
         except OSError as error:
@@ -59,11 +59,13 @@ class Environment:
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             path = ".".join(map(str, first["loc"]))
-            raise UserError(wire.ENV_CONFIG, f"{self.config} is no TrainerSpec: {path}: {first['msg']}") from error
+            raise UserError(
+                wire.ENV_CONFIG, f"{self.config} is not a valid TrainerSpec: {path}: {first['msg']}"
+            ) from error
         if spec.mesh.world_size != self.world_size:
             raise UserError(
                 "spec.mesh",
-                f"{spec.mesh.nodes} nodes x {spec.mesh.ranks_per_node} ranks make {spec.mesh.world_size} processes, "
+                f"{spec.mesh.nodes} nodes x {spec.mesh.ranks_per_node} ranks are {spec.mesh.world_size} processes, "
                 f"but {self.world_size} were started; start them with torchrun --nnodes {spec.mesh.nodes} "
                 f"--nproc-per-node {spec.mesh.ranks_per_node}",
             )
@@ -71,7 +73,7 @@ class Environment:
 
 
 def default_rendezvous(env: MutableMapping[str, str]) -> None:
-    """Without torchrun: one process that meets itself."""
+    """Without torchrun, set the rendezvous variables for a single process."""
     if "RANK" in env:
         return
     with socket.socket() as probe:
@@ -82,12 +84,12 @@ def default_rendezvous(env: MutableMapping[str, str]) -> None:
 
 
 def seconds_since_launch() -> float:
-    """Age of the launch: of torchrun's agent if it is the parent, else of this process. 0 where /proc cannot say."""
+    """Return the age of torchrun's agent if it is the parent, else of this process. 0 if /proc cannot be read."""
     return process_age(os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid())
 
 
 def process_age(pid: int) -> float:
-    """Seconds since the process started, to 10 ms. 0 where /proc cannot say."""
+    """Return the seconds since the process started, to 10 ms. 0 if /proc cannot be read."""
     try:
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])

@@ -1,7 +1,7 @@
-"""The trainer's exceptions, grouped by what to do about them.
+"""The trainer's exceptions, by exit reason and whether a retry can help.
 
-`report.py` turns an exception into the ExitReport of `hftitan_api.wire`; `reason` is one of its ExitReasons. Anything
-that is not a TrainerError is classified there by its type and text (out of memory, network, disk).
+`report.py` converts an exception to the ExitReport of `hftitan_api.wire`; `reason` is one of its ExitReasons. It
+classifies other exceptions by type and text (out of memory, network, disk).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from hftitan_api.wire import ExitReason
 
 
 class TrainerError(Exception):
-    """Base of the errors the trainer raises on purpose; `retryable` says whether a new attempt could help."""
+    """Base class of the trainer's own errors; `retryable` is whether a new attempt could help."""
 
     reason: ClassVar[ExitReason] = "InternalError"
     retryable: ClassVar[bool] = True
 
 
 class UserError(TrainerError, ValueError):
-    """The spec, the model or the data is wrong, and a retry would fail alike.
+    """The spec, the model or the data is wrong, and a retry would fail the same way.
 
-    `path` is the field to change (`spec.model.name`); `message` says what is wrong with it and how to mend it.
+    `path` is the field to change (`spec.model.name`); `message` states the problem and the fix.
     """
 
     reason = "UserError"
@@ -34,21 +34,21 @@ class UserError(TrainerError, ValueError):
 
 
 class NonFiniteLossError(TrainerError):
-    """The loss became NaN or infinite; the same checkpoint and data would lead there again."""
+    """The loss is NaN or infinite; the same checkpoint and data would lead to it again."""
 
     reason = "NonFiniteLoss"
     retryable = False
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(
-            f"the loss is {loss} at step {step}; lower spec.optimizer.lr, lengthen spec.lrSchedule.warmupSteps, or "
-            "look at the data of that step"
+            f"the loss is {loss} at step {step}; lower spec.optimizer.lr, raise spec.lrSchedule.warmupSteps, or "
+            "check the data of that step"
         )
         self.step = step
 
 
 class StorageError(TrainerError):
-    """Reading or writing a checkpoint or the export failed: disk full, volume gone."""
+    """Reading or writing a checkpoint or the export failed: the disk is full, or the volume is not available."""
 
     reason = "StorageError"
 
@@ -60,6 +60,6 @@ class NetworkError(TrainerError):
 
 
 class UpstreamError(TrainerError):
-    """torchtitan or transformers left something undone that would train a wrong model; nothing was trained."""
+    """torchtitan or transformers would train a wrong model. Raised before training."""
 
     retryable = False

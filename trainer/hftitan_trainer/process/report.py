@@ -1,8 +1,8 @@
-"""The exit report: why this pod's trainer ended, first cause first.
+"""The exit report: why this pod's trainer exited.
 
-Several ranks of a pod share one termination log. When one rank fails, the others fail too, a moment later and with the
-network's words ("connection closed by peer"), so the report is kept under a lock with two rules: a cause outranks its
-echoes, and of equals the first stays. A rank that only heard an echo waits a moment for the cause to be written.
+All ranks of a pod share one termination log. When one rank fails, the others fail a moment later with network errors
+("connection closed by peer"). So reports are written under a lock with two rules: a cause replaces its consequences,
+and of equal reports the first stays. A rank with a network error waits a moment for another rank to report the cause.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hftitan_api.wire import TERMINATION_LOG_LIMIT, ExitReason, ExitReport
 from hftitan_trainer.process.errors import TrainerError
 
 ECHO_WAIT_SECONDS = 2.0
-"""How long a rank with a network error waits for another rank of its pod to name the cause."""
+"""How long a rank with a network error waits for another rank of its pod to report the cause."""
 
 _PRECEDENCE: dict[ExitReason, int] = {
     "NetworkError": 0,
@@ -53,7 +53,7 @@ REDACTED = "[redacted]"
 
 
 def redact(text: str, env: Mapping[str, str] | None = None) -> str:
-    """`text` without the values of variables that are named like secrets, Hugging Face tokens and URL passwords."""
+    """Return `text` without values of variables that are named like secrets, Hugging Face tokens and URL passwords."""
     env = os.environ if env is None else env
     for name, value in env.items():
         if len(value) >= 8 and _SECRET_NAMES.search(name):
@@ -62,7 +62,7 @@ def redact(text: str, env: Mapping[str, str] | None = None) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it wraps (DCP keeps the errors of every rank in `failures`) and its causes."""
+    """Yield the error, the errors it wraps (DCP keeps those of every rank in `failures`) and its causes."""
     seen: set[int] = set()
     queue: list[BaseException] = [error]
     while queue:
@@ -81,7 +81,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> ExitReason | None:
-    """The class of one error by itself; None when it says nothing."""
+    """Return the reason of a single error, without its causes; None if unknown."""
     name, text = type(error).__name__, str(error)
     if isinstance(error, MemoryError) or name in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
         return "OutOfMemory"
@@ -97,10 +97,10 @@ def _reason(error: BaseException) -> ExitReason | None:
 
 
 def classify(error: BaseException, step: int = 0) -> tuple[ExitReason, bool]:
-    """(reason, retryable) of an exception.
+    """Return (reason, retryable) of an exception.
 
-    `step` is the newest step this process finished: a device that was large enough for a step may be so again, one
-    that was not never will.
+    `step` is the newest step that this process finished. Out of memory is retryable only after a finished step: before
+    one, the device is too small.
     """
     chain = list(_chain(error))
     for link in chain:
@@ -113,7 +113,7 @@ def classify(error: BaseException, step: int = 0) -> tuple[ExitReason, bool]:
 
 
 def describe(error: BaseException) -> str:
-    """One paragraph for a human: the error's own words, and its type unless the words are meant for the user."""
+    """Return the error's text, with its type unless it is a TrainerError."""
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, TrainerError):
@@ -124,7 +124,7 @@ def describe(error: BaseException) -> str:
 
 
 def encode(report: ExitReport, limit: int = TERMINATION_LOG_LIMIT) -> bytes:
-    """The report as JSON of at most `limit` bytes; a long message loses its middle."""
+    """Return the report as JSON of at most `limit` bytes. A long message is shortened in the middle."""
     message, keep = report.message, 3000
     while True:
         if len(message) > keep:
@@ -138,7 +138,7 @@ def encode(report: ExitReport, limit: int = TERMINATION_LOG_LIMIT) -> bytes:
 
 
 def parse(data: bytes) -> ExitReport | None:
-    """The report in a termination log; None when there is none."""
+    """Return the report in a termination log; None if there is none."""
     try:
         return ExitReport.model_validate_json(data)
     except ValueError:
@@ -152,10 +152,10 @@ class Reporter:
         self.path = path
 
     def clear_older(self, than: float) -> None:
-        """Forget a report written before the Unix time `than`: that of an earlier life in this pod.
+        """Delete a report older than the Unix time `than`: it is from before an in-place restart.
 
-        By age, not by torchrun's restart count: when a process of another pod dies, this pod's workers are restarted as
-        a change of membership, and their count stays 0.
+        torchrun's restart count does not show such restarts: when a process of another pod dies, torchrun restarts this
+        pod's workers as a membership change, and their count stays 0.
         """
         if self.path is not None and self.path.exists() and self.path.stat().st_mtime < than:
             os.truncate(self.path, 0)
@@ -167,11 +167,11 @@ class Reporter:
             return None
 
     def write(self, report: ExitReport) -> bool:
-        """Leave the report unless one that outranks it, or came first, is there. Says whether it was written."""
+        """Write the report unless the log has one of equal or higher precedence. Return whether it was written."""
         if self.path is None:
             return False
         report = report.model_copy(update={"message": redact(report.message)})
-        # The file itself is locked: in a pod it is a mount, and its folder may be read-only.
+        # Lock the file itself: in a pod it is a mount, and its folder may be read-only.
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -193,10 +193,10 @@ class Reporter:
         over: Callable[[], bool] = lambda: False,
         wait: float = ECHO_WAIT_SECONDS,
     ) -> ExitReport:
-        """Fill reason, retryable and message from the error into `report` and leave it.
+        """Set reason, retryable and message of `report` from the error, write it, and return it.
 
-        An echo waits up to `wait` seconds for its cause, less when `over()` says that the pod is being stopped: then
-        whoever had a cause has written it. Returns what was to be written.
+        For a network error, first wait up to `wait` seconds for another rank to report the cause. Stop waiting when
+        `over()` is true: the pod is being stopped, so a cause would already be reported.
         """
         reason, retryable = classify(error, report.step)
         report = report.model_copy(

@@ -1,11 +1,11 @@
 """Handles SIGTERM and SIGINT: stops at a step boundary, or at once if there is nothing to save.
 
-Python runs its signal handlers between bytecodes of the main thread only, and the main thread may sit in a rendezvous
-or a collective for minutes. So the C-level handler wakes a thread (signal.set_wakeup_fd), and that thread decides.
+Python runs signal handlers only between bytecodes of the main thread, and the main thread may wait minutes in a
+rendezvous or a collective. So the C-level handler wakes a thread (signal.set_wakeup_fd), and that thread acts.
 
-Before the training loop there is nothing to save, and after it all is saved: the process ends at once. In the loop the
-wish to stop is only noted; the ranks agree on it after a step (Observer.stop_requested), since the signal may reach one
-pod alone.
+Before and after the training loop there is nothing to save, so the process exits at once. In the loop the thread only
+records the stop request. The ranks agree on it after a step (Observer.stop_requested), since only one pod may get the
+signal.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 EXIT_PREEMPTED = 143
-"""Exit code of a trainer stopped by a signal, as a shell would say (128 + SIGTERM). Not 0: Kubernetes would count the
+"""Exit code of a trainer stopped by a signal, as in a shell (128 + SIGTERM). If it were 0, Kubernetes would count the
 pod as Succeeded."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SETTLE_SECONDS = 0.5
-"""A stopped agent signals its workers one after the other; none ends before all have theirs, so that a sibling that is
-gone already was gone before the signal."""
+"""Wait before exit. A stopped agent signals its workers one after the other. No worker exits before all have the
+signal, so a missing worker was gone before the signal."""
 
 
 class StopFlag:
-    """Whether this process was asked to stop.
+    """Records whether this process was asked to stop.
 
-    `on_stop(signal_name, lost_sibling)` is called in the watching thread when the signal comes outside the loop; it
-    leaves the report. The process then ends with EXIT_PREEMPTED.
+    If the signal comes outside the training loop, the signal thread calls `on_stop(signal_name, lost_sibling)`, which
+    writes the report. The process then exits with EXIT_PREEMPTED.
     """
 
     def __init__(self, on_stop: Callable[[str, bool], None] | None = None) -> None:
@@ -49,7 +49,7 @@ class StopFlag:
         return self._asked.is_set()
 
     def install(self) -> None:
-        """Take over SIGTERM and SIGINT; main thread only."""
+        """Handle SIGTERM and SIGINT. Call it in the main thread."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         for number in SIGNALS:
@@ -59,7 +59,7 @@ class StopFlag:
         threading.Thread(target=self._watch, args=(reader,), name="hftitan-signals", daemon=True).start()
 
     def training(self, on: bool) -> None:
-        """From now on a signal is (not) answered at the next step boundary."""
+        """Set whether the training loop runs; while it runs, a signal takes effect at the next step boundary."""
         with self._lock:
             self._training = on
 
@@ -67,7 +67,7 @@ class StopFlag:
         while data := reader.recv(64):
             number = next((n for n in data if n in SIGNALS), None)
             if number == signal.SIGINT and self._asked.is_set():
-                os._exit(128 + signal.SIGINT)  # Ctrl-C a second time: somebody does not want to wait
+                os._exit(128 + signal.SIGINT)  # a second Ctrl-C exits at once
             if number is not None and not self._asked.is_set():
                 self.signal_name = signal.Signals(number).name
                 self._react(siblings_lost())
@@ -80,7 +80,7 @@ class StopFlag:
                 return
         time.sleep(SETTLE_SECONDS)
         with self._lock:
-            if self._training:  # the loop began meanwhile: it sees the flag after its first step
+            if self._training:  # the loop has started: it sees the flag after its first step
                 return
             if self._on_stop is not None:
                 self._on_stop(self.signal_name, lost_sibling)
@@ -88,10 +88,10 @@ class StopFlag:
 
 
 def stop_agent(env: Mapping[str, str] | None = None) -> None:
-    """Tell the torchrun agent of this worker to end as well, if there is one.
+    """Stop the torchrun agent of this worker, if there is one.
 
-    For ends that a restart in place would only repeat, or that are none (a stop agreed by all ranks of which only one
-    pod got the signal): torchrun restarts its workers whatever their exit code says.
+    torchrun restarts its workers whatever their exit code is. Stop it if a restart would fail the same way, or if all
+    ranks agreed to stop although only one pod got the signal.
     """
     env = os.environ if env is None else env
     if "TORCHELASTIC_RUN_ID" in env:
@@ -102,7 +102,8 @@ def stop_agent(env: Mapping[str, str] | None = None) -> None:
 
 
 def siblings_lost(env: Mapping[str, str] | None = None, proc: Path = Path("/proc")) -> bool:
-    """Whether a worker of this torchrun agent is gone: then a SIGTERM is its clean-up, no preemption."""
+    """Return whether a worker of this torchrun agent is gone: then a SIGTERM is torchrun's clean-up, not a
+    preemption."""
     env = os.environ if env is None else env
     expected = int(env.get("LOCAL_WORLD_SIZE", "1"))
     if "TORCHELASTIC_RUN_ID" not in env or expected < 2:
@@ -112,7 +113,7 @@ def siblings_lost(env: Mapping[str, str] | None = None, proc: Path = Path("/proc
 
 
 def _live_children(parent: int, proc: Path) -> int | None:
-    """Number of `parent`'s children that are no zombies; None where /proc cannot say."""
+    """Return the number of `parent`'s children that are not zombies; None if /proc cannot be read."""
     count = 0
     try:
         for entry in proc.iterdir():

@@ -1,7 +1,7 @@
 """Keeps unused modules out of torchtitan's import, which saves about four seconds.
 
-Upstream: torchtitan.trainer imports components/validate.py, whose default data loader pulls in `datasets` with pandas
-and pyarrow. Our loader takes its place (data/loader.py), and imports `datasets` only for Parquet files and the hub.
+Upstream: torchtitan.trainer imports components/validate.py, whose default data loader imports `datasets` with pandas
+and pyarrow. data/loader.py replaces that loader, and imports `datasets` only for Parquet files and the hub.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _NAMES = (
 
 
 def install() -> None:
-    """Put a stand-in for torchtitan's text datasets into sys.modules, unless the real one is there. Idempotent.
+    """Put a stand-in for torchtitan's text datasets into sys.modules, unless the real module is loaded. Idempotent.
 
-    Its loaders have a Config, which upstream's defaults need, and refuse to be built.
+    Its loaders have a Config, which upstream's defaults need, but cannot be built.
     """
     if TEXT_DATASETS in sys.modules:
         return
@@ -31,7 +31,8 @@ def install() -> None:
 
 
 def _loader(name: str) -> type:
-    """Module-level __getattr__: made on demand, since torchtitan cannot be imported before the stand-in is in place."""
+    """Module-level __getattr__. Creates loaders on demand, since torchtitan must be imported after the stand-in is in
+    place."""
     if name not in _NAMES:
         raise AttributeError(f"{TEXT_DATASETS} is replaced by hftitan_trainer.process.slim and has no {name}")
     from dataclasses import dataclass
@@ -53,7 +54,7 @@ def _loader(name: str) -> type:
             return {}
 
         def load_state_dict(self, state_dict: dict[str, object]) -> None:
-            """Nothing to restore."""
+            """Do nothing: there is no state."""
 
     setattr(sys.modules[TEXT_DATASETS], name, Unused)
     return Unused

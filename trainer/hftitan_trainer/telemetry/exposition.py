@@ -41,7 +41,7 @@ class Histogram:
         return Histogram(self.metric, self.total, list(self.counts))
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, ending in +Inf, as Prometheus wants them."""
+        """Return cumulative buckets, ending in +Inf, as Prometheus requires."""
         bounds = [*map(str, self.metric.buckets), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
@@ -56,8 +56,11 @@ def families(
     validation_loss: float | None,
     histograms: Sequence[Histogram],
 ) -> Iterator[Metric]:
-    """Every family that has a value. `stages`: seconds of the start-up by stage; `data_wait_seconds`: of this life;
-    `validation_loss`: as it is, while `progress` has none that JSON cannot say."""
+    """Yield every family that has a value.
+
+    `stages`: seconds of each start-up stage. `data_wait_seconds`: of this process. `validation_loss`: may be NaN or
+    infinite; `progress` then has None, since it becomes JSON.
+    """
     common = (spec.job_namespace, spec.job_name, str(env.node_index))
 
     def family(metric: names.Metric, values: Mapping[tuple[str, ...], float]) -> Metric:
@@ -111,7 +114,7 @@ def families(
 
 
 def layout(mesh: MeshDegrees) -> str:
-    """For example `2x8: dp4 tp4`."""
+    """Return the mesh as text, for example `2x8: dp4 tp4`."""
     axes = {"dp": mesh.dp, "cp": mesh.cp, "tp": mesh.tp, "pp": mesh.pp, "ep": mesh.ep}
     degrees = " ".join(f"{axis}{degree}" for axis, degree in axes.items() if degree > 1)
     return f"{mesh.nodes}x{mesh.ranks_per_node}" + (f": {degrees}" if degrees else "")

@@ -1,8 +1,7 @@
 """metrics.jsonl: one JSON object per line, written by rank 0, kept across crashes and attempts.
 
-Every line has `kind`, `attempt` and `time` (Unix seconds); `kind: step` lines carry the keys of wire.Progress and more.
-After a resume the steps since the checkpoint appear a second time, under the new attempt: the last line of a step
-counts.
+Every line has `kind`, `attempt` and `time` (Unix seconds); `kind: step` lines have the keys of wire.Progress and more.
+After a resume, the steps since the checkpoint appear again under the new attempt. Only the last line of a step counts.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ FILE_NAME = "metrics.jsonl"
 
 
 class Journal:
-    """Appends whole lines. A disk that is full or gone costs the line and one warning, never the training."""
+    """Appends whole lines. If the disk is full or gone, logs one warning and writes no more; training continues."""
 
     def __init__(self, path: Path, attempt: int) -> None:
         self.path = path
@@ -36,7 +35,7 @@ class Journal:
 
     @staticmethod
     def _drop_torn_line(descriptor: int) -> None:
-        """Cut off what a crash left behind the last newline."""
+        """Remove an incomplete line that a crash left at the end."""
         size = os.fstat(descriptor).st_size
         end = size
         while end > 0:
@@ -50,14 +49,14 @@ class Journal:
             os.ftruncate(descriptor, end)
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append one line; values that are None are left out, numbers that are not finite become null."""
+        """Append one line. Omits values that are None; numbers that are not finite become null."""
         if self._descriptor is None:
             return
         entry: dict[str, Any] = {"kind": kind, "attempt": self._attempt, "time": round(time.time(), 3)}
         entry.update({key: _plain(value) for key, value in values.items() if value is not None})
         line = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
-            # One write: a reader sees the whole line or nothing, and a crash tears at most this one.
+            # One write: a reader sees the whole line or nothing, and a crash damages at most this line.
             if os.write(self._descriptor, line) != len(line):
                 self._drop_torn_line(self._descriptor)
         except OSError as error:
@@ -69,7 +68,7 @@ class Journal:
             self._descriptor = None
 
     def _give_up(self, error: OSError) -> None:
-        logger.warning("%s is written no more: %s", self.path, error.strerror or error)
+        logger.warning("stopped writing %s: %s", self.path, error.strerror or error)
         self.close()
 
 

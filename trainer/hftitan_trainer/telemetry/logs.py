@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 from hftitan_trainer.process.report import redact
 
 ENV_LEVEL = "HFTITAN_LOG_LEVEL"
-"""`debug` shows what torchtitan and the libraries say as well."""
+"""Environment variable; `debug` also shows the messages of torchtitan and the libraries."""
 
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -31,7 +31,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Ours(logging.Filter):
-    """Below errors, only our own words: torchtitan logs its many lines through the root logger."""
+    """Below errors, only messages of this package: torchtitan logs its many lines through the root logger."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR or record.name.startswith("hftitan_trainer")
@@ -51,7 +51,7 @@ def configure(rank: int, env: MutableMapping[str, str] | None = None) -> None:
     handler.addFilter(_Ours())
     handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     warnings.simplefilter("ignore")
-    # Has a handler of its own, and warns in every process of what torchao, which transformers imports, does.
+    # Has its own handler, and warns in every process about torchao, which transformers imports.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     for name, value in _QUIET.items():
         env.setdefault(name, value)

@@ -1,5 +1,5 @@
-"""The interface through which the engine reports to the rest of the trainer, and asks whether to stop. Light
-imports."""
+"""The interface through which the engine reports to the rest of the trainer and asks whether to stop. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hftitan_api.wire import TrainerPhase
 
 @dataclass(slots=True)
 class DataSeen:
-    """Of the data, over all ranks and attempts."""
+    """Consumed data, over all ranks and attempts."""
 
     epoch: float = 0.0
-    """Passes over the data; of a stream, the whole ones."""
+    """Passes over the data; of a stream, only complete ones."""
     documents: float = 0
     truncated: float = 0
-    """Cut to the length of a row (spec.dataset.longDocuments)."""
+    """Documents truncated to the length of a row (spec.dataset.longDocuments)."""
     too_long: float = 0
-    """Left out for their length."""
+    """Documents dropped because of their length."""
     empty: float = 0
-    """Left out since nothing in them is to be learnt."""
+    """Documents dropped because they have nothing to learn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,17 @@ class StepReport:
     grad_norm: float
     """Before clipping."""
     lr: float
-    """That the step was taken with."""
+    """Learning rate of this step."""
     tokens_per_second: float
     """Over all ranks."""
     tokens_seen: int
-    """Over all ranks and steps, earlier attempts included."""
+    """Over all ranks and steps, including earlier attempts."""
     step_seconds: float
     data_seconds: float
     """Part of step_seconds spent waiting for batches."""
     data: DataSeen | None = None
     mfu: float | None = None
-    """0 to 1, bfloat16; None where the device's peak is not known."""
+    """0 to 1, bfloat16; None if the device's peak is unknown."""
     memory_bytes: int | None = None
     """Peak of the step on this rank's device; on CPUs the process's largest resident set."""
 
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class Observer:
-    """Does nothing; subclass it. Every method is called on every rank, by the training thread."""
+    """Does nothing; subclass it. The training thread calls every method on every rank."""
 
     def phase(self, name: TrainerPhase) -> None:
         """A new phase begins."""
@@ -71,10 +71,10 @@ class Observer:
         """A step is finished."""
 
     def resumed(self, step: int) -> None:
-        """Training goes on from the checkpoint of `step`."""
+        """Training resumes from the checkpoint of `step`."""
 
     def validated(self, step: int, loss: float, tokens: int, seconds: float) -> None:
-        """The mean loss over `tokens` tokens of held-out data, after `step`; the same on every rank."""
+        """Validation after `step` is finished: the mean loss over `tokens` held-out tokens, the same on every rank."""
 
     def saved(self, step: int, seconds: float) -> None:
         """The checkpoint of `step` is written, or (async) staged; it took this rank `seconds`."""
@@ -83,5 +83,6 @@ class Observer:
         """The Hugging Face folder is complete."""
 
     def stop_requested(self) -> bool:
-        """Whether this rank wants to stop. Asked in every step; one rank's wish stops all at the same step."""
+        """Return whether this rank requests a stop. Called in every step; one rank's request stops all ranks at the
+        same step."""
         return False

@@ -1,7 +1,7 @@
 """torchtitan's metrics processor, reduced to producing StepReports.
 
-Upstream (components/metrics.py) logs to the console, TensorBoard and W&B; its throughput is per device, its MFU assumes
-an A100 where it does not know the device, and under pipeline parallelism its loss is -1 on all but the last stage.
+Upstream (components/metrics.py) logs to the console, TensorBoard and W&B. Its throughput is per device, its MFU assumes
+an A100 for unknown devices, and under pipeline parallelism its loss is -1 on all stages but the last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PEAK_OF_A100 = 312e12
 
 
 class StepMetrics(MetricsProcessor):
-    """Turns what `train_step` logs into a StepReport for `on_step`."""
+    """Converts what `train_step` logs to a StepReport for `on_step`."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(MetricsProcessor.Config):
@@ -50,7 +50,7 @@ class StepMetrics(MetricsProcessor):
         grad_norm: float,
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
-        """Called by every rank at the end of `train_step`. Raises NonFiniteLossError on all ranks alike."""
+        """Report a step. Every rank calls it at the end of `train_step`. Raises NonFiniteLossError on all ranks."""
         loss, max_loss = self.share_loss(global_avg_loss, global_max_loss)
         if not math.isfinite(loss):
             raise NonFiniteLossError(step, loss)
@@ -79,7 +79,7 @@ class StepMetrics(MetricsProcessor):
         self.on_step(report)
 
     def share_loss(self, loss: float, max_loss: float) -> tuple[float, float]:
-        """The loss of the last pipeline stage, on every stage. Collective over the stages of a pipeline."""
+        """Return the loss of the last pipeline stage on every stage. Collective over the stages of a pipeline."""
         mesh = self.parallel_dims.get_optional_mesh("pp")
         if mesh is None:
             return loss, max_loss
@@ -90,7 +90,8 @@ class StepMetrics(MetricsProcessor):
         return loss, max_loss
 
     def _peak_known(self) -> bool:
-        """Upstream (tools/utils.py get_peak_flops) takes every device it does not know for an A100."""
+        """Return whether the device's peak is known. Upstream (tools/utils.py get_peak_flops) uses the A100's for
+        unknown devices."""
         name = self.device_memory_monitor.device_name
         return device_type == "cuda" and ("A100" in name or self.gpu_peak_flops != _PEAK_OF_A100)
 

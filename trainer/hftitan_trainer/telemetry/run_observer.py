@@ -1,4 +1,4 @@
-"""Turns step reports into the log line, metrics.jsonl, /progress and /metrics."""
+"""Writes step reports to the log, metrics.jsonl, /progress and /metrics."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hftitan_trainer.telemetry.trackers import Trackers, step_values
 logger = logging.getLogger(__name__)
 
 _SMOOTHING = 0.9
-"""Weight of the past in the mean step time that the ETA is made of."""
+"""Weight of earlier steps in the mean step time, from which the ETA is computed."""
 
 
 class RunObserver(Observer, Collector):
-    """Keeps the newest numbers under a lock; the training thread writes, the server's threads read.
+    """Keeps the newest values under a lock: the training thread writes, the server's threads read.
 
-    `journal` is given to rank 0 alone; `stopping` is this rank's wish to stop; `launched` the age in seconds of the
-    launch when this object is made.
+    Only rank 0 has a `journal`. `stopping` returns whether this rank requests a stop. `launched` is the age of the
+    launch in seconds when this object is created.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class RunObserver(Observer, Collector):
         self._save_durations = Histogram(names.CHECKPOINT_DURATION)
         self._validation_durations = Histogram(names.VALIDATION_DURATION)
 
-    # --- what happens -----------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------------------
 
     def stage(self, name: str) -> None:
-        """A part of the start-up stage `name` is over; it lasted since the one before it."""
+        """Add the time since the last call to the start-up stage `name`."""
         now = self._clock()
         with self._lock:
             self._stages[name] = self._stages.get(name, 0.0) + now - self._stage_began
             self._stage_began = now
 
     def fetched(self, revision: str | None) -> None:
-        """The model folder is there, at this commit."""
+        """The model folder is available, at this commit."""
         with self._lock:
             self._model_revision = revision
 
@@ -109,7 +109,7 @@ class RunObserver(Observer, Collector):
             self._updated = self._clock()
             self._data_seconds += report.data_seconds
             self._step_durations.observe(report.step_seconds)
-            # The first step compiles and allocates; the mean starts anew after it.
+            # The first step compiles and allocates, so the mean restarts after it.
             past = (
                 None if self._mean_step_seconds is None or self._step_durations.count == 2 else self._mean_step_seconds
             )
@@ -160,7 +160,7 @@ class RunObserver(Observer, Collector):
             logger.info("checkpoint of step %d: %.1f s", step, seconds)
 
     def complete(self, step: int) -> None:
-        """The checkpoint of `step` is known complete; called by the thread that saw to it."""
+        """The checkpoint of `step` is complete. The thread that completed it calls this."""
         with self._lock:
             self._checkpoint = (step, self._clock())
 
@@ -172,7 +172,7 @@ class RunObserver(Observer, Collector):
             logger.info("exported the model to %s", path)
 
     def pushed(self, url: str) -> None:
-        """The export is on the hub, by this commit; called on the rank that pushed."""
+        """The export is on the hub, as this commit. Only the rank that pushed calls this."""
         self._note("push", url=url)
         logger.info("pushed the export to the hub: %s", url)
 
@@ -180,15 +180,15 @@ class RunObserver(Observer, Collector):
         return self._stopping()
 
     def ended(self, reason: str, message: str = "") -> None:
-        """The last line of this life in metrics.jsonl."""
+        """Write this process's last line to metrics.jsonl."""
         self.trackers.close()
         self._note("end", reason=reason, step=self.newest_step, message=message or None)
 
-    # --- what is seen -----------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------------------
 
     @property
     def newest_step(self) -> int:
-        """Newest finished step, of this life or of the checkpoint it began with."""
+        """Newest finished step of this process, or the step that it resumed from."""
         return self._step
 
     @property
@@ -204,7 +204,7 @@ class RunObserver(Observer, Collector):
         return self._model_revision
 
     def progress(self) -> Progress:
-        """The document at /progress."""
+        """Return the document for /progress."""
         with self._lock:
             report, checkpoint, validation = self._report, self._checkpoint, self._validation
             return Progress(
@@ -233,7 +233,7 @@ class RunObserver(Observer, Collector):
             )
 
     def collect(self) -> Iterator[Metric]:
-        """The families of metric_names, for prometheus_client; one without a value is left out."""
+        """Yield the families of metric_names that have a value, for prometheus_client."""
         progress = self.progress()
         with self._lock:
             report, stages, waited = self._report, dict(self._stages), self._data_seconds
@@ -241,7 +241,7 @@ class RunObserver(Observer, Collector):
             histograms = [h.copy() for h in (self._step_durations, self._save_durations, self._validation_durations)]
         return families(self._spec, self._env, progress, report, stages, waited, loss, histograms)
 
-    # --- inside -----------------------------------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------------------
 
     def _eta(self) -> float | None:
         if self._phase == "done":
@@ -262,7 +262,8 @@ class RunObserver(Observer, Collector):
 
 
 def _data(seen: DataSeen | None) -> dict[str, Any]:
-    """For metrics.jsonl; of documents cut or left out only where there are some."""
+    """Return the fields for metrics.jsonl. Numbers of truncated and dropped documents appear only if they are not
+    zero."""
     if seen is None:
         return {}
     counts = {"documentsTruncated": seen.truncated, "documentsTooLong": seen.too_long, "documentsEmpty": seen.empty}
@@ -271,7 +272,7 @@ def _data(seen: DataSeen | None) -> dict[str, Any]:
 
 
 def step_line(report: StepReport, eta: float | None) -> str:
-    """One step for a human."""
+    """Return the log line of a step."""
     parts = [
         f"step {report.step}/{report.steps}",
         f"loss {report.loss:.5f}",
@@ -292,14 +293,14 @@ def step_line(report: StepReport, eta: float | None) -> str:
 
 
 def stages_line(stages: dict[str, float]) -> str:
-    """The start-up stages in order, and their sum."""
+    """Return the start-up stages in order, and their sum, as text."""
     return (
         ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items()) + f", total {sum(stages.values()):.1f}"
     )
 
 
 def duration(seconds: float) -> str:
-    """For example `1h12m`, `3m05s`, `8s`."""
+    """Return a duration as text, for example `1h12m`, `3m05s`, `8s`."""
     whole = int(seconds + 0.5)
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

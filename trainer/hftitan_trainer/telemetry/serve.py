@@ -1,6 +1,6 @@
 """The HTTP server of each pod's local rank 0: /metrics, /healthz, and /progress on node 0.
 
-It is up before torch is imported, so that a scrape during the start-up finds a trainer that is `starting`.
+It starts before torch is imported, so a scrape during the start-up shows a trainer in phase `starting`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 LONGEST_WAIT_SECONDS = 60.0
-"""For the last scrape. GPUs are held meanwhile."""
+"""Longest wait for the last scrape. The pod holds its GPUs meanwhile."""
 
 
 class Scrapes:
-    """When /metrics was read, so that the last numbers of a run are read as well before its process ends."""
+    """Records scrapes of /metrics, so that the last values of a run are scraped before its process exits."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=5)
@@ -41,7 +41,7 @@ class Scrapes:
             self._came.notify_all()
 
     def wait_for_one_more(self) -> None:
-        """Returns after the next scrape, or when it is overdue; at once when nobody scrapes at a pace."""
+        """Wait for the next scrape, or until it is overdue. Return at once if there are no regular scrapes."""
         with self._came:
             gaps = [after - before for before, after in pairwise(self._times)]
             if gaps:
@@ -50,10 +50,10 @@ class Scrapes:
 
 
 def bind_address(pod_ip: str | None) -> str:
-    """Where to listen.
+    """Return the address to listen on.
 
-    A loopback address is a pod of the local runner: that address alone. Any other is a pod with a network of its own:
-    all its addresses, since `kubectl port-forward` comes in by loopback. None: this machine only.
+    A loopback address belongs to a pod of the local runner: listen only there. Any other belongs to a pod with its own
+    network: listen on all addresses, since `kubectl port-forward` connects through loopback. None: only this machine.
     """
     if pod_ip is None:
         return "127.0.0.1"
@@ -66,7 +66,7 @@ def bind_address(pod_ip: str | None) -> str:
 def serve(
     observer: RunObserver, pod_ip: str | None, port: int, *, progress: bool, scrapes: Scrapes | None = None
 ) -> ThreadingHTTPServer:
-    """Start the server in a daemon thread. A taken port is a warning, and a free one is taken instead."""
+    """Start the server in a daemon thread. If the port is in use, log a warning and use a free one."""
     scrapes = scrapes or Scrapes()
     registry = CollectorRegistry()
     registry.register(observer)
@@ -99,7 +99,7 @@ def serve(
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """A scrape every few seconds is no news."""
+            """Do not log requests: scrapes come every few seconds."""
 
     host = bind_address(pod_ip)
 
@@ -108,14 +108,14 @@ def serve(
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         def server_bind(self) -> None:
-            # After a restart in place the last life's connections still linger on the port.
+            # After an in-place restart, connections of the previous process may still occupy the port.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.socket.bind(self.server_address)  # http.server would look up its own host name, which can take seconds
             self.server_address = self.socket.getsockname()
             self.server_name, self.server_port = str(host), self.server_address[1]
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that hangs up is no news either."""
+            """Do not log clients that disconnect."""
 
     try:
         server = Server((host, port), Handler)

@@ -1,7 +1,7 @@
-"""TensorBoard and Weights & Biases, written by rank 0. Both packages come with torchtitan.
+"""TensorBoard and Weights & Biases, written by rank 0. Both packages are dependencies of torchtitan.
 
-Upstream's own loggers (components/metrics.py) begin a new run with every attempt, know pipeline stages apart by rank,
-and count throughput per device. Here a job is one run: a new attempt takes over from the step it resumes at.
+Upstream's own loggers (components/metrics.py) start a new run with every attempt, separate pipeline stages by rank, and
+count throughput per device. Here a job is one run: a new attempt continues it from the step where it resumes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "tensorboard"
 _FINISH_SECONDS = 20.0
-"""W&B may upload what it has left; a pod that must go does not wait for longer."""
+"""Longest wait for W&B's last uploads, since a pod must exit in time."""
 
 
 class Tracker(Protocol):
@@ -33,7 +33,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the output folder; each attempt adds one, which takes back what lies beyond its first step."""
+    """Event files in the output folder. Each attempt adds one, which hides older values from its first step on."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -53,7 +53,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases by the job's uid; the key comes by WANDB_API_KEY, which the package reads itself."""
+    """A run of Weights & Biases with the job's uid as id. The package itself reads the key from WANDB_API_KEY."""
 
     def __init__(self, spec: TrainerSpec, folder: Path) -> None:
         import wandb
@@ -67,7 +67,7 @@ class WandB:
             config=spec.to_dict(),
             settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True, x_disable_meta=True),
         )
-        # W&B drops what is logged for a step it has had; as an axis of ours, steps may come again after a resume.
+        # W&B drops values for a step that it already has. With our own step axis, steps may repeat after a resume.
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -80,7 +80,7 @@ class WandB:
 
 
 class Trackers:
-    """Those that the job asks for. One that fails is told once and left; the training goes on."""
+    """The trackers that the job requests. A tracker that fails is logged once and removed; training continues."""
 
     def __init__(self, trackers: list[Tracker]) -> None:
         self._trackers = trackers
@@ -94,8 +94,10 @@ class Trackers:
             try:
                 output.mkdir(parents=True, exist_ok=True)
                 trackers.append(WandB(spec, output))
-            except Exception as error:  # its own, and those of what it is made of
-                logger.warning("spec.monitoring.wandbSecret: W&B does not start, so it sees nothing: %s", _words(error))
+            except Exception as error:  # wandb raises its own errors and those of its dependencies
+                logger.warning(
+                    "spec.monitoring.wandbSecret: W&B failed to start and gets no metrics: %s", _words(error)
+                )
         return cls(trackers)
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
@@ -104,7 +106,7 @@ class Trackers:
             try:
                 tracker.log(step, known)
             except Exception as error:
-                logger.warning("%s is written no more: %s", type(tracker).__name__, _words(error))
+                logger.warning("stopped writing to %s: %s", type(tracker).__name__, _words(error))
                 self._trackers.remove(tracker)
 
     def close(self) -> None:
@@ -112,12 +114,12 @@ class Trackers:
             try:
                 tracker.close()
             except Exception as error:
-                logger.warning("%s: the last numbers may be missing: %s", type(tracker).__name__, _words(error))
+                logger.warning("%s: the last values may be missing: %s", type(tracker).__name__, _words(error))
         self._trackers = []
 
 
 def check_packages(spec: TrainerSpec) -> None:
-    """Raises UserError when a tracker is asked for whose package is not there."""
+    """Raise UserError if the package of a requested tracker is missing."""
     asked = {
         "tensorboard": ("spec.monitoring.tensorboard", spec.monitoring.tensorboard),
         "wandb": ("spec.monitoring.wandbSecret", spec.monitoring.wandb_secret is not None),
@@ -128,7 +130,7 @@ def check_packages(spec: TrainerSpec) -> None:
 
 
 def step_values(report: StepReport) -> dict[str, float | None]:
-    """A step by the names that both show."""
+    """Return the values of a step by their names in both trackers."""
     return {
         "train/loss": report.loss,
         "train/loss_max": report.max_loss,

@@ -1,6 +1,6 @@
-"""The rights of the operator, held against what it does: the API server's own audit log is the witness.
+"""Compares the operator's permissions with the requests that the API server's audit log shows.
 
-Every right of the table is used in these lives, and nothing is refused: so none is missing, and none could go.
+In these runs every permission is used and no request is denied: none is missing, and none is superfluous.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from fault_proxy import Call, FaultProxy
 from gang_schemas import FOLDER
 from kubectl import Kubectl, wait
 from kubelets import KubeletProcess
-from lives import SCRIPTS, Home, Life, World, poll_all
 from operator_process import OperatorProcess, QuickOperator
 from paths import CRD
+from scenarios import SCENARIOS, AuditedCluster, NodeGroup, ScenarioRun, poll_all
 
 from hftitan_operator.core import access, naming
 from hftitan_operator.core.scheduling import KUBERNETES, SCHEDULERS
 
-UNSEEN = (KUBERNETES.group, KUBERNETES.resource, "delete")
-"""Of Kubernetes' own gangs: the servers of the tests are older and have none to delete."""
-LIFE_SECONDS = 60.0
+UNUSED = (KUBERNETES.group, KUBERNETES.resource, "delete")
+"""Not used here: the API servers of the tests are too old for Kubernetes' own gang scheduling."""
+RUN_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,17 @@ def plane(control_plane_assets, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def homes(plane, tmp_path_factory):
-    """Two nodes for each of the lives."""
-    names = [f"life-{i}-{side}" for i in range(len(SCRIPTS)) for side in "ab"]
+def groups(plane, tmp_path_factory):
+    """Two nodes for each run."""
+    names = [f"run-{i}-{side}" for i in range(len(SCENARIOS)) for side in "ab"]
     kubelet = KubeletProcess(plane, ",".join([*names, "spare"]), tmp_path_factory.mktemp("nodes"), fake={})
-    yield [Home(plane.admin, f"life-{i}", names[2 * i : 2 * i + 2]) for i in range(len(SCRIPTS))]
+    yield [NodeGroup(plane.admin, f"run-{i}", names[2 * i : 2 * i + 2]) for i in range(len(SCENARIOS))]
     kubelet.close()
 
 
 @dataclass
 class Tenancy:
-    """An operator's account, what it may do, and the namespace with its jobs."""
+    """An operator's account, its permissions, and the namespace with its jobs."""
 
     account: access.Account
     team: str
@@ -60,7 +60,7 @@ class Tenancy:
 
     @property
     def granted(self) -> set[tuple[str, ...]]:
-        """Role, group, resource and verb of each right."""
+        """Role, group, resource and verb of each permission."""
         return {
             (role["metadata"]["name"], group, resource, verb)
             for role in self.manifests
@@ -77,35 +77,35 @@ def whole_cluster(admin: Kubectl) -> Tenancy:
 
 
 def one_namespace(admin: Kubectl) -> Tenancy:
-    """With three roles, so that the log tells where a right is used."""
+    """With three roles, so that the log shows which role allowed a request."""
     account, team = access.Account(namespace=admin.make_namespace("tenant")), admin.make_namespace("team")
     return Tenancy(account, team, access.namespaced(account, [team], nodes=True, gangs=True), ["--namespace", team])
 
 
 def used(events):
-    """What was asked for, each with the role that allowed it."""
+    """Return role, group, resource and verb of each request; the role is the one that allowed it."""
     found = set()
     for event in events:
         about = event.get("objectRef", {})
         if "resource" not in about:
-            continue  # /version and the like, which Kubernetes lets every account read
+            continue  # /version and others, which every account may read
         resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
         (role,) = re.findall(r' of (?:Cluster)?Role "([^"]+)"', event["annotations"]["authorization.k8s.io/reason"])
         found.add((role, about.get("apiGroup", ""), resource, event["verb"]))
     return found
 
 
-def refused(events):
+def denied(events):
     return [e["requestURI"] for e in events if e["annotations"]["authorization.k8s.io/decision"] != "allow"]
 
 
 @pytest.mark.parametrize("tenancy", [whole_cluster, one_namespace])
-def test_every_right_is_used_and_nothing_is_refused(tenancy, plane, homes, tmp_path, say):
+def test_every_permission_is_used_and_no_request_is_denied(tenancy, plane, groups, tmp_path, say):
     mine = tenancy(plane.admin)
     for manifest in mine.manifests:
         plane.admin.apply(manifest)
     with contextlib.ExitStack() as stack:
-        world = World(plane, stack.enter_context(Audit(plane)))
+        cluster = AuditedCluster(plane, stack.enter_context(Audit(plane)))
         proxy = stack.enter_context(FaultProxy(plane, tmp_path, mine.user))
         options = [*mine.options, "--leader-elect", "--lease-namespace", mine.account.namespace]
         leader, follower = (OperatorProcess(proxy.kubeconfig, tmp_path / f"log-{i}", *options) for i in range(2))
@@ -113,38 +113,41 @@ def test_every_right_is_used_and_nothing_is_refused(tenancy, plane, homes, tmp_p
             stack.callback(replica.kill)
             replica.start()
             replica.wait_ready()
-            wait(lambda: " leads (" in (tmp_path / "log-0").read_text(), "the first one to lead")
-        proxy.script = edits_amid(plane.admin, "names-taken")
-        names_are_taken(plane.admin, mine.team)
-        gangs_come_and_go(plane.admin, mine.team)
-        begun = enumerate(zip(SCRIPTS, homes, strict=True))
-        lives = [Life(world, script, mine.team, f"life-{i}", home.name).begin() for i, (script, home) in begun]
-        wait(lambda: poll_all(lives, 1), "the first deed of each life", LIFE_SECONDS)
-        leader.terminate()  # and gives the lease back
+            wait(lambda: " is the leader (" in (tmp_path / "log-0").read_text(), "the first replica to lead")
+        proxy.script = edit_before_status_write(plane.admin, "names-taken")
+        create_jobs_with_names_in_use(plane.admin, mine.team)
+        create_and_suspend_gangs(plane.admin, mine.team)
+        numbered = enumerate(zip(SCENARIOS, groups, strict=True))
+        runs = [
+            ScenarioRun(cluster, scenario, mine.team, f"run-{i}", group.name).create()
+            for i, (scenario, group) in numbered
+        ]
+        wait(lambda: poll_all(runs, 1), "the first step of each run", RUN_SECONDS)
+        leader.terminate()  # also releases the lease
         assert leader.ended(10) == 0
-        wait(lambda: poll_all(lives), f"the lives to end, {[life.done for life in lives]} deeds done", LIFE_SECONDS)
-        assert [problem for life in lives for problem in life.verdict()] == []
-        for home in homes:
-            home.restore()
+        wait(lambda: poll_all(runs), f"the runs to end, {[run.done for run in runs]} steps done", RUN_SECONDS)
+        assert [problem for run in runs for problem in run.problems()] == []
+        for group in groups:
+            group.restore()
     events = plane.requests(mine.user)
-    assert refused(events) == []
-    needed = {right for right in mine.granted if right[1:] != UNSEEN}
+    assert denied(events) == []
+    needed = {permission for permission in mine.granted if permission[1:] != UNUSED}
     assert used(events) == needed
-    say(f"{tenancy.__name__}: {len(needed)} rights, each of them used in {len(events)} requests")
+    say(f"{tenancy.__name__}: {len(needed)} permissions, all used in {len(events)} requests")
 
 
-def names_are_taken(admin: Kubectl, team: str) -> None:
-    """Jobs whose objects find somebody else's under their names: each is looked at before it is left alone."""
+def create_jobs_with_names_in_use(admin: Kubectl, team: str) -> None:
+    """Create jobs whose object names are in use. The operator must read the existing objects and not change them."""
     occupy(admin, team)
     for name in ("names-taken", "pod-taken"):
         admin.create(document(name, team))
-        refusal = admin.wait_for("hftitanjobs", name, lambda job: "message" in job.get("status", {}), team)
-        assert "is there already and is not this job's" in refusal["status"]["message"]
+        rejected = admin.wait_for("hftitanjobs", name, lambda job: "message" in job.get("status", {}), team)
+        assert "already exists and does not belong to this job" in rejected["status"]["message"]
         admin.delete("hftitanjobs", name, team)
 
 
-def gangs_come_and_go(admin: Kubectl, team: str) -> None:
-    """A job for each gang scheduler, suspended once its group is there; Kueue's finds no queue, Kubernetes' no kind."""
+def create_and_suspend_gangs(admin: Kubectl, team: str) -> None:
+    """Create a job per gang scheduler; suspend it once its group exists. Kueue has no queue, Kubernetes no gangs."""
     queue = {"kueue": {"queue": "none"}, "kai": {"queue": "any"}}
     for gang in SCHEDULERS:
         admin.create(document(f"gang-{gang}", team, scheduling={"gang": gang, **queue.get(gang, {})}))
@@ -155,11 +158,11 @@ def gangs_come_and_go(admin: Kubectl, team: str) -> None:
         groups = f"/apis/{scheduler.api_version}/namespaces/{team}/{scheduler.resource}"
         wait(lambda at=groups: admin.request("GET", at)["items"], f"the group of {gang}")
         admin.patch("hftitanjobs", f"gang-{gang}", {"spec": {"runPolicy": {"suspend": True}}}, team)
-        wait(lambda at=groups: not admin.request("GET", at)["items"], f"the group of {gang} to go")
+        wait(lambda at=groups: not admin.request("GET", at)["items"], f"the group of {gang} to be deleted")
 
 
 def occupy(admin: Kubectl, team: str) -> None:
-    """The names that those jobs would have."""
+    """Create objects with the names that those jobs need."""
     pod = {"containers": [{"name": "x", "image": "x"}], "nodeSelector": {"no": "where"}}
     things = (
         ("Service", "names-taken", {"spec": {"clusterIP": "None"}}),
@@ -174,8 +177,8 @@ def document(name: str, team: str, **spec):
     return job_documents.document(name, job_documents.ON_CPU, namespace=team, **spec)
 
 
-def edits_amid(admin: Kubectl, name: str) -> Callable[[Call], None]:
-    """A script of the proxy: the job changes under the first status that is written to it, which conflicts then."""
+def edit_before_status_write(admin: Kubectl, name: str) -> Callable[[Call], None]:
+    """Return a proxy script that changes the job just before its first status write, which then conflicts."""
     edited = []
 
     def script(call: Call) -> None:
@@ -186,70 +189,73 @@ def edits_amid(admin: Kubectl, name: str) -> Callable[[Call], None]:
     return script
 
 
-# --- without one of them -----------------------------------------------------------------------------------------
+# --- one permission missing --------------------------------------------------------------------------------------
 
-RIGHTS = [(a.group, a.resource, verb) for a in access.TABLE if a.scope != "gangs" for verb in a.verbs]
-"""Those of gangs are asked for only by jobs that want them, which tell (tests/cluster/test_gangs.py)."""
+PERMISSIONS = [(a.group, a.resource, verb) for a in access.TABLE if a.scope != "gangs" for verb in a.verbs]
+"""Without those for gang schedulers, which only some jobs need; their job reports them (test_gangs.py)."""
 
 
-def test_a_right_that_is_missing_is_named(plane, tmp_path, say):
-    """An operator for each right, without it: each says in its log what it may not do, and goes on."""
+def test_missing_permission_is_logged(plane, tmp_path, say):
+    """Run one operator without each permission. Each must log the denied request and keep running."""
     with contextlib.ExitStack() as stack:
         logs = {}
-        for number, right in enumerate(RIGHTS):
-            logs[right] = log = tmp_path / f"log-{number}"
+        for number, permission in enumerate(PERMISSIONS):
+            logs[permission] = log = tmp_path / f"log-{number}"
             log.touch()
             team = plane.admin.make_namespace(f"without-{number}")
-            user = account_without(plane.admin, team, right)
+            user = account_without(plane.admin, team, permission)
             kubeconfig = plane.kubeconfig(user)
-            if right[1:] == ("hftitanjobs", "get"):  # which takes a conflict
+            if permission[1:] == ("hftitanjobs", "get"):  # used only after a conflict
                 proxy = stack.enter_context(FaultProxy(plane, tmp_path, user))
-                proxy.script = edits_amid(plane.admin, "names-taken")
+                proxy.script = edit_before_status_write(plane.admin, "names-taken")
                 kubeconfig = proxy.kubeconfig
-            needs_lease = right[1] == "leases"
+            needs_lease = permission[1] == "leases"
             stack.enter_context(QuickOperator(kubeconfig, log, team, leader_elect=needs_lease))
             occupy(plane.admin, team)
-            mistake = {"pod": {"env": [{"name": "PET_NNODES", "value": "2"}]}}
-            over = {"runPolicy": {"ttlSecondsAfterFinished": 0}}
+            invalid = {"pod": {"env": [{"name": "PET_NNODES", "value": "2"}]}}
+            expired = {"runPolicy": {"ttlSecondsAfterFinished": 0}}
             for job in (
                 document("names-taken", team),
                 document("pod-taken", team),
-                document("wrong", team, **mistake, **over),
+                document("wrong", team, **invalid, **expired),
                 document("stopped", team),
             ):
                 plane.admin.create(job)
 
-        def unsaid():
-            return [right for right, log in logs.items() if complaint(right) not in log.read_text()]
+        def not_logged():
+            return [permission for permission, log in logs.items() if denial(permission) not in log.read_text()]
 
         stopped = set()
 
         def stop_pods():
-            """As soon as there are any."""
+            """Suspend each job as soon as it has pods."""
             pods = plane.admin.list("pods", None, labels="hftitan.io/job=stopped")
             for team in {pod["metadata"]["namespace"] for pod in pods} - stopped:
                 stopped.add(team)
                 plane.admin.patch("hftitanjobs", "stopped", {"spec": {"runPolicy": {"suspend": True}}}, team)
 
         with contextlib.suppress(AssertionError):
-            wait(lambda: stop_pods() or not unsaid(), "every complaint", LIFE_SECONDS)
-        assert unsaid() == []
-    say(f"{len(RIGHTS)} rights, each of them missed by name")
+            wait(lambda: stop_pods() or not not_logged(), "every log message", RUN_SECONDS)
+        assert not_logged() == []
+    say(f"{len(PERMISSIONS)} permissions: each was logged when it was missing")
 
 
-def complaint(right):
-    """The API server's words."""
-    group, resource, verb = right
+def denial(permission):
+    """Return the API server's message for a missing permission."""
+    group, resource, verb = permission
     return f'cannot {verb} resource "{resource}" in API group "{group}"'
 
 
-def account_without(admin: Kubectl, team: str, right) -> str:
-    """A user with all rights but this one."""
+def account_without(admin: Kubectl, team: str, permission) -> str:
+    """Create an account with all permissions except one; return its user name."""
     account = access.Account(namespace=team)
     for manifest in access.namespaced(account, [team], nodes=True):
         if "rules" in manifest:
             rules = [
-                {**rule, "verbs": [v for v in rule["verbs"] if (*rule["apiGroups"], *rule["resources"], v) != right]}
+                {
+                    **rule,
+                    "verbs": [v for v in rule["verbs"] if (*rule["apiGroups"], *rule["resources"], v) != permission],
+                }
                 for rule in manifest["rules"]
             ]
             manifest = {**manifest, "rules": [rule for rule in rules if rule["verbs"]]}
