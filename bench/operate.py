@@ -39,7 +39,7 @@ from operate_client import Client, Object, Operator, PodWatch, cpu_seconds, gran
 
 from hftitan_api import mesh
 from hftitan_api.models import API_VERSION, KIND, HFTitanJob
-from hftitan_operator.core.render import render
+from hftitan_operator.core.rendering.render import render
 
 ROOT = Path(__file__).resolve().parents[1]
 PODS = 4

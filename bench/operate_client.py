@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hftitan_api.metric_names import API_REQUESTS, QUEUE_DEPTH, RECONCILE_DURATION
 from hftitan_api.models import GROUP, PLURAL, VERSION
-from hftitan_operator.core import access, naming
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import access
 
 Object = dict[str, Any]
 

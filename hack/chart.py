@@ -1,7 +1,7 @@
 """Writes the generated files of charts/hftitan. `make generate` runs it.
 
 - the CRD template, from crds/hftitanjobs.yaml
-- the rules of the operator's roles, from hftitan_operator.core.access
+- the rules of the operator's roles, from hftitan_operator.core.rendering.access
 - the README's table of values, from values.yaml and its comments
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from hftitan_operator.core.access import TABLE
+from hftitan_operator.core.rendering.access import TABLE
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "hftitan"

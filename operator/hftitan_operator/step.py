@@ -12,10 +12,10 @@ from itertools import groupby
 from typing import Any
 
 from hftitan_api.models import PodDefaults
-from hftitan_operator.core.decide import decide
-from hftitan_operator.core.defaults import NO_DEFAULTS, with_defaults
-from hftitan_operator.core.denied import denied, unserved
-from hftitan_operator.core.scheduling import POD_GROUP
+from hftitan_operator.core.lifecycle.decide import decide
+from hftitan_operator.core.lifecycle.denied import denied, unserved
+from hftitan_operator.core.rendering.defaults import NO_DEFAULTS, with_defaults
+from hftitan_operator.core.rendering.scheduling import POD_GROUP
 from hftitan_operator.core.state import Action, Apply, Decision, Seen
 from hftitan_operator.port import ClusterPort, Denied, Unserved
 

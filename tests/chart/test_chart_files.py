@@ -14,7 +14,8 @@ from helm_chart import CHART, ROOT
 
 from hftitan_api.load import load
 from hftitan_api.pod import TRAINER_IMAGE, PodDefaults
-from hftitan_operator.core import admission, naming
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import admission
 
 _SPEC = importlib.util.spec_from_file_location("hack_chart", ROOT / "hack" / "chart.py")
 generator = importlib.util.module_from_spec(_SPEC)

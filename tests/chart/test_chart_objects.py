@@ -11,7 +11,8 @@ from pod_security import violations
 from hftitan_api.load import load_defaults
 from hftitan_api.pod import PodDefaults
 from hftitan_operator.cli import main
-from hftitan_operator.core import access, naming
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import access
 
 RBAC = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ServiceAccount")
 

@@ -11,7 +11,7 @@ from kubelets import KubeletProcess
 from operator_process import OperatorProcess
 from paths import CRD, ROOT
 
-from hftitan_operator.core import access
+from hftitan_operator.core.rendering import access
 
 ACCOUNT = access.Account()
 

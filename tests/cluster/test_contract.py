@@ -14,8 +14,8 @@ from paths import FAKE_TRAINER
 
 from hftitan_api import mesh
 from hftitan_api.models import HFTitanJob, JobStatus
-from hftitan_operator.core.classify import finished
-from hftitan_operator.core.render import render
+from hftitan_operator.core.lifecycle.classify import finished
+from hftitan_operator.core.rendering.render import render
 from hftitan_operator.core.state import Apply, DeletePod, Event
 from hftitan_operator.kube.api import KubeApi, load_configuration
 from hftitan_operator.kube.cluster import KubeCluster

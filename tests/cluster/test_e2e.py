@@ -16,7 +16,7 @@ from kubectl import wait
 from kubelets import KubeletProcess
 from paths import FAKE_TRAINER
 
-from hftitan_operator.core import access
+from hftitan_operator.core.rendering import access
 
 STEP = 0.05
 

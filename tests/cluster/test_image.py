@@ -14,7 +14,7 @@ from hostile_job import job as harmless
 from images import ROOT, Buildah
 from operator_process import OperatorProcess
 
-from hftitan_operator.core import access
+from hftitan_operator.core.rendering import access
 
 LOCKS = ROOT / "hack" / "locks"
 PYTHON_PACKAGES_MB = 200

@@ -23,7 +23,7 @@ from promql import Prometheus, Query, all_queries, discover, scrape_jobs
 from tiny import make_model, make_text
 
 from hftitan_api.wire import ExitReport
-from hftitan_operator.core import access
+from hftitan_operator.core.rendering import access
 from hftitan_operator.kube.operator import LEASE_NAME
 
 DOCUMENT = ROOT / "docs" / "monitoring.md"

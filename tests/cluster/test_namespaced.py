@@ -9,7 +9,7 @@ from kubectl import ApiError, Kubectl, wait
 from operator_process import OperatorProcess
 from paths import CRD
 
-from hftitan_operator.core import access
+from hftitan_operator.core.rendering import access
 
 
 def document(namespace):

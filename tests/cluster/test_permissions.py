@@ -20,8 +20,9 @@ from operator_process import OperatorProcess, QuickOperator
 from paths import CRD
 from scenarios import SCENARIOS, AuditedCluster, NodeGroup, ScenarioRun, poll_all
 
-from hftitan_operator.core import access, naming
-from hftitan_operator.core.scheduling import KUBERNETES, SCHEDULERS
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import access
+from hftitan_operator.core.rendering.scheduling import KUBERNETES, SCHEDULERS
 
 UNUSED = (KUBERNETES.group, KUBERNETES.resource, "delete")
 """Not used here: the API servers of the tests are too old for Kubernetes' own gang scheduling."""

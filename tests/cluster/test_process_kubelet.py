@@ -11,7 +11,7 @@ from processes import alive
 from hftitan_api.mesh import plan
 from hftitan_api.models import HFTitanJob
 from hftitan_api.wire import ExitReport
-from hftitan_operator.core.render import render
+from hftitan_operator.core.rendering.render import render
 
 PYTHON = sys.executable
 TRAP = """

@@ -6,7 +6,7 @@ from typing import Any
 
 from hftitan_api.models import HFTitanJob
 from hftitan_api.wire import ExitReport, Progress
-from hftitan_operator.core.decide import decide
+from hftitan_operator.core.lifecycle.decide import decide
 from hftitan_operator.core.state import Decision, Observed, PodView
 
 T0 = 1_800_000_000.0

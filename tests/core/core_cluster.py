@@ -8,16 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from core_builders import T0
+from core_builders import T0, edited
 
 from hftitan_api.models import TERMINAL, HFTitanJob
 from hftitan_api.wire import ExitReport, Progress
-from hftitan_operator.core import reasons, sizing
-from hftitan_operator.core import status as st
-from hftitan_operator.core.decide import decide
+from hftitan_operator.core import reasons
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle.decide import decide
+from hftitan_operator.core.rendering import sizing
 from hftitan_operator.core.state import Apply, Decision, DeleteJob, DeletePod, DeletePodGroup, Observed, PodView
 
 LIMIT = 12
+ENDS = ("UserError", "NonFiniteLoss", "Preempted", "InternalError", "NetworkError", "OutOfMemory", None)
 
 
 def live(pod: PodView) -> bool:
@@ -229,3 +231,68 @@ class Cluster:
                     self.delete(pod.name, 30, disrupted=True)  # the taint manager
             self.now += 35 if decision.recheck_after is None else max(1.0, min(35.0, decision.recheck_after))
         raise AssertionError("the job does not end:\n" + "\n".join(self.log[-40:]))
+
+
+def play(world: Cluster, name: str, number: int) -> None:
+    """Apply one operation by its name; `number` picks the pod or the amount."""
+    pod = world.pick(number)
+    match name:
+        case "pass":
+            world.pass_()
+        case "crash":
+            world.pass_(crash_after=number % 5)
+        case "lost_write":
+            world.pass_(crash_after=99)
+        case "kubelet":
+            world.kubelet()
+        case "train":
+            world.train(number)
+        case "tick":
+            world.now += number * 5
+        case "long_tick":
+            world.now += 2000
+        case "complete":
+            for running in [p for p in world.pods.values() if p.phase == "Running"]:
+                world.end(running, "Completed", 0)
+        case "suspend" | "resume":
+            wanted = name == "suspend"
+            if world.job.spec.run_policy.suspend != wanted:
+                world.job = edited(world.job, runPolicy={"suspend": wanted})
+        case "touch":
+            world.job = edited(world.job, runPolicy={"hangTimeoutSeconds": 60 + number})
+        case "drop_service":
+            world.service = False
+        case "drop_config":
+            world.config = False
+        case "stale_progress":
+            if world.progress:
+                world.progress = world.progress.model_copy(update={"updated": world.now - 10_000})
+        case _ if pod is not None:
+            break_pod(world, name, number)
+
+
+def break_pod(world: Cluster, name: str, number: int) -> None:
+    pod = world.pick(number)
+    assert pod is not None
+    match name:
+        case "crash_pod":
+            world.end(pod, None, 137)
+        case "exit":
+            world.end(pod, ENDS[number % len(ENDS)], number % 3)
+        case "delete":
+            world.delete(pod.name)
+        case "vanish":
+            del world.pods[pod.name]
+        case "evict":
+            world.end(pod, None, 143, disrupted=True, reason="Evicted")
+        case "node_lost":
+            if pod.phase == "Running":
+                world.change(pod, node_lost=True, ready=False)
+        case "node_back":
+            if pod.node_lost and not pod.node_gone:
+                world.change(pod, node_lost=False)
+        case "node_gone":
+            world.change(pod, node_lost=number % 3 > 0, node_gone=True, ready=False)
+        case "bad_image":
+            if pod.phase == "Pending":
+                world.change(pod, reason="ImagePullBackOff" if number % 2 else "InvalidImageName")

@@ -13,7 +13,7 @@ from core_builders import job
 
 from hftitan_api.mesh import plan
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core.render import render
+from hftitan_operator.core.rendering.render import render
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as some
 
 from hftitan_api.admit import JOB_NAME_LIMIT
 from hftitan_api.mesh import SpecError, plan
-from hftitan_operator.core import clock, naming, quantity, sizing
+from hftitan_operator.core import clock, naming
+from hftitan_operator.core.rendering import quantity, sizing
 
 
 def test_all_names_of_a_job_with_the_longest_name_fit_a_label():

@@ -6,7 +6,7 @@ import pytest
 
 from hftitan_api import mesh
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core.render import pod_group
+from hftitan_operator.core.rendering.render import pod_group
 from hftitan_operator.core.state import Apply, DeletePodGroup, Require
 from hftitan_operator.kube.api import ApiError
 from hftitan_operator.kube.cluster import KubeCluster

@@ -18,9 +18,10 @@ from pod_security import violations
 from hftitan_api.load import load, review
 from hftitan_api.models import TERMINAL
 from hftitan_api.wire import ExitReport, Progress
-from hftitan_operator.core import admission, naming
-from hftitan_operator.core import status as st
-from hftitan_operator.core.decide import decide
+from hftitan_operator.core import naming
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle.decide import decide
+from hftitan_operator.core.rendering import admission
 from hftitan_operator.core.state import Apply, DeleteJob, Observed, PodView
 from hftitan_operator.kube.views import job_view
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hftitan_api.mesh import plan
-from hftitan_operator.core.render import render
+from hftitan_operator.core.rendering.render import render
 from hftitan_operator.local.machine import Machine, Place, Refused
 from hftitan_operator.local.pod import translate
 

@@ -18,8 +18,8 @@ from hub_configs import make_hub_cache
 from hftitan_api import mesh
 from hftitan_api.load import load
 from hftitan_operator.cli.main import app
-from hftitan_operator.core import admission
-from hftitan_operator.core.render import render
+from hftitan_operator.core.rendering import admission
+from hftitan_operator.core.rendering.render import render
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 MANIFESTS = sorted((ROOT / "examples/cluster").glob("*.yaml"))

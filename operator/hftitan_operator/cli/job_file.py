@@ -13,7 +13,7 @@ from hftitan_api import yamltext
 from hftitan_api.models import HFTitanJob, PodDefaults
 from hftitan_api.rules import SpecError
 from hftitan_operator.cli import model_config
-from hftitan_operator.core import admission
+from hftitan_operator.core.rendering import admission
 
 STDIN = "-"
 

@@ -127,8 +127,8 @@ def render(
     from hftitan_api import mesh
     from hftitan_operator.cli import job_file
     from hftitan_operator.cli import plan as plan_text
-    from hftitan_operator.core.defaults import with_defaults
-    from hftitan_operator.core.render import render as render_objects
+    from hftitan_operator.core.rendering.defaults import with_defaults
+    from hftitan_operator.core.rendering.render import render as render_objects
 
     with exit_on_bad_input():
         file = job_file.load(source, settings or ())
@@ -218,7 +218,7 @@ def operator(
 ) -> None:
     """Run the operator. SIGTERM stops it; running jobs continue without it."""
     from hftitan_operator.cli import job_file
-    from hftitan_operator.core.defaults import NO_DEFAULTS
+    from hftitan_operator.core.rendering.defaults import NO_DEFAULTS
     from hftitan_operator.kube import operator as operator_process
 
     with exit_on_bad_input():
@@ -268,7 +268,7 @@ def rbac(
 ) -> None:
     """Print the permissions that the operator needs, as RBAC objects for `kubectl apply -f -`."""
     from hftitan_operator.cli import plan as plan_text
-    from hftitan_operator.core import access
+    from hftitan_operator.core.rendering import access
 
     try:
         account = access.Account(service_account, operator_namespace)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from hftitan_api.models import HFTitanJob, JobSpec
-from hftitan_operator.core.podcheck import CACHE_DIR, OUTPUT_DIR
+from hftitan_operator.core.rendering.podcheck import CACHE_DIR, OUTPUT_DIR
 
 
 def warnings(job: HFTitanJob) -> list[str]:

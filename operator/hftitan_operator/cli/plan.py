@@ -15,7 +15,7 @@ from hftitan_api import memory
 from hftitan_api.mesh import AXES, MeshPlan
 from hftitan_api.models import HFTitanJob
 from hftitan_api.shape import ModelShape
-from hftitan_operator.core import quantity, sizing
+from hftitan_operator.core.rendering import quantity, sizing
 from hftitan_operator.core.state import Manifest
 
 WIDTH = 100

@@ -13,7 +13,7 @@ from hftitan_api.models import KIND, TERMINAL, HFTitanJob, ProgressStatus
 from hftitan_api.wire import ExitReport, Progress
 from hftitan_operator.cli.client import Cluster, Trouble
 from hftitan_operator.core import clock
-from hftitan_operator.core import status as st
+from hftitan_operator.core.lifecycle import status as st
 from hftitan_operator.core.state import Event
 from hftitan_operator.kube.api import Json
 from hftitan_operator.kube.views import job_view, pod_view

@@ -18,7 +18,8 @@ from typing import Any
 
 from hftitan_api.models import API_VERSION, GROUP, KIND, PLURAL, VERSION, HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
-from hftitan_operator.core import naming, scheduling
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import scheduling
 from hftitan_operator.core.state import (
     Action,
     Apply,

@@ -23,7 +23,7 @@ from hftitan_api.metric_names import Metric
 from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_api.wire import ExitReason
 from hftitan_operator.core import clock, reasons
-from hftitan_operator.core import status as st
+from hftitan_operator.core.lifecycle import status as st
 from hftitan_operator.core.state import Event
 
 PHASES = ("Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed")

@@ -20,7 +20,7 @@ import uvloop
 from aiohttp import web
 
 from hftitan_api.models import HFTitanJob, PodDefaults
-from hftitan_operator.core.defaults import NO_DEFAULTS
+from hftitan_operator.core.rendering.defaults import NO_DEFAULTS
 from hftitan_operator.core.state import Event
 from hftitan_operator.kube import handlers
 from hftitan_operator.kube.api import KubeApi, NotLeading, load_configuration

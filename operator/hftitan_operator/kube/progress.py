@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from hftitan_api.models import TERMINAL
 from hftitan_api.wire import Progress
-from hftitan_operator.core.watchdog import stepping
+from hftitan_operator.core.lifecycle.watchdog import stepping
 from hftitan_operator.kube.cluster import KubeCluster
 from hftitan_operator.kube.store import JobRecord, Key
 from hftitan_operator.net import fetch_progress

@@ -9,8 +9,9 @@ from typing import Any
 from hftitan_api.load import parse_object
 from hftitan_api.models import KIND, HFTitanJob, JobSpec, JobStatus, ObjectMeta
 from hftitan_api.wire import ExitReport
-from hftitan_operator.core import clock, scheduling
+from hftitan_operator.core import clock
 from hftitan_operator.core.naming import LABEL_ATTEMPT, LABEL_JOB, LABEL_NODE_INDEX
+from hftitan_operator.core.rendering import scheduling
 from hftitan_operator.core.state import PodView
 
 Json = Mapping[str, Any]

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 from hftitan_api.models import HFTitanJob, JobStatus
 from hftitan_api.wire import Progress
-from hftitan_operator.core import sizing
 from hftitan_operator.core.naming import LABEL_ATTEMPT, LABEL_NODE_INDEX
-from hftitan_operator.core.scheduling import POD_GROUP
+from hftitan_operator.core.rendering import sizing
+from hftitan_operator.core.rendering.scheduling import POD_GROUP
 from hftitan_operator.core.state import (
     Action,
     Apply,

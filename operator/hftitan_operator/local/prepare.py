@@ -15,7 +15,7 @@ from pathlib import Path
 from hftitan_api.mesh import MeshPlan, SpecError
 from hftitan_api.models import DatasetSpec, HFTitanJob, VolumeMount
 from hftitan_operator.core import naming
-from hftitan_operator.core.render import render
+from hftitan_operator.core.rendering.render import render
 from hftitan_operator.local.machine import Machine, Place, Refused
 from hftitan_operator.local.pod import translate
 from hftitan_operator.net import free_port, loopback, port_is_free

@@ -20,7 +20,8 @@ from hftitan_api import mesh
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import TERMINAL, HFTitanJob
 from hftitan_api.wire import Progress
-from hftitan_operator.core import classify, sizing
+from hftitan_operator.core.lifecycle import classify
+from hftitan_operator.core.rendering import sizing
 from hftitan_operator.core.state import Event, PodView
 from hftitan_operator.local.cluster import LocalCluster
 from hftitan_operator.local.machine import Machine, Refused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hftitan_operator.core.access import TABLE, Account, cluster_wide, namespaced
+from hftitan_operator.core.rendering.access import TABLE, Account, cluster_wide, namespaced
 
 # A second copy of the permissions, so that a wider permission needs a change here too.
 VERBS = {

@@ -7,12 +7,11 @@ from typing import get_args
 
 import pytest
 from core_builders import job
-from core_cluster import Cluster
+from core_cluster import Cluster, play
 from paths import ROOT
-from test_converges import play
 
 from hftitan_api.models import Phase
-from hftitan_operator.core.draft import Draft
+from hftitan_operator.core.lifecycle.draft import Draft
 
 DOCUMENT = (ROOT / "docs" / "concepts.md").read_text()
 DIAGRAM = DOCUMENT.split("```mermaid\n")[1].split("```")[0]
@@ -23,7 +22,7 @@ REACH = {
     "Restarting": "pass kubelet pass train:3 pass long_tick pass",
     "Suspended": "pass kubelet pass train:3 pass suspend pass",
 }
-"""Operations of test_converges.py that bring a new job of two nodes into a phase."""
+"""Operations of core_cluster.play that bring a new job of two nodes into a phase."""
 LEAVE = {
     ("Pending", "Starting"): "kubelet pass",
     ("Pending", "Running"): "kubelet train:3 pass",

@@ -6,7 +6,7 @@ import pytest
 from core_builders import T0, job, pod
 
 from hftitan_api.mesh import plan
-from hftitan_operator.core.classify import first_cause, of_pod, rank_text, ranks_text
+from hftitan_operator.core.lifecycle.classify import first_cause, of_pod, rank_text, ranks_text
 
 PLAN = plan(job(nodes=2).spec)
 

@@ -8,8 +8,16 @@ from typing import Any
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import HFTitanJob
 from hftitan_api.pod import TRAINER_IMAGE
-from hftitan_operator.core import naming, podcheck, quantity, scheduling, sizing, torchrun
-from hftitan_operator.core.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, SHM_DIR, TERMINATION_LOG, TMP_DIR
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import podcheck, quantity, scheduling, sizing, torchrun
+from hftitan_operator.core.rendering.podcheck import (
+    CACHE_DIR,
+    CONFIG_DIR,
+    OUTPUT_DIR,
+    SHM_DIR,
+    TERMINATION_LOG,
+    TMP_DIR,
+)
 from hftitan_operator.core.state import Manifest
 
 RUN_AS = 1000

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import JobStatus, RunPolicySpec
 from hftitan_api.wire import Progress
-from hftitan_operator.core import classify, clock, reasons
-from hftitan_operator.core.classify import Cause
+from hftitan_operator.core import clock, reasons
+from hftitan_operator.core.lifecycle import classify
+from hftitan_operator.core.lifecycle.classify import Cause
 from hftitan_operator.core.state import PodView
 
 STUCK_DELETION_SECONDS = 30

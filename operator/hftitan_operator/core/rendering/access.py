@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hftitan_api.models import GROUP, PLURAL
-from hftitan_operator.core.scheduling import KUEUE, SCHEDULERS
+from hftitan_operator.core.rendering.scheduling import KUEUE, SCHEDULERS
 from hftitan_operator.core.state import Manifest
 
 Scope = Literal["jobs", "gangs", "cluster", "own"]

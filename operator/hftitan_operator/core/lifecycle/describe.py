@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hftitan_api.models import JobStatus, RestartRecord, RunPolicySpec
-from hftitan_operator.core import budget, clock, reasons
-from hftitan_operator.core import status as st
-from hftitan_operator.core.classify import Cause, finished
+from hftitan_operator.core import clock, reasons
+from hftitan_operator.core.lifecycle import budget
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle.classify import Cause, finished
 from hftitan_operator.core.state import PodView
 
 _ORDINARY_WAITS = frozenset({"ContainerCreating", "PodInitializing", "Pending", "Scheduled"})

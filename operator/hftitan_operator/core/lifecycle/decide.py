@@ -29,23 +29,13 @@ from hftitan_api import mesh
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import TERMINAL, HFTitanJob, RestartRecord
 from hftitan_api.wire import Progress
-from hftitan_operator.core import (
-    admission,
-    budget,
-    classify,
-    clock,
-    describe,
-    drain,
-    naming,
-    reasons,
-    scheduling,
-    sizing,
-    watchdog,
-)
-from hftitan_operator.core import gang as creation
-from hftitan_operator.core import status as st
-from hftitan_operator.core.classify import Cause, finished
-from hftitan_operator.core.draft import Draft
+from hftitan_operator.core import clock, naming, reasons
+from hftitan_operator.core.lifecycle import budget, classify, describe, drain, watchdog
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle.classify import Cause, finished
+from hftitan_operator.core.lifecycle.draft import Draft
+from hftitan_operator.core.rendering import admission, scheduling, sizing
+from hftitan_operator.core.rendering import gang as creation
 from hftitan_operator.core.state import Decision, DeletePod, Observed, PodView
 
 

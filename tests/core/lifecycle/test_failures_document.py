@@ -11,7 +11,8 @@ from paths import ROOT
 
 from hftitan_api import mesh
 from hftitan_api.wire import ExitReason
-from hftitan_operator.core import classify, reasons, watchdog
+from hftitan_operator.core import reasons
+from hftitan_operator.core.lifecycle import classify, watchdog
 
 DOCUMENT = (ROOT / "docs" / "failures.md").read_text()
 REASONS = {

@@ -9,7 +9,7 @@ from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import CheckpointStatus, Condition, HFTitanJob, JobStatus, PodCounts, ProgressStatus
 from hftitan_api.wire import Progress
 from hftitan_operator.core import clock, reasons
-from hftitan_operator.core.classify import finished
+from hftitan_operator.core.lifecycle.classify import finished
 from hftitan_operator.core.state import PodView
 
 Truth = Literal["True", "False", "Unknown"]

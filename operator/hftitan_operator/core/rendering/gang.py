@@ -7,8 +7,8 @@ from itertools import islice
 
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core import render, scheduling
-from hftitan_operator.core.pods import pods as pods_of
+from hftitan_operator.core.rendering import render, scheduling
+from hftitan_operator.core.rendering.pods import pods as pods_of
 from hftitan_operator.core.state import Apply, Manifest, Observed, Require
 
 PODS_AT_ONCE = 500

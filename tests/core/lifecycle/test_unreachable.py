@@ -3,7 +3,7 @@
 import pytest
 from core_builders import T0, job, pod, progress, running, seen, settle
 
-from hftitan_operator.core import status as st
+from hftitan_operator.core.lifecycle import status as st
 
 HOUR = 3600.0
 

@@ -4,8 +4,8 @@ import pytest
 from core_builders import T0
 
 from hftitan_api.models import RestartRecord, RunPolicySpec
-from hftitan_operator.core import budget
 from hftitan_operator.core.clock import rfc3339
+from hftitan_operator.core.lifecycle import budget
 
 
 def history(*steps: int | str, every: float = 0) -> list[RestartRecord]:

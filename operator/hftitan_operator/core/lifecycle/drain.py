@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core import clock, sizing
-from hftitan_operator.core import status as st
-from hftitan_operator.core.classify import finished
+from hftitan_operator.core import clock
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle.classify import finished
+from hftitan_operator.core.rendering import sizing
 from hftitan_operator.core.state import Action, Decision, DeleteJob, DeletePod, Observed, PodView
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import HFTitanJob
 from hftitan_api.wire import TrainerSpec
-from hftitan_operator.core import naming, scheduling
-from hftitan_operator.core.pods import pods
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import scheduling
+from hftitan_operator.core.rendering.pods import pods
 from hftitan_operator.core.state import Manifest
 
 

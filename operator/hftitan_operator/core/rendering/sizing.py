@@ -7,7 +7,7 @@ from fractions import Fraction
 from hftitan_api.mesh import SpecError
 from hftitan_api.models import CheckpointSpec, PodSpec
 from hftitan_api.wire import MeshDegrees
-from hftitan_operator.core import quantity
+from hftitan_operator.core.rendering import quantity
 
 SHM_PER_COMMUNICATOR = 64 * quantity.MIB
 """NCCL uses about 33 MB for each communicator and rank; twice that leaves room for point-to-point channels."""

@@ -9,7 +9,7 @@ from core_builders import job
 from pod_security import violations
 
 from hftitan_api.mesh import plan
-from hftitan_operator.core.render import render
+from hftitan_operator.core.rendering.render import render
 
 PATH = "spec.containers[trainer]"
 APPARMOR, SECCOMP = "container.apparmor.security.beta.kubernetes.io", "seccomp.security.alpha.kubernetes.io"

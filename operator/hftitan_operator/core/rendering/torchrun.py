@@ -14,8 +14,9 @@ from hftitan_api.wire import (
     ENV_POD_IP,
     ENV_TERMINATION_LOG,
 )
-from hftitan_operator.core import naming, sizing
-from hftitan_operator.core.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, TERMINATION_LOG, TMP_DIR
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import sizing
+from hftitan_operator.core.rendering.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, TERMINATION_LOG, TMP_DIR
 
 RENDEZVOUS_SECONDS = 86_400
 """One day: pods may wait in a scheduler's queue for hours, and the operator decides when to restart, not torchrun. If

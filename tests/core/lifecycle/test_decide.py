@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from core_builders import T0, edited, job, pod, progress, running, seen, settle, with_status
 
-from hftitan_operator.core import gang
-from hftitan_operator.core import status as st
 from hftitan_operator.core.clock import rfc3339
-from hftitan_operator.core.decide import decide
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle.decide import decide
+from hftitan_operator.core.rendering import gang
 from hftitan_operator.core.state import Apply, Decision, DeleteJob, DeletePod, Observed
 
 
@@ -696,7 +696,7 @@ def test_an_accepted_job_with_an_invalid_pod_spec_fails_instead_of_creating_pods
 
 
 def test_an_accepted_spec_is_checked_again_only_when_it_changes(monkeypatch):
-    from hftitan_operator.core import admission, podcheck
+    from hftitan_operator.core.rendering import admission, podcheck
 
     of = running()
     stricter = [podcheck.SpecError("spec.model.name", "a rule of a newer operator")]

@@ -13,9 +13,9 @@ from hftitan_api.load import load_defaults
 from hftitan_api.mesh import plan
 from hftitan_api.models import PodDefaults, PodSpec
 from hftitan_api.pod import TRAINER_IMAGE
-from hftitan_operator.core.decide import decide
-from hftitan_operator.core.defaults import NO_DEFAULTS, with_defaults
-from hftitan_operator.core.render import render
+from hftitan_operator.core.lifecycle.decide import decide
+from hftitan_operator.core.rendering.defaults import NO_DEFAULTS, with_defaults
+from hftitan_operator.core.rendering.render import render
 
 ALL = {
     "image": "registry.example/trainer:2",

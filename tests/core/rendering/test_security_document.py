@@ -2,7 +2,7 @@
 
 from paths import ROOT
 
-from hftitan_operator.core.access import TABLE
+from hftitan_operator.core.rendering.access import TABLE
 
 DOCUMENT = (ROOT / "docs" / "security.md").read_text()
 WHERE = {"jobs": "jobs", "gangs": "jobs", "cluster": "the cluster", "own": "its own namespace"}

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from core_builders import T0, edited, job, pod, progress, running, seen, settle, with_status
 
-from hftitan_operator.core import gang as creation
 from hftitan_operator.core import reasons
-from hftitan_operator.core import status as st
-from hftitan_operator.core.decide import decide
-from hftitan_operator.core.denied import unserved
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle.decide import decide
+from hftitan_operator.core.lifecycle.denied import unserved
+from hftitan_operator.core.rendering import gang as creation
 from hftitan_operator.core.state import Apply, DeletePodGroup, Observed, Require
 from hftitan_operator.step import batches
 

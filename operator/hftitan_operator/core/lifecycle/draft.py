@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import HFTitanJob, JobStatus, Phase
 from hftitan_api.wire import Progress
-from hftitan_operator.core import clock, reasons, watchdog
-from hftitan_operator.core import status as st
+from hftitan_operator.core import clock, reasons
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle import watchdog
 from hftitan_operator.core.state import Action, Decision, Event, PodView
 
 

@@ -12,8 +12,9 @@ import pytest
 from core_builders import job
 
 from hftitan_api.mesh import plan
-from hftitan_operator.core import access, admission, naming, scheduling
-from hftitan_operator.core.render import render
+from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import access, admission, scheduling
+from hftitan_operator.core.rendering.render import render
 
 UID = "0123abcd-4567-89ab-cdef-0123456789ab"
 GROUP = "x-0123abcd-1"

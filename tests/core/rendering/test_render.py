@@ -12,8 +12,8 @@ from pod_security import violations
 
 from hftitan_api.mesh import SpecError, plan
 from hftitan_api.wire import TrainerSpec
-from hftitan_operator.core import admission
-from hftitan_operator.core.render import render
+from hftitan_operator.core.rendering import admission
+from hftitan_operator.core.rendering.render import render
 
 
 def rendered(of, attempt=1):

@@ -9,7 +9,7 @@ from hftitan_api import mesh
 from hftitan_api.admit import admit
 from hftitan_api.mesh import SpecError
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core import podcheck, sizing
+from hftitan_operator.core.rendering import podcheck, sizing
 
 
 def problems(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:

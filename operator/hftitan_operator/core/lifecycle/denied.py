@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core import reasons, scheduling
-from hftitan_operator.core import status as st
-from hftitan_operator.core.draft import Draft
+from hftitan_operator.core import reasons
+from hftitan_operator.core.lifecycle import status as st
+from hftitan_operator.core.lifecycle.draft import Draft
+from hftitan_operator.core.rendering import scheduling
 from hftitan_operator.core.state import Decision
 
 RECHECK_SECONDS = 10.0
