@@ -54,4 +54,4 @@ ENV PATH=/opt/hftitan/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
     PYTHONUNBUFFERED=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000
 EXPOSE 9400
-CMD ["torchrun", "-m", "hftitan_trainer"]
+CMD ["hftitan-agent", "-m", "hftitan_trainer"]

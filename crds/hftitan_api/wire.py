@@ -95,36 +95,6 @@ class TrainerSpec(ApiModel):
     startup_timeout_seconds: int = 1800
 
 
-ExitReason = Literal[
-    "Completed",  # all steps done
-    "Preempted",  # SIGTERM: all ranks saved an agreed step; does not count against maxRestarts
-    "UserError",  # the spec, data or model is wrong; a retry would fail in the same way
-    "OutOfMemory",  # the device has no memory left
-    "NonFiniteLoss",  # NaN or infinite loss; a retry from the checkpoint would fail in the same way
-    "StorageError",  # saving or loading failed: disk full, volume not available
-    "NetworkError",  # a collective or the hub timed out
-    "InternalError",  # anything else
-]
-
-
-class ExitReport(ApiModel):
-    """Why a trainer ended. If several ranks fail, the report has the first cause."""
-
-    reason: ExitReason
-    message: Annotated[str, Field(max_length=3000)] = ""
-    step: Number = 0
-    """Last finished step."""
-    retryable: bool
-    """Whether a new attempt may succeed."""
-    rank: Number = 0
-    """Global rank with the reported cause."""
-    checkpoint_step: Number | None = None
-    """Step of the newest complete checkpoint."""
-    export_path: Text | None = None
-    """Path of the exported Hugging Face folder, if it was written."""
-    model_revision: Text | None = None
-
-
 TrainerPhase = Literal["starting", "loading", "training", "checkpointing", "validating", "exporting", "pushing", "done"]
 
 
@@ -169,3 +139,35 @@ class Progress(ApiModel):
     model_revision: Text | None = None
     resumed_from: Number | None = None
     """Step of the checkpoint from which this attempt resumed."""
+
+
+ExitReason = Literal[
+    "Completed",  # all steps done
+    "Preempted",  # SIGTERM: all ranks saved an agreed step; does not count against maxRestarts
+    "UserError",  # the spec, data or model is wrong; a retry would fail in the same way
+    "OutOfMemory",  # the device has no memory left
+    "NonFiniteLoss",  # NaN or infinite loss; a retry from the checkpoint would fail in the same way
+    "StorageError",  # saving or loading failed: disk full, volume not available
+    "NetworkError",  # a collective or the hub timed out
+    "InternalError",  # anything else
+]
+
+
+class ExitReport(ApiModel):
+    """Why a trainer ended. If several ranks fail, the report has the first cause."""
+
+    reason: ExitReason
+    message: Annotated[str, Field(max_length=3000)] = ""
+    step: Number = 0
+    """Last finished step."""
+    retryable: bool
+    """Whether a new attempt may succeed."""
+    rank: Number = 0
+    """Global rank with the reported cause."""
+    checkpoint_step: Number | None = None
+    """Step of the newest complete checkpoint."""
+    export_path: Text | None = None
+    """Path of the exported Hugging Face folder, if it was written."""
+    model_revision: Text | None = None
+    progress: Progress | None = None
+    """The last progress, from the pod of node 0, without the fields that the report has itself."""

@@ -70,7 +70,7 @@ def deployed(control_plane, admin, namespace, kubelet, tmp_path):
         )
         kubelet(
             "chart-a,chart-b",
-            programs={"hftitan": ("bash", str(operator)), "torchrun": (sys.executable, str(FAKE_TRAINER))},
+            programs={"hftitan": ("bash", str(operator)), "hftitan-agent": (sys.executable, str(FAKE_TRAINER))},
             environ={"FAKE_STEP": "0.02", "NO_PROXY": "127.0.0.0/8,localhost"},
         )
         try:

@@ -36,7 +36,7 @@ def nodes(control_plane, tmp_path_factory):
         control_plane,
         "cli-a,cli-b",
         tmp_path_factory.mktemp("nodes"),
-        programs={"torchrun": (sys.executable, str(FAKE_TRAINER))},
+        programs={"hftitan-agent": (sys.executable, str(FAKE_TRAINER))},
         environ={"FAKE_STEP": "0.05", "FAKE_TALK": "1"},
     )
     yield process

@@ -92,7 +92,7 @@ async def local(request) -> AsyncIterator[Subject]:
         folder / "run",
         environ={"PATH": os.environ["PATH"], "HOME": str(folder), "FAKE": ""},
         volumes={},
-        programs={"torchrun": (sys.executable, str(FAKE_TRAINER))},
+        programs={"hftitan-agent": (sys.executable, str(FAKE_TRAINER))},
     )
     assert problems == []
     async with LocalCluster(prepared.job, prepared.machine) as cluster:

@@ -35,7 +35,7 @@ def nodes(control_plane, tmp_path_factory):
     """One node with eight GPUs, whose pods run the fake trainer."""
     process = KubeletProcess(
         control_plane, "documents", tmp_path_factory.mktemp("nodes"),
-        programs={"torchrun": (sys.executable, str(FAKE_TRAINER))}, environ={"FAKE_STEP": "0.05"},
+        programs={"hftitan-agent": (sys.executable, str(FAKE_TRAINER))}, environ={"FAKE_STEP": "0.05"},
     )  # fmt: skip
     yield process
     process.close()

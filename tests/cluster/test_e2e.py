@@ -28,7 +28,7 @@ def nodes(control_plane, tmp_path_factory):
         control_plane,
         "e2e-a,e2e-b",
         tmp_path_factory.mktemp("nodes"),
-        programs={"torchrun": (sys.executable, str(FAKE_TRAINER))},
+        programs={"hftitan-agent": (sys.executable, str(FAKE_TRAINER))},
         environ={"FAKE_STEP": str(STEP)},
     )
     yield process
@@ -331,7 +331,7 @@ def test_job_restarts_on_another_node_after_a_node_is_lost(control_plane, job, a
         control_plane,
         "e2e-doomed",
         nodes.workdir,
-        programs={"torchrun": (sys.executable, str(FAKE_TRAINER))},
+        programs={"hftitan-agent": (sys.executable, str(FAKE_TRAINER))},
         environ={"FAKE_STEP": str(STEP)},
     )
     try:
@@ -372,7 +372,7 @@ def test_job_restarts_after_its_node_is_deleted(control_plane, job, admin, nodes
         control_plane,
         "e2e-doomed",
         nodes.workdir,
-        programs={"torchrun": (sys.executable, str(FAKE_TRAINER))},
+        programs={"hftitan-agent": (sys.executable, str(FAKE_TRAINER))},
         environ={"FAKE_STEP": str(STEP)},
     )
     try:

@@ -134,7 +134,7 @@ def test_processes_of_a_partitioned_node_keep_running(admin, namespace, kubelet,
 
 def test_rendered_pods_of_a_job_succeed_on_two_nodes(admin, namespace, kubelet):
     """With the fake trainer instead of torchrun."""
-    nodes = kubelet("node-a,node-b", gpus=2, programs={"torchrun": [PYTHON, str(FAKE_TRAINER)]})
+    nodes = kubelet("node-a,node-b", gpus=2, programs={"hftitan-agent": [PYTHON, str(FAKE_TRAINER)]})
     created = admin.create(
         {
             "apiVersion": "hftitan.io/v1alpha1",

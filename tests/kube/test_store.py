@@ -56,6 +56,22 @@ def test_an_update_without_a_relevant_change_wakes_no_job(store, changed):
     assert store.version("u") == 6
 
 
+def test_the_last_state_of_a_deleted_object_is_passed_on():
+    seen = []
+
+    def project(obj):
+        return Thing(("ns", "j"), obj["text"]) if obj["text"] else None
+
+    store = Store(project, lambda record: None, seen.append)
+    store.put(thing("u", 5, "running"))
+    store.remove(thing("u", 8, "saved step 7"))
+    store.remove(thing("other", 9, ""))  # not one of ours
+    store.put(thing("v", 10, "running"))
+    store.keep(set(), 11, None)  # a list lacks it: nobody knows its last state
+    assert [record.text for record in seen] == ["saved step 7"]
+    assert len(store) == 0
+
+
 def test_a_late_response_does_not_restore_a_deleted_object(store, changed):
     store.put(thing("u", 5))
     store.remove(thing("u", 6))

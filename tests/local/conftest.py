@@ -15,7 +15,7 @@ from hftitan_api.models import HFTitanJob
 from hftitan_operator.local import prepare as local_prepare
 from hftitan_operator.local import store
 
-PROGRAMS = {"torchrun": (sys.executable, str(FAKE_TRAINER))}
+PROGRAMS = {"hftitan-agent": (sys.executable, str(FAKE_TRAINER))}
 
 
 def document(**spec):
@@ -95,7 +95,7 @@ def hftitan(tmp_path):
         path.write_text(yaml.safe_dump(job or document()))
         launcher = (
             "import sys; from hftitan_operator.local import prepare as p; "
-            f"p.TORCHRUN = {PROGRAMS['torchrun']!r}; from hftitan_operator.cli.main import main; main()"
+            f"p.AGENT = {PROGRAMS['hftitan-agent']!r}; from hftitan_operator.cli.main import main; main()"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", launcher, "run", str(path), "--workdir", str(tmp_path / workdir), *arguments],

@@ -16,7 +16,7 @@ CONFIGS = frozenset({"tiny-config"})
 
 def machine(environ=None, **more):
     environ = {"HOME": "/home/me", "PATH": "/bin"} | (environ or {})
-    return Machine(Path("/w"), environ, {"torchrun": ("/py", "-m", "torch.distributed.run")}, **more)
+    return Machine(Path("/w"), environ, {"hftitan-agent": ("/py", "-m", "torch.distributed.run")}, **more)
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ class RankProcess:
         self.observer: RunObserver | None = None
         self.scrapes = Scrapes()
         self.pushed_to: str | None = None
+        self.on_first_node = False
         self.other_pods_ended = False
         self.stop = signals.StopFlag(self._stopped_by_signal)
         self.stop.install()
@@ -71,6 +72,7 @@ class RankProcess:
 
     def _train(self) -> Outcome:
         env = Environment.read(os.environ)
+        self.on_first_node = env.node_index == 0
         spec = env.spec()
         self.observer = observer = RunObserver(
             spec,
@@ -218,6 +220,10 @@ class RankProcess:
             checkpoint_step=seen.checkpoint_step if seen else None,
             export_path=seen.export_path if seen else None,
             model_revision=seen.model_revision if seen else None,
+            # The operator's last poll of /progress was before the last steps.
+            progress=seen.progress().model_copy(update={"export_path": None, "model_revision": None})
+            if seen and self.on_first_node
+            else None,
         )
 
 

@@ -94,3 +94,8 @@ def metadata(
     if annotations:
         found["annotations"] = dict(sorted(annotations.items()))
     return found
+
+
+def output_folder(job: HFTitanJob) -> str:
+    """Return the folder in the checkpoint volume for checkpoint/ and export/."""
+    return job.spec.checkpoint.folder or job.metadata.name

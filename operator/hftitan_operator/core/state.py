@@ -65,6 +65,8 @@ class Observed:
     """The newest /progress of node 0; it may be of an earlier attempt."""
     unreachable: bool = False
     """Node 0 is ready, so its kubelet can reach it, but the operator cannot: its steps are unknown."""
+    departed: PodView | None = None
+    """The last view of a deleted pod that left an exit report. Of several, the one with the newest checkpoint."""
 
 
 # --- actions ------------------------------------------------------------------------------------------------

@@ -78,12 +78,14 @@ class KubeCluster:
         """The newest /progress of node 0, by the UID of the job."""
         self.unreachable: set[str] = set()
         """UIDs of the jobs whose node 0 did not answer several times in a row."""
+        self._departed: dict[str, PodView] = {}
+        """By the UID of the job, see Observed.departed."""
         self.on_event: Callable[[HFTitanJob, Event], None] = lambda job, event: None
         """Called with every event."""
         self.on_status: Callable[[HFTitanJob, JobStatus], None] = lambda job, status: None
         """Called after every status write, with the job before the write and its new status."""
         self.jobs = Store[JobRecord](job_record, self._job_changed)
-        self.pods = Store[PodRecord](pod_record, lambda record: wake(record.key))
+        self.pods = Store[PodRecord](pod_record, lambda record: wake(record.key), self._pod_deleted)
         self._services = Store[ObjectRecord](object_record, lambda record: wake(record.key))
         self._configs = Store[ObjectRecord](object_record, lambda record: wake(record.key))
         self._nodes = Store[NodeRecord](node_record, self._node_changed)
@@ -165,6 +167,7 @@ class KubeCluster:
             pods=pods,
             service=there(self._services, naming.service_name(name)),
             config=there(self._configs, naming.config_name(name)),
+            departed=self._departed.get(uid),
             progress=self.progress.get(uid),
             unreachable=uid in self.unreachable and any(pod.index == 0 and pod.ready for pod in pods),
         )
@@ -336,8 +339,17 @@ class KubeCluster:
         uid = record.view.job.metadata.uid
         if not self.jobs.version(uid):
             self.progress.pop(uid, None)
+            self._departed.pop(uid, None)
             self.unreachable.discard(uid)
         self._wake(record.key)
+
+    def _pod_deleted(self, record: PodRecord) -> None:
+        """Keep the exit report of a deleted pod: it names the checkpoint that the pod saved on its way out."""
+        if record.owner is None or record.view.report is None:
+            return
+        known = self._departed.get(record.owner)
+        if known is None or _report_order(known) <= _report_order(record.view):
+            self._departed[record.owner] = record.view
 
     def _node_changed(self, record: NodeRecord) -> None:
         name, pods = record.key[1], self.pods.all()
@@ -385,3 +397,9 @@ def _event(job: HFTitanJob, event: Event) -> Json:
         "lastTimestamp": stamp,
         "count": 1,
     }
+
+
+def _report_order(pod: PodView) -> tuple[int, int, bool]:
+    """Sort by attempt and saved step; the report of node 0 has the progress."""
+    assert pod.report is not None
+    return pod.attempt, pod.report.checkpoint_step or 0, pod.report.progress is not None

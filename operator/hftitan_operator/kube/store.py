@@ -33,10 +33,18 @@ R = TypeVar("R", bound=Record)
 
 
 class Store(Generic[R]):
-    """Records by UID, grouped by job. Calls `changed` with each record that is new, different or removed."""
+    """Records by UID, grouped by job. Calls `changed` with each record that is new, different or removed.
 
-    def __init__(self, project: Callable[[Json], R | None], changed: Callable[[R], None]) -> None:
-        self._project, self._changed = project, changed
+    Calls `deleted` before that with the last state of an object, if the watch reports its deletion.
+    """
+
+    def __init__(
+        self,
+        project: Callable[[Json], R | None],
+        changed: Callable[[R], None],
+        deleted: Callable[[R], None] = lambda record: None,
+    ) -> None:
+        self._project, self._changed, self._last_state = project, changed, deleted
         self._records: dict[str, tuple[int, R]] = {}
         self._groups: dict[Key, dict[str, R]] = {}
         self._deleted: OrderedDict[str, None] = OrderedDict()
@@ -72,6 +80,9 @@ class Store(Generic[R]):
             self._changed(record)
 
     def remove(self, obj: Json) -> None:
+        record = self._project(obj)
+        if record is not None:
+            self._last_state(record)
         self.forget(obj["metadata"]["uid"])
 
     def forget(self, uid: str) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from hftitan_api.mesh import MeshPlan, SpecError
 from hftitan_api.models import DatasetSpec, HFTitanJob, VolumeMount
 from hftitan_operator.core import naming
+from hftitan_operator.core.rendering import torchrun
 from hftitan_operator.core.rendering.render import render
 from hftitan_operator.local.machine import Machine, Place, Refused
 from hftitan_operator.local.pod import translate
 from hftitan_operator.net import free_port, loopback, port_is_free
 
-TORCHRUN: Sequence[str] = (sys.executable, "-m", "torch.distributed.run")
+AGENT: Sequence[str] = (sys.executable, "-m", "hftitan_trainer.process.agent")
 """Uses the running interpreter, so that neither PATH nor an activated environment matters."""
 WORK_FOLDER = "work-folder"
 """Name of the checkpoint volume if the job sets none. `hftitan run` always keeps checkpoints in the work folder."""
@@ -83,7 +84,7 @@ def prepare(
     machine = Machine(
         workdir=workdir,
         environ=with_token(environ),
-        programs=programs or {"torchrun": TORCHRUN},
+        programs=programs or {torchrun.AGENT: AGENT},
         volumes=volumes,
         gpu_resource=job.spec.pod.gpu_resource,
         gpus=tuple(gpus),

@@ -155,6 +155,42 @@ def test_starting_then_running_then_succeeded():
     assert conditions(of)["Running"] == ("False", "Completed")
 
 
+def completed(step, **values):
+    """Return a pod of node 0 that completed, and the progress in its exit report."""
+    last = progress(step, updated=T0 + 50, phase="exporting", **values).to_dict()
+    report = {"reason": "Completed", "retryable": False, "step": step, "progress": last}
+    return pod(0, phase="Succeeded", report=report)
+
+
+def test_final_status_has_the_values_of_the_last_step_not_of_the_last_poll():
+    of = running(step=27)
+    polled = progress(27, updated=T0, loss=3.9, tokens_per_second=8000.0, eta_seconds=20)
+    done = completed(100, loss=3.14159265, tokens_per_second=9010.689951623572, grad_norm=0.000123456, eta_seconds=0)
+    of, _ = settle(of, seen(done, pod(1, phase="Succeeded", report="Completed"), progress=polled), T0 + 60)
+    shown = of.status.progress
+    assert shown
+    assert (of.status.phase, shown.step, shown.eta) == ("Succeeded", 100, None)
+    assert (shown.loss, shown.tokens_per_second, shown.grad_norm) == (3.1416, 9010.7, 0.00012346), "five digits"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "path", "place"),
+    [
+        ({"volume": "results"}, "/var/hftitan/output/export", "x/export of claim results"),
+        ({"volume": "results", "folder": "a/b"}, "/var/hftitan/output/export", "a/b/export of claim results"),
+        ({"volume": "results"}, "/home/me/run/export", "/home/me/run/export"),
+    ],
+)
+def test_final_message_names_claim_and_folder_of_the_export(checkpoint, path, place):
+    of = running(job(checkpoint=checkpoint))
+    done = tuple(pod(i, phase="Succeeded", report={**_DONE, "export_path": path}) for i in range(2))
+    of, _ = settle(of, seen(*done), T0 + 60)
+    assert of.status.message == f"finished 100 steps; the model is in {place}"
+
+
+_DONE = {"reason": "Completed", "retryable": False, "step": 100}
+
+
 def test_one_finished_pod_does_not_finish_the_job():
     of = running()
     of, decisions = settle(of, seen(pod(0), pod(1, phase="Succeeded"), progress=progress(100, phase="done")), T0 + 1)
@@ -611,6 +647,23 @@ def test_unschedulable_pods_wait_without_a_timeout():
 
 
 # --- suspension ---------------------------------------------------------------------------------------------------
+
+
+def test_message_of_a_suspended_job_names_the_step_that_deleted_pods_saved():
+    """The kubelet deletes a pod as soon as it has ended, before the operator decides again."""
+    of = edited(running(checkpoint=10), runPolicy={"suspend": True})
+    of, _ = settle(of, seen(pod(0), pod(1), progress=progress(16, checkpoint_step=10)), T0 + 30)
+    saved = {"reason": "Preempted", "retryable": True, "step": 17, "checkpoint_step": 17}
+    gone = pod(1, phase="Failed", report=saved)
+    of, _ = settle(of, seen(departed=gone, progress=progress(16, checkpoint_step=10)), T0 + 60)
+    assert of.status.message == "suspended; will resume from step 17"
+    of = edited(of, runPolicy={"suspend": False})
+    of, _ = settle(of, seen(departed=gone), T0 + 90)
+    assert of.status.message == "attempt 2: created 2 pods, restarting from step 17"
+    other = pod(1, attempt=7, phase="Failed", report={**saved, "checkpoint_step": 99})
+    of, _ = settle(of, seen(departed=other), T0 + 91)
+    assert of.status.checkpoint
+    assert of.status.checkpoint.step == 17, "only pods of the current attempt count"
 
 
 def test_suspend_uses_the_pods_own_grace_period_and_resume_is_not_a_restart():

@@ -1,7 +1,7 @@
 """A kubelet that runs the pods of its nodes as processes on this machine, or simulates them by a script (`--fake`).
 
     python tests/support/cluster/process_kubelet.py --kubeconfig K --node a,b --workdir D
-        [--gpus 8] [--program torchrun=...]
+        [--gpus 8] [--program hftitan-agent=...]
 
 A pod's container is translated to a process as by `hftitan run` (local/pod.py), and its status is reported as by a real
 kubelet. SIGKILL to this process simulates lost nodes: their processes end with it. SIGSTOP simulates a partition: the
@@ -278,7 +278,7 @@ async def main() -> None:
         "--fake", nargs="?", const="{}", type=json.loads, metavar="SCRIPT", help="simulate pods, see kubelet_fake.py"
     )
     options = parser.parse_args()
-    programs = {"torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+    programs = {"hftitan-agent": [sys.executable, "-m", "hftitan_trainer.process.agent"]}
     programs |= {name: shlex.split(words) for name, _, words in (text.partition("=") for text in options.program)}
     nodes = {
         name: Node(name, options.workdir.resolve(), programs, options.gpus, options.threads)

@@ -18,7 +18,7 @@ from hftitan_api.wire import ExitReport
 
 STEPS = 60
 TORCHRUN = (
-    "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+    "-m", "hftitan_trainer.process.agent", "--nnodes", "1", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
     "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1",
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hftitan_api.wire import TERMINATION_LOG_LIMIT, ExitReport
+from hftitan_api.wire import TERMINATION_LOG_LIMIT, ExitReport, Progress
 from hftitan_trainer.process.errors import NonFiniteLossError, StorageError, UserError
 from hftitan_trainer.process.report import Reporter, classify, describe, encode, parse, redact
 
@@ -86,6 +86,23 @@ def test_a_report_fits_for_any_message(character: str) -> None:
     assert report.message.startswith("begin")
     assert report.message.endswith("end")
     assert len(data) > TERMINATION_LOG_LIMIT // 3
+
+
+def test_the_longest_report_of_node_0_fits() -> None:
+    """With its progress, and with the longest path and revision, it is still JSON."""
+    wide = dict.fromkeys(("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "epoch"), -1.2345678901234568e-300)
+    progress = Progress(
+        attempt=2**31 - 1, phase="checkpointing", step=2**31 - 1, steps=2**31 - 1, updated=1_800_000_000.123456,
+        step_seconds=1.2345678901234567e-300, eta_seconds=1.2345678901234567e-300, tokens_seen=2**53,
+        worker_restarts=2**31 - 1, validation_step=2**31 - 1, validation_loss=-1.2345678901234567e-300,
+        checkpoint_step=2**31 - 1, checkpoint_time=1_800_000_000.123456, resumed_from=2**31 - 1, **wide,
+    )  # fmt: skip
+    longest = {"export_path": "x" * 1024, "model_revision": "x" * 1024, "progress": progress, "message": "y" * 20_000}
+    data = encode(BLANK.model_copy(update=longest))
+    assert len(data) <= TERMINATION_LOG_LIMIT
+    report = parse(data)
+    assert report is not None
+    assert report.progress == progress
 
 
 def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

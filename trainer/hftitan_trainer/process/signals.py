@@ -108,11 +108,11 @@ def siblings_lost(env: Mapping[str, str] | None = None, proc: Path = Path("/proc
     expected = int(env.get("LOCAL_WORLD_SIZE", "1"))
     if "TORCHELASTIC_RUN_ID" not in env or expected < 2:
         return False
-    children = _live_children(os.getppid(), proc)
+    children = live_children(os.getppid(), proc)
     return children is not None and children < expected
 
 
-def _live_children(parent: int, proc: Path) -> int | None:
+def live_children(parent: int, proc: Path) -> int | None:
     """Return the number of `parent`'s children that are not zombies; None if /proc cannot be read."""
     count = 0
     try:

@@ -96,9 +96,9 @@ class _Pass(Draft):
         policy = self.job.spec.run_policy
         self._accept()
         gang = self._gang()
-        self.observe(gang, self._progress(), self.plan)
+        self.observe(gang, self._progress(), self.plan, self._departed())
         if len(gang) == self._nodes and all(classify.completed(pod) for pod in gang):
-            return self.succeed(describe.success(self.status, self.job.spec.training.steps))
+            return self.succeed(describe.success(self.status, self.job))
         if policy.suspend:
             return self._suspend()
         self._activate()
@@ -126,6 +126,11 @@ class _Pass(Draft):
         """The pods of the current attempt, by index."""
         mine = (p for p in self.observed.pods if p.attempt == self.status.attempt and 0 <= p.index < self._nodes)
         return sorted(mine, key=lambda pod: pod.index)
+
+    def _departed(self) -> PodView | None:
+        """The deleted pod of the current attempt with the newest exit report."""
+        pod = self.observed.departed
+        return pod if pod is not None and pod.attempt == self.status.attempt else None
 
     def _progress(self) -> Progress | None:
         return watchdog.current(self.observed.progress, self.status.attempt)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hftitan_api.models import JobStatus, RestartRecord, RunPolicySpec
-from hftitan_operator.core import clock, reasons
+from hftitan_api.models import HFTitanJob, JobStatus, RestartRecord, RunPolicySpec
+from hftitan_operator.core import clock, naming, reasons
 from hftitan_operator.core.lifecycle import budget
 from hftitan_operator.core.lifecycle import status as st
 from hftitan_operator.core.lifecycle.classify import Cause, finished
+from hftitan_operator.core.rendering.podcheck import OUTPUT_DIR
 from hftitan_operator.core.state import PodView
 
 _ORDINARY_WAITS = frozenset({"ContainerCreating", "PodInitializing", "Pending", "Scheduled"})
@@ -81,9 +82,14 @@ def suspended(status: JobStatus, live: int) -> str:
     return f"suspended; will resume {from_step(status)}"
 
 
-def success(status: JobStatus, steps: int) -> str:
-    model = f"; the model is in {status.export_path}" if status.export_path else ""
-    return f"finished {steps} steps{model}"
+def success(status: JobStatus, job: HFTitanJob) -> str:
+    message, path = f"finished {job.spec.training.steps} steps", status.export_path
+    if not path:
+        return message
+    volume, inside = job.spec.checkpoint.volume, path.removeprefix(f"{OUTPUT_DIR}/")
+    if volume is None or inside == path:  # a local run, or scratch space
+        return f"{message}; the model is in {path}"
+    return f"{message}; the model is in {naming.output_folder(job)}/{inside} of claim {volume}"
 
 
 def no_progress(history: Sequence[RestartRecord], cause: Cause) -> str:

@@ -44,10 +44,12 @@ class Draft:
         """Emit an event of a transition. The status written with it prevents the next pass from emitting it again."""
         self.events.append(Event("Warning" if warning else "Normal", reason, message[: st.EVENT_LIMIT]))
 
-    def observe(self, pods: Sequence[PodView], progress: Progress | None, plan: MeshPlan) -> None:
+    def observe(
+        self, pods: Sequence[PodView], progress: Progress | None, plan: MeshPlan, departed: PodView | None = None
+    ) -> None:
         """Write the state of the current attempt into the status. Emit an event for a new checkpoint, not too often."""
         before = self.status.checkpoint
-        self.status = st.with_observation(self.status, pods, progress, plan)
+        self.status = st.with_observation(self.status, pods, progress, plan, departed)
         after = self.status.checkpoint
         if progress is None or after is None or not watchdog.stepping(progress):
             return

@@ -112,16 +112,24 @@ def newest_step(status: JobStatus, pods: Sequence[PodView], progress: Progress |
 
 
 def with_observation(
-    status: JobStatus, pods: Sequence[PodView], progress: Progress | None, plan: MeshPlan
+    status: JobStatus,
+    pods: Sequence[PodView],
+    progress: Progress | None,
+    plan: MeshPlan,
+    departed: PodView | None = None,
 ) -> JobStatus:
-    """Return the status with observed mesh, pod counts, progress, checkpoint and results of the current attempt."""
+    """Return the status with observed mesh, pod counts, progress, checkpoint and results of the current attempt.
+
+    `departed` is a deleted pod of the attempt: only its exit report counts.
+    """
     status = updated(status, mesh=plan.summary, world_size=plan.world_size, pods=counts(pods))
-    if progress is not None:
-        status = _with_progress(status, progress)
-    for pod in pods:
-        report = pod.report
-        if report is None:
-            continue
+    reports = [pod.report for pod in (*pods, departed) if pod is not None and pod.report is not None]
+    # A report is newer than the last poll of /progress; a short job may end before the first poll.
+    last = [r.progress for r in reports if r.progress is not None and r.progress.attempt == status.attempt]
+    latest = max((p for p in (progress, *last) if p is not None), key=lambda p: (p.step, p.updated), default=None)
+    if latest is not None:
+        status = _with_progress(status, latest)
+    for report in reports:
         newest = status.checkpoint.step if status.checkpoint else -1
         if report.checkpoint_step is not None and report.checkpoint_step > newest:
             status = updated(status, checkpoint=CheckpointStatus(step=report.checkpoint_step))
@@ -130,9 +138,9 @@ def with_observation(
         if report.model_revision:
             status = updated(status, model_revision=report.model_revision)
         shown = status.progress or ProgressStatus(steps=report.step)
-        if report.reason == "Completed" and report.step > shown.step:
-            # The last steps came after the last poll of /progress; a short job may end before the first poll.
-            status = updated(status, progress=shown.model_copy(update={"step": report.step, "eta": None}))
+        if report.reason == "Completed":
+            step = max(report.step, shown.step)  # a report of another node has no progress
+            status = updated(status, progress=shown.model_copy(update={"step": step, "eta": None}))
     return status
 
 
@@ -156,10 +164,10 @@ def _with_progress(status: JobStatus, progress: Progress) -> JobStatus:
     shown = ProgressStatus(
         step=progress.step,
         steps=progress.steps,
-        loss=progress.loss,
-        tokens_per_second=progress.tokens_per_second,
-        mfu=progress.mfu,
-        grad_norm=progress.grad_norm,
+        loss=_rounded(progress.loss),
+        tokens_per_second=_rounded(progress.tokens_per_second),
+        mfu=_rounded(progress.mfu),
+        grad_norm=_rounded(progress.grad_norm),
         eta=None if progress.eta_seconds is None else clock.duration(progress.eta_seconds),
         updated=clock.rfc3339(progress.updated),
     )
@@ -172,6 +180,11 @@ def _with_progress(status: JobStatus, progress: Progress) -> JobStatus:
     if progress.model_revision:
         status = updated(status, model_revision=progress.model_revision)
     return status
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return the value with five significant digits, for readers of `kubectl get`. /progress has all digits."""
+    return None if value is None else float(f"{value:.5g}")
 
 
 def _goodput(status: JobStatus, progress: Progress) -> float | None:

@@ -18,6 +18,7 @@ from hftitan_operator.core.rendering.podcheck import (
     TERMINATION_LOG,
     TMP_DIR,
 )
+from hftitan_operator.core.rendering.torchrun import AGENT
 from hftitan_operator.core.state import Manifest
 
 RUN_AS = 1000
@@ -68,7 +69,7 @@ def _container(job: HFTitanJob, resources: dict[str, Any]) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "trainer",
         "image": wanted.image or TRAINER_IMAGE,
-        "command": ["torchrun"],
+        "command": [AGENT],
         "args": [],
         "env": [],
         "ports": [
@@ -126,7 +127,7 @@ def _pod_spec(job: HFTitanJob, plan: MeshPlan, attempt: int, shm: int) -> dict[s
 def _mounts(job: HFTitanJob) -> list[dict[str, Any]]:
     output: dict[str, Any] = {"name": "output", "mountPath": OUTPUT_DIR}
     if job.spec.checkpoint.volume or job.spec.checkpoint.folder:
-        output["subPath"] = job.spec.checkpoint.folder or job.metadata.name
+        output["subPath"] = naming.output_folder(job)
     ours = [
         {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
         output,

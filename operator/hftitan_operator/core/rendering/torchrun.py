@@ -18,6 +18,8 @@ from hftitan_operator.core import naming
 from hftitan_operator.core.rendering import sizing
 from hftitan_operator.core.rendering.podcheck import CACHE_DIR, CONFIG_DIR, OUTPUT_DIR, TERMINATION_LOG, TMP_DIR
 
+AGENT = "hftitan-agent"
+"""Program of the trainer's image: torchrun, which also ends on SIGTERM while it waits for the rendezvous."""
 RENDEZVOUS_SECONDS = 86_400
 """One day: pods may wait in a scheduler's queue for hours, and the operator decides when to restart, not torchrun. If
 a peer dies, the connection breaks at once."""
