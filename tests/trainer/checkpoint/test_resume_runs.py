@@ -51,8 +51,18 @@ def card(run: Run) -> str:
     return (run.output / "export" / "README.md").read_text()
 
 
+def report_and_progress(run: Run) -> tuple[ExitReport, Progress]:
+    """Return the exit report without its progress, and the progress."""
+    report = run.report()
+    assert report.progress is not None
+    assert (report.progress.export_path, report.progress.model_revision) == (None, None), "the report has them"
+    return report.model_copy(update={"progress": None}), report.progress
+
+
 def test_a_run_of_two_processes_from_start_to_end(unbroken: Run) -> None:
-    assert unbroken.report() == ExitReport(
+    report, last = report_and_progress(unbroken)
+    assert (last.step, last.loss, last.grad_norm) == (STEPS, *unbroken.losses()[STEPS])
+    assert report == ExitReport(
         reason="Completed", message=f"all {STEPS} steps done", step=STEPS, retryable=False, checkpoint_step=STEPS,
         export_path=str(unbroken.output / "export"),
     )  # fmt: skip
@@ -85,7 +95,8 @@ def test_sigterm_saves_the_last_finished_step_and_a_killed_worker_resumes_from_t
     assert broken.end() != 0
     stopped = max(broken.losses())
     assert 5 <= stopped < STEPS
-    report = broken.report()
+    report, last = report_and_progress(broken)
+    assert (last.step, last.loss) == (stopped, broken.losses()[stopped][0])
     assert report == ExitReport(
         reason="Preempted", message=f"SIGTERM: saved step {stopped} and stopped", step=stopped,
         retryable=True, rank=report.rank, checkpoint_step=stopped,
@@ -170,4 +181,6 @@ def test_a_signal_before_the_first_step_stops_the_process_at_once(tmp_path: Path
     began = time.monotonic()
     assert run.end() == 143
     assert time.monotonic() - began < 5
-    assert run.report() == ExitReport(reason="Preempted", message="SIGTERM while starting", retryable=True)
+    report, last = report_and_progress(run)
+    assert report == ExitReport(reason="Preempted", message="SIGTERM while starting", retryable=True)
+    assert (last.phase, last.step, last.loss) == ("starting", 0, None)
