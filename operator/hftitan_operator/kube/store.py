@@ -42,7 +42,7 @@ class Store(Generic[R]):
         self,
         project: Callable[[Json], R | None],
         changed: Callable[[R], None],
-        deleted: Callable[[R], None] = lambda record: None,
+        deleted: Callable[[R], None] | None = None,
     ) -> None:
         self._project, self._changed, self._last_state = project, changed, deleted
         self._records: dict[str, tuple[int, R]] = {}
@@ -80,8 +80,7 @@ class Store(Generic[R]):
             self._changed(record)
 
     def remove(self, obj: Json) -> None:
-        record = self._project(obj)
-        if record is not None:
+        if self._last_state is not None and (record := self._project(obj)) is not None:
             self._last_state(record)
         self.forget(obj["metadata"]["uid"])
 

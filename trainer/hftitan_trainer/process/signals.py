@@ -31,6 +31,31 @@ SETTLE_SECONDS = 0.5
 signal, so a missing worker was gone before the signal."""
 
 
+def watch(received: Callable[[signal.Signals], None]) -> None:
+    """Call `received` in a thread for each SIGTERM and SIGINT, also after other Python handlers were installed.
+
+    Call it in the main thread.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    for number in SIGNALS:
+        signal.signal(number, ignored)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_read, args=(reader, writer, received), name="hftitan-signals", daemon=True).start()
+
+
+def ignored(number: int, frame: object) -> None:
+    """The Python handler that `watch` installs: only the C-level handler acts."""
+
+
+def _read(reader: socket.socket, writer: socket.socket, received: Callable[[signal.Signals], None]) -> None:
+    """Pass on each signal. `writer` is an argument so that it stays open."""
+    while data := reader.recv(64):
+        number = next((n for n in data if n in SIGNALS), None)
+        if number is not None:
+            received(signal.Signals(number))
+
+
 class StopFlag:
     """Records whether this process was asked to stop.
 
@@ -50,27 +75,19 @@ class StopFlag:
 
     def install(self) -> None:
         """Handle SIGTERM and SIGINT. Call it in the main thread."""
-        reader, writer = socket.socketpair()
-        writer.setblocking(False)
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._writer = writer
-        threading.Thread(target=self._watch, args=(reader,), name="hftitan-signals", daemon=True).start()
+        watch(self._received)
 
     def training(self, on: bool) -> None:
         """Set whether the training loop runs; while it runs, a signal takes effect at the next step boundary."""
         with self._lock:
             self._training = on
 
-    def _watch(self, reader: socket.socket) -> None:
-        while data := reader.recv(64):
-            number = next((n for n in data if n in SIGNALS), None)
-            if number == signal.SIGINT and self._asked.is_set():
-                os._exit(128 + signal.SIGINT)  # a second Ctrl-C exits at once
-            if number is not None and not self._asked.is_set():
-                self.signal_name = signal.Signals(number).name
-                self._react(siblings_lost())
+    def _received(self, number: signal.Signals) -> None:
+        if not self._asked.is_set():
+            self.signal_name = number.name
+            self._react(siblings_lost())
+        elif number == signal.SIGINT:
+            os._exit(128 + signal.SIGINT)  # a second Ctrl-C exits at once
 
     def _react(self, lost_sibling: bool) -> None:
         with self._lock:
