@@ -37,18 +37,21 @@ CMD ["operator"]
 # --- trainer ----------------------------------------------------------------------------------------------------
 
 FROM ${TRAINER_BASE} AS trainer
+# `--build-arg CUDA=mounted` leaves out the CUDA libraries and Triton (4 GB). The node must then mount them into the
+# virtual environment, at lib/python3.*/site-packages/nvidia and triton.
+ARG CUDA=included
 LABEL org.opencontainers.image.title="HFTitanJob trainer" \
       org.opencontainers.image.description="Runs one node of an HFTitanJob: torchrun and the trainer" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0"
 COPY hack/image-python hack/locks/trainer.txt hack/locks/build.txt /build/
 # Triton and Inductor (`training.compile`) need a C compiler to build kernel launchers.
-RUN --mount=type=secret,id=pip EXTRA_PACKAGES="gcc libc6-dev" /build/image-python /build/trainer.txt
+RUN --mount=type=secret,id=pip CUDA=${CUDA} EXTRA_PACKAGES="gcc libc6-dev" /build/image-python /build/trainer.txt
 COPY pyproject.toml README.md LICENSE /build/source/
 COPY crds /build/source/crds
 COPY operator /build/source/operator
 COPY trainer /build/source/trainer
-RUN --mount=type=secret,id=pip /build/image-python /build/trainer.txt /build/source && rm -r /build
+RUN --mount=type=secret,id=pip CUDA=${CUDA} /build/image-python /build/trainer.txt /build/source && rm -r /build
 # Driver capabilities that the NVIDIA runtime mounts into the container, as in NVIDIA's CUDA images.
 ENV PATH=/opt/hftitan/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONUNBUFFERED=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility

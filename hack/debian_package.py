@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-
-def has_all(folder: Path, programs: Sequence[str]) -> bool:
-    return all(os.access(folder / name, os.X_OK) for name in programs)
-
-
-def given(variable: str, programs: Sequence[str]) -> Path | None:
-    """Return the folder named by an environment variable, or None. SystemExit: a program is missing there."""
-    folder = os.environ.get(variable)
-    if folder and not has_all(Path(folder), programs):
-        raise SystemExit(f"{variable}={folder}: {' or '.join(programs)} missing")
-    return Path(folder) if folder else None
+from programs import Unavailable, cache, command, locked, made, missing, say
 
 
 def unpacked(package: str, programs: Sequence[str], hint: str) -> Path:
@@ -29,32 +16,26 @@ def unpacked(package: str, programs: Sequence[str], hint: str) -> Path:
 
     `hint`: the alternative for the error message.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hftitan"
-    base.mkdir(parents=True, exist_ok=True)
-    with open(base / f"{package}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be unpacking the same package
-        if not has_all(base / package, programs):
-            _unpack(base, package, programs, hint)
-    return base / package
+    with locked(package):
+        if missing(cache() / package, programs):
+            say(f"downloading Debian's package {package}")
+            with made(package, cache() / package) as (work, result):
+                _unpack(package, programs, hint, work, result)
+    return cache() / package
 
 
-def _unpack(base: Path, package: str, programs: Sequence[str], hint: str) -> None:
-    print(f"downloading Debian's package {package}", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix="making-", dir=base) as scratch:
-        if not _download(package, scratch):
-            subprocess.run(["apt-get", "update", "-qq"], check=True, stdout=sys.stderr)
-            if not _download(package, scratch):
-                raise SystemExit(f"package {package} not found; {hint}")
-        [archive] = Path(scratch).glob(f"{package}_*.deb")
-        subprocess.run(["dpkg-deb", "-x", archive, f"{scratch}/root"], check=True, stdout=sys.stderr)
-        result = Path(scratch) / "result"
-        result.mkdir()
-        for name in programs:
-            shutil.move(f"{scratch}/root/usr/bin/{name}", result / name)
-        shutil.rmtree(base / package, ignore_errors=True)
-        result.rename(base / package)
+def _unpack(package: str, programs: Sequence[str], hint: str, work: Path, result: Path) -> None:
+    if not _download(package, work):
+        command("apt-get", "update", "-qq")
+        if not _download(package, work):
+            raise Unavailable(f"package {package} not found; {hint}")
+    [archive] = work.glob(f"{package}_*.deb")
+    command("dpkg-deb", "-x", str(archive), str(work / "root"))
+    for name in programs:
+        program = next((work / "root/usr").glob(f"*bin/{name}"))
+        shutil.copy(program, result / name)
 
 
-def _download(package: str, folder: str) -> bool:
+def _download(package: str, folder: Path) -> bool:
     words = ["apt-get", "download", "-qq", "-oAPT::Sandbox::User=root", package]
     return subprocess.run(words, cwd=folder, stdout=sys.stderr).returncode == 0

@@ -20,6 +20,7 @@ def job(name="tiny", namespace="default", **spec):
         "dataset": {"name": "org/data"},
         "mesh": {"nodes": 2, "gpusPerNode": 8},
         "training": {"steps": 5},
+        "checkpoint": {"volume": "runs"},
     }
     metadata = {"name": name, "namespace": namespace}
     return {"apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata, "spec": base | spec}
@@ -53,10 +54,10 @@ def test_invalid_job_is_rejected_by_field(admin, namespace):
 
 def test_status_is_a_subresource(admin, namespace):
     admin.create(job(namespace=namespace))
-    body = {"status": {"phase": "Running"}, "spec": {"training": {"steps": 7}}}
+    body = {"status": {"phase": "Running"}, "spec": {"runPolicy": {"maxRestarts": 7}}}
     patched = admin.patch("hftitanjobs", "tiny", body, namespace, subresource="status")
     assert patched["status"]["phase"] == "Running"
-    assert patched["spec"]["training"]["steps"] == 5
+    assert patched["spec"]["runPolicy"]["maxRestarts"] != 7
     assert patched["metadata"]["generation"] == 1
     assert admin.patch("hftitanjobs", "tiny", body, namespace)["metadata"]["generation"] == 2
 

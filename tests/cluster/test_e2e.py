@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubectl import wait
+from kubectl import ApiError, wait
 from kubelets import KubeletProcess
 from paths import FAKE_TRAINER
 
@@ -193,8 +193,13 @@ def test_user_error_fails_the_job_without_restart(job):
     assert job.condition("Failed")["reason"] == "UserError"
 
 
-def test_impossible_mesh_fails_the_job_without_pods(job):
-    job.create(mesh={"tp": 3, "gpusPerNode": 4})
+def test_impossible_mesh_is_rejected_or_fails_the_job_without_pods(job, control_plane):
+    mesh = {"tp": 3, "gpusPerNode": 4}
+    if control_plane.checks_rules:
+        with pytest.raises(ApiError, match="nodes x gpusPerNode must equal"):
+            job.create(mesh=mesh)
+        return
+    job.create(mesh=mesh)
     status = job.phase("Failed")
     assert "spec.mesh" in status["message"]
     assert job.condition("Accepted")["status"] == "False"
@@ -281,10 +286,15 @@ def test_evicted_pod_does_not_count_against_max_restarts(job, admin):
     assert restarted_without_count(job) in ("PodDeleted", "Preempted", "Evicted")
 
 
-def test_changed_mesh_fails_the_job(job):
+def test_changed_mesh_is_rejected_or_fails_the_job(job, control_plane):
     job.create(training={"steps": 100_000})
     job.phase("Running")
-    job.admin.patch("hftitanjobs", "x", {"spec": {"mesh": {"nodes": 3}}}, job.namespace)
+    changes = {"spec": {"mesh": {"nodes": 3}}}
+    if control_plane.checks_rules:
+        with pytest.raises(ApiError, match="mesh cannot change while the job exists"):
+            job.admin.patch("hftitanjobs", "x", changes, job.namespace)
+        return
+    job.admin.patch("hftitanjobs", "x", changes, job.namespace)
     status = job.phase("Failed")
     assert job.condition("Failed")["reason"] == "MeshChanged"
     assert "a job's mesh is immutable" in status["message"]

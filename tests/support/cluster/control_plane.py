@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import secrets
 import shutil
 import ssl
@@ -58,9 +59,15 @@ class ControlPlane:
         crds: Sequence[Path] = (),
         users: Mapping[str, Sequence[str]] = USERS,
         audited: bool = False,
+        address: str = "",
     ) -> None:
-        """`audited`: the API server logs the requests of service accounts, for `requests`."""
+        """`audited`: the API server logs the requests of service accounts, for `requests`.
+
+        `address`: of the API server, for nodes with a network of their own. Without it the cluster has no endpoints:
+        its pods have loopback addresses, which are not allowed there, and each attempt would cause an event.
+        """
         self.folder, self.assets = folder, assets
+        self._address = address
         self._with_manager, self._with_scheduler = controller_manager, scheduler
         self._grace, self._crds, self._users, self._audited = node_monitor_grace, crds, users, audited
         self._tokens = {user: secrets.token_hex(16) for user in users}
@@ -70,7 +77,7 @@ class ControlPlane:
 
     @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
+        return f"https://{self._address or '127.0.0.1'}:{self.port}"
 
     @property
     def etcd_url(self) -> str:
@@ -88,6 +95,17 @@ class ControlPlane:
     @property
     def admin(self) -> Kubectl:
         return Kubectl(self.url, self.ca.read_text(), self.admin_token)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor version of Kubernetes."""
+        version = self.admin.request("GET", "/version")
+        return int(version["major"]), int(re.sub(r"\D", "", version["minor"]))
+
+    @property
+    def checks_rules(self) -> bool:
+        """Whether the API server checks the CEL rules of CRDs."""
+        return self.version >= (1, 25)
 
     def requests(self, user: str) -> list[dict[str, Any]]:
         """Return the audit events (audit.k8s.io/v1) of a service account's requests so far."""
@@ -209,9 +227,9 @@ class ControlPlane:
         key = str(self.folder / "service-accounts.key")
         options = {
             "--etcd-servers": self.etcd_url,
-            "--bind-address": "127.0.0.1",
-            "--advertise-address": "127.0.0.1",
-            "--endpoint-reconciler-type": "none",  # loopback addresses are not allowed in endpoints
+            "--bind-address": self._address or "127.0.0.1",
+            "--advertise-address": self._address or "127.0.0.1",
+            **({} if self._address else {"--endpoint-reconciler-type": "none"}),
             "--secure-port": str(self.port),
             "--cert-dir": str(self.folder / "tls"),
             "--service-cluster-ip-range": "10.96.0.0/16",
@@ -251,8 +269,7 @@ class ControlPlane:
                 "--node-eviction-rate": "50",
                 "--pvclaimbinder-sync-period": "1s",
                 "--unhealthy-zone-threshold": "1",
-                # Pods have loopback addresses, which are not allowed in endpoints; each attempt would cause an event.
-                "--controllers": "*,-endpoint,-endpointslice,-endpointslicemirroring",
+                **({} if self._address else {"--controllers": "*,-endpoint,-endpointslice,-endpointslicemirroring"}),
             },
             {"--port": "0", "--controller-start-interval": "0s", "--kube-api-qps": "1000", "--kube-api-burst": "2000"},
         )

@@ -21,17 +21,18 @@ class Buildah:
 
     def __init__(self, folder: Path) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._folder, self._storage = folder, cache / "hftitan" / "images"
-        made = self._call([str(ROOT / "hack" / "image-base"), str(self._storage)])
+        driver = _driver(cache)
+        self._folder, self._storage = folder, cache / "hftitan" / f"images-{driver}"
+        made = self._call([str(ROOT / "hack" / "image-base"), str(self._storage), driver])
         self.base = made.split()[-1]
         self._words = ["buildah", "--root", str(self._storage), "--runroot", str(self._storage / "run")]
-        self._words += ["--storage-driver", "vfs"]
+        self._words += ["--storage-driver", driver]
 
     def build(self, target: str, *options: str) -> str:
         """Build a target and return the name of its image."""
         name = f"localhost/hftitan-{target}"
         base = f"{target.upper()}_BASE={self.base}"
-        words = ["bud", "--isolation", "chroot", "--target", target, "--build-arg", base, *self._index(), *options]
+        words = ["bud", "--layers", "--isolation", "chroot", "--target", target, "--build-arg", base, *self._index(), *options]
         self.run([*words, "--tag", name, str(ROOT)])
         return name
 
@@ -65,3 +66,10 @@ class Buildah:
         done = subprocess.run(words, capture_output=True, text=True, timeout=BUILD_SECONDS, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, f"{shlex.join(words)}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout
+
+
+def _driver(folder: Path) -> str:
+    """Return buildah's storage driver for a folder: vfs, which copies every layer, where overlay cannot work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout
+    return "vfs" if kind.strip() == "overlayfs" else "overlay"

@@ -1,0 +1,68 @@
+"""Builds programs of the Go modules in hack/go, which pin every version by go.mod and go.sum.
+
+The modules of the programs come from GOPROXY. A newer Go than the installed one comes from there as well, if a module
+needs it. Compiled packages stay in Go's own build cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from programs import Unavailable, cache, command, locked, made, missing, say
+
+MODULES = Path(__file__).resolve().parent / "go"
+
+
+def version_of(module: str, requirement: str) -> str:
+    """Return the version that hack/go/MODULE/go.mod requires of another module, without the v."""
+    found = re.search(rf"(?m)^(?:require)?\s+{re.escape(requirement)} v(\S+)$", (MODULES / module / "go.mod").read_text())
+    assert found is not None, requirement
+    return found[1]
+
+
+def folder_of(module: str, version: str) -> Path:
+    """Return the folder of the built programs. Its name changes with the files of the module."""
+    files = b"".join(path.read_bytes() for path in sorted((MODULES / module).glob("*.*")))
+    return cache() / "go" / f"{module}-{version}-{hashlib.sha256(files).hexdigest()[:8]}"
+
+
+def built(
+    module: str, version: str, packages: Mapping[str, str], *, ldflags: str = "", tags: str = "", cgo: bool = False
+) -> Path:
+    """Return the folder with the programs of hack/go/MODULE, a mapping of program to package. The first call builds
+    them.
+
+    Unavailable: there is no Go, or the build fails.
+    """
+    folder = folder_of(module, version)
+    if not missing(folder, tuple(packages)):
+        return folder
+    if not shutil.which("go"):
+        raise Unavailable(f"building {module} {version} needs Go")
+    with locked(f"go-{module}"):
+        if missing(folder, tuple(packages)):
+            started = time.monotonic()
+            say(f"building {module} {version} from its Go module (minutes, once)")
+            with made(f"go-{module}", folder) as (_, result):
+                _build(MODULES / module, packages, result, ldflags, tags, cgo)
+            say(f"built {module} {version} in {time.monotonic() - started:.0f} s")
+    return folder
+
+
+def _build(folder: Path, packages: Mapping[str, str], result: Path, ldflags: str, tags: str, cgo: bool) -> None:
+    go = {"GOWORK": "off", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOTOOLCHAIN": "auto", "GO111MODULE": "on"}
+    environ = {**os.environ, **go, "CGO_ENABLED": str(int(cgo))}
+    words = ["go", "build", "-trimpath", "-tags", tags, "-ldflags", f"-s -w {ldflags}"]
+    # Packages named like their programs are built by one command, which uses all cores.
+    alike = [package for name, package in packages.items() if package.endswith(f"/{name}")]
+    if alike:
+        command(*words, "-o", f"{result}/", *alike, cwd=folder, env=environ)
+    for name, package in packages.items():
+        if package not in alike:
+            command(*words, "-o", str(result / name), package, cwd=folder, env=environ)
