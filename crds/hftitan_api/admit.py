@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hftitan_api import mesh
-from hftitan_api.models import HFTitanJob, JobSpec
+from hftitan_api.models import DatasetSpec, HFTitanJob, JobSpec, LRScheduleSpec
 from hftitan_api.rules import SpecError
 from hftitan_api.shape import IDENTITY_KEYS, SHAPE_KEYS, ModelShape
 from hftitan_api.support import unsupported
@@ -47,14 +47,32 @@ _SECRET_ENV = {
     "HUGGING_FACE_HUB_TOKEN": "spec.pod.hfTokenSecret",
     "WANDB_API_KEY": "spec.monitoring.wandbSecret",
 }
+TORCHRUN_ENV = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_NAME",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""torch/distributed/elastic/agent/server/local_elastic_agent.py: torchrun overrides these in every rank."""
+TORCHRUN_ENV_PREFIX = "TORCHELASTIC_"
+NOT_IN_A_REF = r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|[/.]$|^[/.-]|^@$"
+"""What git does not allow in the name of a branch or tag: git-check-ref-format(1), and no '-' at the start."""
+_NOT_IN_A_REF = re.compile(NOT_IN_A_REF)
 _LOOKS_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}\Z")
 
 
 def admit(job: HFTitanJob, model_config: Mapping[str, Any] | None = None) -> list[SpecError]:
     """Return every problem of a job beyond the schema. `model_config` is the model's config.json, if known."""
     spec = job.spec
-    found = [*_metadata(job), *_model(spec), *_dataset(spec), *mesh.check(spec, model_config)]
-    for rule in (_push, _scheduling, _env, _labels, _tolerations, _resources, _sizes, _characters):
+    found = [*_metadata(job), *_model(spec, model_config), *_dataset(spec), *mesh.check(spec, model_config)]
+    for rule in (_schedule, _push, _scheduling, _env, _labels, _tolerations, _resources, _sizes, _characters):
         found += rule(spec)
     shape = None if model_config is None else ModelShape.from_config(model_config, spec.model.overrides)
     return [*found, *unsupported(spec, shape)]
@@ -80,13 +98,25 @@ def _metadata(job: HFTitanJob) -> Iterator[SpecError]:
         )
 
 
-def _model(spec: JobSpec) -> Iterator[SpecError]:
+def _model(spec: JobSpec, config: Mapping[str, Any] | None) -> Iterator[SpecError]:
     model = spec.model
     if model.name.startswith("/"):
         if model.revision is not None:
             yield SpecError("spec.model.revision", f"{model.name} is a folder and has no revisions; remove it")
         if ".." in model.name.split("/"):
             yield SpecError("spec.model.name", f"{model.name} contains '..'; use a plain absolute path")
+    elif model.revision is not None and model.revision.isprintable():
+        wrong = _NOT_IN_A_REF.search(model.revision)
+        if wrong:
+            yield SpecError(
+                "spec.model.revision",
+                f"{_short(model.revision)} is not a branch, tag or commit, because git does not allow {wrong[0]!r} at "
+                f"character {wrong.start() + 1}; use a revision of the hub repository",
+            )
+    if config is not None and config.get("quantization_config"):
+        yield SpecError(
+            "spec.model.name", f"{model.name} is quantized; train the original, unquantized weights instead"
+        )
     for key in model.overrides:
         path = path_text(("spec", "model", "overrides", key))
         if key in IDENTITY_KEYS:
@@ -109,8 +139,14 @@ def _dataset(spec: JobSpec) -> Iterator[SpecError]:
         if dataset.path is not None:
             if ".." in dataset.path.split("/"):
                 yield SpecError(f"{path}.path", f"{dataset.path} contains '..'; use a plain absolute path")
-            if dataset.config is not None:
-                yield SpecError(f"{path}.config", "is for hub datasets; remove it, or set name instead of path")
+            only_hub = {
+                "config": dataset.config is not None,
+                "split": dataset.split != DatasetSpec.model_fields["split"].default,
+                "streaming": dataset.streaming,
+            }
+            for field, is_set in only_hub.items():
+                if is_set:
+                    yield SpecError(f"{path}.{field}", "is for hub datasets; remove it, or set name instead of path")
         if dataset.text_field is not None and dataset.messages_field is not None:
             yield SpecError(
                 path, "has both textField and messagesField; keep textField for plain text or messagesField for chats"
@@ -119,6 +155,23 @@ def _dataset(spec: JobSpec) -> Iterator[SpecError]:
             yield SpecError(
                 f"{path}.longDocuments",
                 "chunk is not supported for chats, because answers need their questions; use truncate or drop",
+            )
+
+
+def _schedule(spec: JobSpec) -> Iterator[SpecError]:
+    schedule, unset = spec.lr_schedule, LRScheduleSpec()
+    if schedule.decay_ratio > 0:
+        return
+    values = {
+        "decayType": (schedule.decay_type, unset.decay_type),
+        "minLrFactor": (schedule.min_lr_factor, unset.min_lr_factor),
+    }
+    for field, (value, default) in values.items():
+        if value != default:
+            yield SpecError(
+                f"spec.lrSchedule.{field}",
+                f"{value} has no effect, because decayRatio is 0 and the learning rate never decays; set decayRatio (1 "
+                f"decays over all steps), or remove {field}",
             )
 
 
@@ -165,6 +218,8 @@ def _env(spec: JobSpec) -> Iterator[SpecError]:
         path = f"spec.pod.env[{i}]"
         if var.value is None and var.value_from is None:
             yield SpecError(path, f"{var.name} has no value; set value or valueFrom")
+        if var.name in TORCHRUN_ENV or var.name.startswith(TORCHRUN_ENV_PREFIX):
+            yield SpecError(f"{path}.name", f"{var.name} is set by torchrun; remove it")
         field = _SECRET_ENV.get(var.name)
         if field is not None and var.value is not None:
             yield SpecError(f"{path}.value", f"{var.name} would be readable in the job; use {field}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from hftitan_api.admit import NOT_IN_A_REF, TORCHRUN_ENV, TORCHRUN_ENV_PREFIX
 from hftitan_api.models import JobSpec
 from hftitan_api.rules import FLEX_BLOCK, FLOAT8_TOKENS
 
@@ -47,6 +48,14 @@ DATASET_RULES: Final[tuple[Rule, ...]] = (
     {
         "rule": "!(has(self.path) && has(self.config))",
         "message": "config is for hub datasets; remove it, or set name instead of path",
+    },
+    {
+        "rule": "!has(self.path) || self.split == 'train'",
+        "message": "split is for hub datasets; remove it, or set name instead of path",
+    },
+    {
+        "rule": "!(has(self.path) && self.streaming)",
+        "message": "streaming is for hub datasets; remove it, or set name instead of path",
     },
     {
         "rule": "!(has(self.textField) && has(self.messagesField))",
@@ -94,6 +103,21 @@ SPEC_RULES: Final[tuple[Rule, ...]] = (
     {
         "rule": "self.lrSchedule.warmupSteps <= self.training.steps",
         "message": "lrSchedule.warmupSteps must be at most training.steps",
+    },
+    {
+        "rule": "double(self.lrSchedule.decayRatio) > 0.0"
+        " || (self.lrSchedule.decayType == 'linear' && double(self.lrSchedule.minLrFactor) == 0.0)",
+        "message": "lrSchedule.decayType and minLrFactor have no effect with decayRatio 0; set decayRatio (1 decays "
+        "over all steps), or remove them",
+    },
+    {
+        "rule": f"!has(self.model.revision) || !self.model.revision.matches(r'{NOT_IN_A_REF}')",
+        "message": "model.revision must be a branch, tag or commit: it contains what git does not allow in a name",
+    },
+    {
+        "rule": f"!has(self.pod.env) || self.pod.env.all(v, !(v.name in {list(TORCHRUN_ENV)})"
+        f" && !v.name.startsWith('{TORCHRUN_ENV_PREFIX}'))",
+        "message": f"pod.env must not set variables of torchrun: {', '.join(TORCHRUN_ENV)}, {TORCHRUN_ENV_PREFIX}*",
     },
     {
         "rule": "self.mesh.nodes == 1 || has(self.checkpoint.volume)"

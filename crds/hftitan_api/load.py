@@ -91,7 +91,8 @@ def parse_object(obj: Mapping[str, Any], document: Document | None = None) -> Lo
         # As the API server: "3" is not a number (strict), and `gpus_per_node` is an unknown field (by alias only).
         job = HFTitanJob.model_validate(_without_nulls(obj), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += [problem(path, message) for path, message in schema_problems(error, HFTitanJob)]
+        written = document.written if document else None
+        problems += [problem(path, message) for path, message in schema_problems(error, HFTitanJob, written)]
         return Loaded(None, tuple(problems))
     return Loaded(job, tuple(problems))
 
@@ -111,7 +112,7 @@ def load_defaults(text: str | bytes) -> tuple[PodDefaults | None, tuple[Problem,
     try:
         defaults = PodDefaults.model_validate(_without_nulls(value), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        found = schema_problems(error, PodDefaults)
+        found = schema_problems(error, PodDefaults, document.written)
         return None, tuple(Problem(path_text(path), message, document.line_of(path)) for path, message in found)
     # The rules beyond the schema need a whole job.
     job = HFTitanJob.model_validate({**_ANY_JOB, "spec": {**_ANY_JOB["spec"], "pod": defaults.to_dict()}})

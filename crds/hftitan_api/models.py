@@ -108,11 +108,11 @@ class DatasetSpec(ApiModel):
     """Absolute path of a file or folder that the pods can read. Formats: .jsonl, .json, .parquet; other files are read
     as text. If a folder contains .jsonl, .json or .parquet files, its other files are skipped."""
     config: ShortText | None = None
-    """Configuration (subset) of the hub dataset."""
+    """Configuration (subset) of the hub dataset. Not allowed with path."""
     split: ShortText = "train"
-    """Split of the hub dataset."""
+    """Split of the hub dataset. Not allowed with path."""
     streaming: bool = False
-    """Stream the hub dataset instead of downloading it first."""
+    """Stream the hub dataset instead of downloading it first. Not allowed with path."""
     text_field: ShortText | None = None
     """Field with the text of a document. Unset: `text`. Excludes messagesField."""
     messages_field: ShortText | None = None
@@ -224,9 +224,9 @@ class LRScheduleSpec(ApiModel):
     decay_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Fraction of the steps, at the end of the training, in which the learning rate decays. 0 means no decay."""
     decay_type: Literal["linear", "cosine", "sqrt"] = "linear"
-    """Shape of the decay."""
+    """Shape of the decay. Needs decayRatio above 0."""
     min_lr_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The decay ends at lr x minLrFactor."""
+    """The decay ends at lr x minLrFactor. Needs decayRatio above 0."""
 
 
 class HubPushSpec(ApiModel):
@@ -286,7 +286,7 @@ class RunPolicySpec(ApiModel):
     """true saves a checkpoint, stops the pods and keeps the job. false resumes from the newest checkpoint."""
     max_restarts: Annotated[int, Field(ge=0, le=63)] = 3
     """Maximum number of restarts within restartWindowSeconds. With one more, the job fails. Preemptions, evictions,
-    deleted pods and lost nodes do not count against maxRestarts."""
+    deleted pods, lost nodes and errors of a node do not count against maxRestarts."""
     restart_window_seconds: Seconds = 86_400
     """A restart counts against maxRestarts for this number of seconds. 0 means without limit."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
@@ -380,13 +380,13 @@ class PodCounts(ApiModel):
     """Numbers of pods by state."""
 
     active: Number = 0
-    """Pods that have not ended."""
+    """Pods whose trainer has not ended."""
     ready: Number = 0
     """Active pods that pass their readiness probe."""
     succeeded: Number = 0
-    """Pods that ended with exit code 0."""
+    """Pods whose trainer ended with exit code 0."""
     failed: Number = 0
-    """Pods that failed."""
+    """Pods that failed, or whose trainer ended with another exit code."""
 
 
 class ProgressStatus(ApiModel):
@@ -431,7 +431,8 @@ class RestartRecord(ApiModel):
     step: Number = 0
     """Last step that the attempt finished. After three attempts without a new step the job fails."""
     counted: bool = True
-    """Whether the restart counts against maxRestarts. Preemptions, evictions, deleted pods and lost nodes do not."""
+    """Whether the restart counts against maxRestarts. Preemptions, evictions, deleted pods, lost nodes and errors of a
+    node do not."""
 
 
 class JobStatus(ApiModel):

@@ -166,7 +166,7 @@ class PodSpec(PodDefaults):
     """Size of /dev/shm. Counts against the memory limit. Unset: derived from the mesh."""
     affinity: Affinity | None = None
     env: Annotated[list[EnvVar], Field(max_length=128)] = Field(default_factory=list)
-    """Environment variables of the trainer. Names that the operator sets are rejected."""
+    """Environment variables of the trainer. Names that the operator or torchrun sets are rejected."""
     volumes: Annotated[list[Volume], Field(max_length=32)] = Field(default_factory=list)
     """Additional volumes: PersistentVolumeClaims, ConfigMaps, Secrets or empty folders."""
     volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] = Field(default_factory=list)

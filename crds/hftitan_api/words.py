@@ -54,8 +54,14 @@ def path_text(path: Sequence[str | int]) -> str:
     return text
 
 
-def schema_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[FieldPath, str]]:
-    """Yield (path, message) of the first PROBLEMS errors, one per path, in the order of the fields."""
+def schema_problems(
+    error: ValidationError, model: type[BaseModel], written: Mapping[FieldPath, str] | None = None
+) -> Iterator[tuple[FieldPath, str]]:
+    """Yield (path, message) of the first PROBLEMS errors, one per path, in the order of the fields.
+
+    `written` has the text of numbers and booleans in the file: `0012345` is the number 5349.
+    """
+    written = written or {}
     seen: set[FieldPath] = set()
     for item in error.errors(include_url=False):
         if len(seen) == PROBLEMS:
@@ -66,13 +72,13 @@ def schema_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[
             path = path[:4]
             message = "must be true, false, a number or text"
         else:
-            message = _message(item, path, model)
+            message = _message(item, path, model, written.get(path))
         if path not in seen:
             seen.add(path)
             yield path, message
 
 
-def _message(item: Mapping[str, Any], path: FieldPath, model: type[BaseModel]) -> str:
+def _message(item: Mapping[str, Any], path: FieldPath, model: type[BaseModel], written: str | None) -> str:
     kind, given, context = item["type"], item.get("input"), item.get("ctx", {})
     match kind:
         case "missing":
@@ -90,8 +96,10 @@ def _message(item: Mapping[str, Any], path: FieldPath, model: type[BaseModel]) -
         case "bool_type":
             return f"must be true or false, not {_what(given)}"
         case "string_type":
-            hint = f'; put it in quotes: "{_shown(given)}"' if isinstance(given, int | float) else ""
-            return f"must be text, not {_what(given)}{hint}"
+            if not isinstance(given, int | float):
+                return f"must be text, not {_what(given)}"
+            text = written or (str(given).lower() if isinstance(given, bool) else given)
+            return f'must be text, not {_what(given)}; put it in quotes: "{_shown(text)}"'
         case "list_type":
             return f"must be a list, not {_what(given)}"
         case "dict_type" | "model_type" | "model_attributes_type":

@@ -42,6 +42,8 @@ class Document:
     value: Any
     lines: dict[FieldPath, int] = field(default_factory=dict)
     """Line of each field, from 1, by path, for example `("spec", "pod", "env", 2)`."""
+    written: dict[FieldPath, str] = field(default_factory=dict)
+    """Text of each number and boolean, for example `0012345`."""
 
     def line_of(self, path: FieldPath) -> int | None:
         """Return the line of the field, or of its nearest parent in the document."""
@@ -75,6 +77,7 @@ _Loader.add_implicit_resolver(
 _PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{t}" for t in ("str", "int", "float", "bool", "null", "map", "seq", "merge")
 )
+_NOT_TEXT = frozenset(f"tag:yaml.org,2002:{t}" for t in ("int", "float", "bool"))
 
 
 def parse(text: str | bytes) -> Document:
@@ -136,23 +139,31 @@ def _construct(text: str) -> Document:
         if root is None or (isinstance(root, yaml.ScalarNode) and root.value == "" and root.style is None):
             raise YamlError("the file is empty")
         lines: dict[FieldPath, int] = {}
-        for count, (path, line) in enumerate(_walk(root)):
-            lines.setdefault(path, line)
+        written: dict[FieldPath, str] = {}
+        for count, (path, line, node) in enumerate(_walk(root)):
+            if path not in lines:
+                lines[path] = line
+                if node.tag in _NOT_TEXT:
+                    written[path] = node.value
             if count >= NODE_LIMIT:
                 raise YamlError(f"its aliases expand to more than {NODE_LIMIT} values", line)
         value = loader.construct_document(root)
     finally:
         loader.dispose()
-    _only_json(value, Document(value, lines), ())
-    return Document(value, lines)
+    document = Document(value, lines, written)
+    _only_json(value, document, ())
+    return document
 
 
-def _walk(root: yaml.Node) -> Iterator[tuple[FieldPath, int]]:
-    """Yield every field with its line, aliases expanded. Rejects tags, keys that are not text, and duplicate keys."""
+def _walk(root: yaml.Node) -> Iterator[tuple[FieldPath, int, yaml.Node]]:
+    """Yield every field with its line and node, aliases expanded; the fields of a mapping before those merged into it.
+
+    Rejects tags, keys that are not text, and duplicate keys.
+    """
     stack: list[tuple[yaml.Node, FieldPath, tuple[int, ...], int]] = [(root, (), (), root.start_mark.line + 1)]
     while stack:
         node, path, around, line = stack.pop()
-        yield path, line
+        yield path, line, node
         if node.tag not in _PLAIN_TAGS:
             raise YamlError(f"the tag {_short(node.tag)} is not allowed; write plain values", line)
         if id(node) in around:
@@ -162,10 +173,11 @@ def _walk(root: yaml.Node) -> Iterator[tuple[FieldPath, int]]:
             stack += [(item, (*path, i), inside, item.start_mark.line + 1) for i, item in enumerate(node.value)]
         elif isinstance(node, yaml.MappingNode):
             seen: dict[str, int] = {}
+            bottom = len(stack)
             for key, item in node.value:
                 at = key.start_mark.line + 1
                 if key.tag == "tag:yaml.org,2002:merge":
-                    stack.append((item, path, inside, at))
+                    stack.insert(bottom, (item, path, inside, at))
                     continue
                 if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                     shown = _short(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"

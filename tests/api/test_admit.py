@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
 
-from hftitan_api.admit import JOB_NAME_LIMIT, admit
+import pytest
+from api_server import spec_errors
+
+from hftitan_api.admit import JOB_NAME_LIMIT, TORCHRUN_ENV, TORCHRUN_ENV_PREFIX, admit
 from hftitan_api.load import review
 from hftitan_operator.core import naming
 
@@ -27,6 +33,43 @@ INVALID = {
     "config with path": (
         {"dataset": {"config": "en"}},
         ["spec.dataset.config: is for hub datasets; remove it, or set name instead of path"],
+    ),
+    "split and streaming with path": (
+        {"dataset": {"split": "test", "streaming": True}},
+        [
+            "spec.dataset.split: is for hub datasets; remove it, or set name instead of path",
+            "spec.dataset.streaming: is for hub datasets; remove it, or set name instead of path",
+        ],
+    ),
+    "the default split with path": ({"dataset": {"split": "train", "streaming": False}}, []),
+    "split of held-out files": (
+        {"validation": {"dataset": {"path": "/held-out", "split": "test"}}},
+        ["spec.validation.dataset.split: is for hub datasets; remove it, or set name instead of path"],
+    ),
+    "decay without decayRatio": (
+        {"lrSchedule": {"decayType": "cosine", "minLrFactor": 0.1}},
+        [
+            "spec.lrSchedule.decayType: cosine has no effect, because decayRatio is 0 and the learning rate never "
+            "decays; set decayRatio (1 decays over all steps), or remove decayType",
+            "spec.lrSchedule.minLrFactor: 0.1 has no effect, because decayRatio is 0 and the learning rate never "
+            "decays; set decayRatio (1 decays over all steps), or remove minLrFactor",
+        ],
+    ),
+    "decay": ({"lrSchedule": {"decayType": "cosine", "decayRatio": 0.5, "minLrFactor": 0.1}}, []),
+    "revision that git does not allow": (
+        {"model": {"revision": "v1..2"}},
+        [
+            "spec.model.revision: 'v1..2' is not a branch, tag or commit, because git does not allow '..' at character "
+            "3; use a revision of the hub repository"
+        ],
+    ),
+    "variables of torchrun": (
+        {"pod": {"env": [{"name": n, "value": "1"} for n in ("RANK", "RANKS", "TORCHELASTIC_RUN_ID", "MASTER_PORT")]}},
+        [
+            "spec.pod.env[0].name: RANK is set by torchrun; remove it",
+            "spec.pod.env[2].name: TORCHELASTIC_RUN_ID is set by torchrun; remove it",
+            "spec.pod.env[3].name: MASTER_PORT is set by torchrun; remove it",
+        ],
     ),
     "text and chat field": (
         {"dataset": {"textField": "text", "messagesField": "messages"}},
@@ -312,6 +355,35 @@ TOO_LARGE = {
 def test_size_limits_of_data_in_every_pod(job_dict, case):
     changes, message = TOO_LARGE[case]
     assert _messages(job_dict(**changes)) == [message]
+
+
+REFS = [
+    "main", "v1.0", "refs/pr/1", "a/b", "größe-中文", "0012345", "f" * 40, "a@b", "@a", "a.lockb", "a{b}", "a]", "a-",
+    "{", "@", "@{x", "a@{b", "a..b", "a.", "/a", "a/", "a//b", ".a", "a/.b", "a.lock", "a.lock/b", "a b", "a~1", "a^",
+    "a:b", "a?", "a*", "a[b", "a\\b", "-a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFS)
+def test_revisions_follow_the_rules_of_git(job_dict, spec_dict, name):
+    git = subprocess.run(["git", "check-ref-format", "--allow-onelevel", name], check=False, capture_output=True)
+    assert (_messages(job_dict(model={"revision": name})) == []) == (git.returncode == 0)
+    assert (spec_errors(spec_dict(model={"revision": name})) == []) == (git.returncode == 0)
+
+
+def test_the_refused_variables_are_those_that_torchrun_sets_in_every_rank():
+    (torch,) = importlib.util.find_spec("torch").submodule_search_locations
+    source = Path(torch, "distributed/elastic/agent/server/local_elastic_agent.py").read_text()
+    names = set(re.findall(r'(?:^ {16}|worker_env\[)"([A-Z_]+)"[]:]', source, re.MULTILINE))
+    kept = {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"}
+    assert {name for name in names - kept if not name.startswith(TORCHRUN_ENV_PREFIX)} == set(TORCHRUN_ENV)
+
+
+def test_quantized_model_is_rejected(job_dict):
+    message = (
+        "spec.model.name: HuggingFaceTB/SmolLM2-135M is quantized; train the original, unquantized weights instead"
+    )
+    assert _messages(job_dict(), {"model_type": "llama", "quantization_config": {"bits": 4}}) == [message]
 
 
 def test_multimodal_model_is_rejected(job_dict):

@@ -71,6 +71,10 @@ INVALID = {
         {"pod": {"env": [{"name": "A", "value": 3}]}},
         ['spec.pod.env[0].value: must be text, not the number 3; put it in quotes: "3"'],
     ),
+    "boolean for text": (
+        {"pod": {"env": [{"name": "A", "value": True}]}},
+        ['spec.pod.env[0].value: must be text, not true; put it in quotes: "true"'],
+    ),
     "list for a mapping": ({"checkpoint": []}, ["spec.checkpoint: must be a mapping of fields, not a list"]),
     "mapping for a list": ({"pod": {"env": {"A": "x"}}}, ["spec.pod.env: must be a list, not a mapping"]),
     "too small": ({"training": {"seqLen": 4}}, ["spec.training.seqLen: 4 is too small; use at least 8"]),
@@ -133,6 +137,13 @@ def test_all_errors_of_a_file_are_reported_with_their_lines():
         Problem("spec.mesh.foo", "unknown field; valid fields are nodes, gpusPerNode, dpReplicate, dpShard, tp, pp, cp, ep, device", 8),
         Problem("spec.training.steps", "is required", 9),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["0012345", "1.10", "1e3", "0x1F", "1_000", "true", "Yes", "off"])
+def test_a_number_or_boolean_for_text_is_quoted_as_it_was_written(text):
+    (problem,) = load(GOOD.replace("SmolLM2-135M}", f"SmolLM2-135M, revision: {text}}}")).problems
+    assert problem.path == "spec.model.revision"
+    assert problem.message.endswith(f'; put it in quotes: "{text}"')
 
 
 def test_errors_beyond_the_schema_have_lines():

@@ -49,6 +49,12 @@ def test_line_of_a_field():
     assert document.line_of(("elsewhere",)) is None
 
 
+def test_a_field_hides_the_line_and_the_text_of_a_merged_one():
+    document = parse("base: &b {a: 1, c: 2}\nmesh:\n  a: 010\n  <<: *b\n")
+    assert document.written["mesh", "a"] == "010"
+    assert (document.line_of(("mesh", "a")), document.line_of(("mesh", "c"))) == (3, 1)
+
+
 def test_anchors_and_merges_are_expanded():
     text = "base: &b {tp: 2, pp: 1}\nmesh:\n  <<: *b\n  pp: 4\nsame: *b\n"
     assert parse(text).value == {"base": {"tp": 2, "pp": 1}, "mesh": {"tp": 2, "pp": 4}, "same": {"tp": 2, "pp": 1}}

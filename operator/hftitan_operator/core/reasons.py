@@ -40,10 +40,13 @@ POD_DELETED: Final = "PodDeleted"
 OOM_KILLED: Final = "OOMKilled"
 KILLED: Final = "Killed"
 NO_REPORT: Final = "ExitedWithoutReport"
+NODE_ERROR: Final = "NodeError"
+START_ERROR: Final = "StartError"
 HUNG: Final = "Hung"
 STARTUP_TIMEOUT: Final = "StartupTimeout"
 ATTEMPT_ENDS: Final = (
-    EVICTED, NODE_LOST, PREEMPTED, POD_DELETED, OOM_KILLED, KILLED, NO_REPORT, HUNG, STARTUP_TIMEOUT,
+    EVICTED, NODE_LOST, NODE_ERROR, PREEMPTED, POD_DELETED, OOM_KILLED, KILLED, NO_REPORT, START_ERROR, HUNG,
+    STARTUP_TIMEOUT,
 )  # fmt: skip
 
 # --- why a job ended
@@ -70,7 +73,35 @@ MAY_START: Final = frozenset(
         "RegistryUnavailable",
         "CreateContainerConfigError",
         "CreateContainerError",
+        "PreCreateHookError",
+        "PreStartHookError",
         "RunContainerError",
     }
 )
 """May pass (a registry that is down, a Secret that is not created yet): the operator waits for a limited time."""
+RUNTIME_ERRORS: Final = frozenset(
+    {"CreateContainerError", "PreCreateHookError", "PreStartHookError", "RunContainerError"}
+)
+"""Those of MAY_START that come from the node's runtime or device plugins."""
+
+# --- Kubernetes' reasons for a pod that ended (pkg/kubelet of Kubernetes 1.37)
+START_ERRORS: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""The runtime (containerd, Docker) could not start the container."""
+CONTAINER_LOST: Final = frozenset({"ContainerStatusUnknown", "Unknown"})
+"""After a reboot, the kubelet or containerd does not know how the container ended."""
+UNSUPPORTED: Final = frozenset(
+    {
+        "AppArmor",
+        "EmptyPodSharedPoolError",
+        "InitContainerRestartPolicyForbidden",
+        "PodFeatureUnsupported",
+        "PodLevelResourcesNotSupported",
+        "PodOSNotSupported",
+        "PodOSSelectorNodeLabelDoesNotMatch",
+        "SMTAlignmentError",
+        "SupplementalGroupsPolicyNotSupported",
+        "SysctlForbidden",
+    }
+)
+"""The kubelet rejects a setting of the pod, so every node with the same configuration does. All other rejections depend
+on the state of the node: UnexpectedAdmissionError, OutOfcpu, NodeAffinity, TopologyAffinityError, ..."""

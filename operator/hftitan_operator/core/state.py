@@ -40,16 +40,19 @@ class PodView:
     started_at: float | None = None
     """Unix time at which the container started."""
     exit_code: int | None = None
-    """Of the trainer container, once terminated."""
+    """Of the trainer container, once it has ended for good: with the pod, or while only other containers run."""
     reason: str | None = None
     """Kubernetes' reason for the end or the wait: Evicted, Preempting, OOMKilled, ErrImagePull, Unschedulable, ..."""
     message: str | None = None
+    """Kubernetes' or the runtime's message with the reason, in one line."""
     report: ExitReport | None = None
     """Parsed from the termination message."""
     unqueued: bool = False
     """The pod's labels name a Kueue queue, but Kueue does not manage the pod: it starts without admission."""
     disrupted: bool = False
     """Ended by preemption, eviction or drain (condition DisruptionTarget, or reason Evicted)."""
+    rejected: bool = False
+    """The kubelet did not admit the pod; none of its containers ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class Observed:
     """The newest /progress of node 0; it may be of an earlier attempt."""
     unreachable: bool = False
     """Node 0 is ready, so its kubelet can reach it, but the operator cannot: its steps are unknown."""
+    queue_message: str | None = None
+    """Kueue's message why it has not admitted the current attempt."""
     departed: PodView | None = None
     """The last view of a deleted pod that left an exit report. Of several, the one with the newest checkpoint."""
 

@@ -20,6 +20,8 @@ MESSAGE_LIMIT = 1024
 TRAINER = "trainer"
 _DISRUPTIONS = frozenset({"Evicted", "Preempting", "NodeShutdown", "Shutdown", "Terminated"})
 """Values of a pod's status.reason if its node ended it for reasons unrelated to the job."""
+_NOT_AT_ADMISSION = frozenset({"DeadlineExceeded", *_DISRUPTIONS})
+"""Values of a pod's status.reason that are set later, or that have a better name."""
 
 
 def owner_uid(obj: Json) -> str | None:
@@ -45,12 +47,16 @@ def pod_view(obj: Json) -> PodView | None:
     except (KeyError, ValueError):
         return None
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
-    container: Json = next((c for c in status.get("containerStatuses") or () if c.get("name") == TRAINER), {})
-    state = container.get("state") or {}
-    ended, running = state.get("terminated") or {}, state.get("running") or {}
-    reason, message = _why(status, conditions, state)
-    disruption = _disruption(conditions)
+    states = {c.get("name"): c.get("state") or {} for c in status.get("containerStatuses") or ()}
+    trainer = states.pop(TRAINER, {})
+    ended, running = trainer.get("terminated") or {}, trainer.get("running") or {}
     phase = status.get("phase", "Pending")
+    if phase == "Pending" and running:
+        phase = "Running"  # an injected container waits, for example for its image
+    # If the trainer is the last container to end, the pod's phase and reason follow a moment later, with the cause.
+    final = phase in ("Succeeded", "Failed") or not all(other.get("terminated") for other in states.values())
+    report = exit_report(ended.get("message"))
+    reason, message = _why(status, conditions, trainer, report)
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -64,27 +70,46 @@ def pod_view(obj: Json) -> PodView | None:
         address=status.get("podIP"),
         created_at=_time(metadata.get("creationTimestamp")),
         started_at=_time(running.get("startedAt") or ended.get("startedAt")),
-        exit_code=ended.get("exitCode"),
+        exit_code=ended.get("exitCode") if final else None,
         reason=reason,
         message=message,
-        report=exit_report(ended.get("message")),
+        report=report,
         unqueued=scheduling.KUEUE_QUEUE in labels and labels.get(scheduling.KUEUE_MANAGED) != "true",
-        disrupted=bool(disruption) or status.get("reason") in _DISRUPTIONS,
+        disrupted=bool(_disruption(conditions)) or status.get("reason") in _DISRUPTIONS,
+        rejected=_rejected(status),
     )
 
 
-def _why(status: Json, conditions: Mapping[Any, Any], state: Json) -> tuple[str | None, str | None]:
-    """Return Kubernetes' reason and message why a pod ended or waits: of the pod, its container or its scheduling."""
+def _rejected(status: Json) -> bool:
+    """Return whether the kubelet failed the pod before any container ran (rejectPod in pkg/kubelet/kubelet.go)."""
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    ran = any(not (c.get("state") or {}).keys() <= {"waiting"} for c in containers)
+    return status.get("phase") == "Failed" and status.get("reason") not in (None, *_NOT_AT_ADMISSION) and not ran
+
+
+def _why(
+    status: Json, conditions: Mapping[Any, Any], trainer: Json, report: ExitReport | None
+) -> tuple[str | None, str | None]:
+    """Return reason and message why a pod ended or waits: of the pod, the state of its trainer, or its scheduling.
+
+    The message of a terminated container is the exit report, or what the runtime or another program wrote.
+    """
     if status.get("reason"):
         return status["reason"], _short(status.get("message"))
     disruption = _disruption(conditions)
     if disruption:
         return disruption.get("reason"), _short(disruption.get("message"))
-    for kind in ("terminated", "waiting"):
-        details = state.get(kind) or {}
-        if details.get("reason"):
-            # The message of a terminated container is the exit report, which is parsed separately.
-            return details["reason"], _short(details.get("message")) if kind == "waiting" else None
+    ended, waiting = trainer.get("terminated") or {}, trainer.get("waiting") or {}
+    if ended:
+        return ended.get("reason"), None if report else _short(ended.get("message"))
+    if status.get("phase") == "Failed":
+        for container in status.get("initContainerStatuses") or ():
+            failed = (container.get("state") or {}).get("terminated") or {}
+            if failed.get("exitCode"):
+                how = f"init container {container.get('name')} exited with code {failed['exitCode']}"
+                return failed.get("reason"), _short(": ".join(filter(None, (how, failed.get("message")))))
+    if waiting.get("reason"):
+        return waiting["reason"], _short(waiting.get("message"))
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         return scheduled.get("reason"), _short(scheduled.get("message"))
@@ -166,4 +191,12 @@ def _time(text: str | None) -> float | None:
 
 
 def _short(text: str | None) -> str | None:
-    return text if text is None or len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+    """Return the text in one line of visible characters, because it may come from a container; None for no text.
+
+    A long text is shortened in its middle: the cause of a runtime's error comes last.
+    """
+    if not text:
+        return None
+    line = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    half = MESSAGE_LIMIT // 2
+    return line if len(line) <= MESSAGE_LIMIT else f"{line[:half]}…{line[1 - half :]}"

@@ -65,6 +65,12 @@ def test_the_pause_doubles_after_attempts_without_progress(records, pause):
     assert budget.not_before(records) == (0.0 if pause is None else T0 + pause)
 
 
+@pytest.mark.parametrize(("steps", "pause"), [(["u10"], 10), (["u0"], 10), (["u0", "u0"], 20)])
+def test_after_an_error_of_a_node_there_is_always_a_pause(steps, pause):
+    *before, last = history(*steps)
+    assert budget.not_before([*before, last.model_copy(update={"reason": "NodeError"})]) == T0 + pause
+
+
 def test_the_history_drops_uncounted_records_first():
     records: list[RestartRecord] = []
     for record in history(*[0, "u0"] * 60):

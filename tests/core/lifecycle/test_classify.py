@@ -26,9 +26,14 @@ TABLE = [
         pod(phase="Failed", exit_code=1),
         ("ExitedWithoutReport", "pod x-1-0 exited with code 1 and left no exit report", True, False),
     ),
+    # tests/kube/test_pod_ends.py has more ends without a report, from the status of the API server.
     (
-        pod(phase="Failed", reason="UnexpectedAdmissionError"),
-        ("ExitedWithoutReport", "pod x-1-0 ended with UnexpectedAdmissionError and left no exit report", True, False),
+        pod(phase="Failed", reason="UnexpectedAdmissionError", message="no devices", rejected=True),
+        ("NodeError", "node n0 rejected pod x-1-0 (UnexpectedAdmissionError: no devices)", False, False),
+    ),
+    (
+        pod(phase="Failed", reason="SysctlForbidden", message="kernel.x", rejected=True),
+        ("StartError", "node n0 rejected pod x-1-0 (SysctlForbidden: kernel.x)", True, False),
     ),
     (
         pod(
@@ -87,6 +92,8 @@ TABLE = [
         pod(phase="Failed", report="UserError", disrupted=True),
         ("UserError", "pod x-1-0 ended with UserError on rank 0 (dp_shard 0)", True, True),
     ),
+    # A trainer that completed has completed, however its pod ends.
+    (pod(phase="Failed", exit_code=0, report="Completed", reason="Evicted", disrupted=True), None),
     (pod(node_lost=True, deleting=True), ("NodeLost", LOST, False, False)),
     (pod(phase="Failed", node_lost=True), ("NodeLost", LOST, False, False)),
     # A deleted node does not return, so the operator does not wait.
@@ -122,6 +129,7 @@ FIRST = [
     ([pod(0, phase="Failed", report="NetworkError"), pod(1, node_lost=True, deleting=True)], "NodeLost"),
     ([pod(0, phase="Failed", report="NetworkError"), pod(1, node_gone=True)], "NodeLost"),
     ([pod(0, phase="Failed", exit_code=137), pod(1, node_gone=True)], "NodeLost"),
+    ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", reason="x", rejected=True)], "NodeError"),
     ([pod(0, phase="Failed", report="UserError"), pod(1, node_gone=True)], "UserError"),
     ([pod(0, phase="Failed", report="NetworkError"), pod(1, phase="Failed", exit_code=137)], "Killed"),
     ([pod(0, phase="Failed", exit_code=137), pod(1, phase="Failed", reason="Evicted", disrupted=True)], "Evicted"),

@@ -289,6 +289,12 @@ CAUSES = [
     ([pod(0), pod(1, deleting=True, deletion_deadline=T0 - 40)], "PodDeleted", False),
     ([pod(0), pod(1, phase="Failed", reason="OOMKilled", exit_code=137)], "OOMKilled", True),
     ([pod(0), pod(1, phase="Failed", report="OutOfMemory")], "OutOfMemory", True),
+    ([pod(0), pod(1, phase="Failed", rejected=True, reason="OutOfpods")], "NodeError", False),
+    (
+        [pod(0), pod(1, phase="Failed", exit_code=128, reason="StartError", message="exec: no such file")],
+        "StartError",
+        True,
+    ),
 ]
 
 
@@ -457,6 +463,14 @@ def test_a_lost_node_observed_late_makes_the_restart_uncounted():
     assert events(decisions) == []
 
 
+def test_an_error_of_a_node_that_is_observed_late_makes_the_restart_uncounted():
+    """A node rebooted: its pod's peers lost their connections minutes before its kubelet reports the container."""
+    of, _ = settle(running(), seen(pod(0, phase="Failed", report="NetworkError"), pod(1)), T0 + 1)
+    unknown = pod(1, phase="Failed", exit_code=137, reason="ContainerStatusUnknown")
+    of, _ = settle(of, seen(pod(0, phase="Failed", report="NetworkError"), unknown), T0 + 2)
+    assert [(r.reason, r.counted) for r in of.status.restart_history] == [("NodeError", False)]
+
+
 def test_pods_stopped_for_a_restart_do_not_change_its_cause():
     """A counted restart stays counted when the stopped pods report Preempted."""
     of, _ = settle(running(), seen(pod(0, phase="Failed", exit_code=137), pod(1)), T0 + 1)
@@ -536,6 +550,19 @@ def test_the_operator_pauses_between_attempts_without_progress():
     assert (waiting.status.phase, waiting.status.attempt, decisions[-1].recheck_after) == ("Restarting", 2, 10)
     of, _ = settle(waiting, seen(*gang), T0 + 12)
     assert (of.status.phase, of.status.attempt) == ("Pending", 3)
+
+
+def test_pods_that_a_node_rejects_are_retried_with_a_pause_and_never_end_the_job():
+    of, now = running(), T0
+    for _ in range(20):
+        attempt = of.status.attempt
+        broken = pod(1, attempt, phase="Failed", reason="UnexpectedAdmissionError", message="no GPU", rejected=True)
+        waiting, decisions = settle(of, seen(broken), now + 1)
+        assert (waiting.status.phase, waiting.status.attempt) == ("Restarting", attempt)
+        now += 1 + (decisions[-1].recheck_after or 0)
+        of, _ = settle(waiting, seen(broken), now)
+        assert (of.status.phase, of.status.attempt) == ("Pending", attempt + 1)
+    assert now - T0 > 3600
 
 
 def test_the_record_of_an_attempt_has_only_its_own_steps():
@@ -637,6 +664,36 @@ def test_an_image_that_cannot_be_pulled_fails_the_job_after_the_startup_timeout(
     of, _ = settle(of, seen(pod(0), stuck), T0 + 50)
     assert failed_by(of, "PodCannotStart")
     assert of.status.message == "pod x-1-1 could not start for 50s: ImagePullBackOff (not found)"
+
+
+RUNTIMES = [
+    # waiting reason, message; reason of the end, its message
+    (
+        "CreateContainerError",
+        "context deadline exceeded",
+        "NodeError",
+        "node n1 could not start pod x-1-1 for 30m (CreateContainerError: context deadline exceeded)",
+    ),
+    (
+        "RunContainerError",
+        'exec: "hftitan-agent": permission denied',
+        "PodCannotStart",
+        'pod x-1-1 could not start for 30m: RunContainerError (exec: "hftitan-agent": permission denied)',
+    ),
+]
+
+
+@pytest.mark.parametrize(("waits", "said", "reason", "message"), RUNTIMES)
+def test_a_runtime_that_cannot_start_a_container_for_too_long(waits, said, reason, message):
+    of, _ = settle(job(), Observed(), T0)
+    stuck = pod(1, phase="Pending", reason=waits, message=said, created_at=T0)
+    of, decisions = settle(of, seen(pod(0), stuck), T0 + 1799)
+    assert (of.status.phase, decisions[-1].recheck_after) == ("Pending", 1)
+    of, _ = settle(of, seen(pod(0), stuck), T0 + 1800)
+    (record,) = of.status.restart_history
+    assert (record.reason, record.counted) == (reason, reason != "NodeError")
+    assert conditions(of)["Running"] == ("False", reason)
+    assert message in (of.status.message or "")
 
 
 def test_unschedulable_pods_wait_without_a_timeout():

@@ -43,6 +43,12 @@ ENDED = {
     "OOMKilled": {"reason": "OOMKilled", "exit_code": 137},
     "Killed": {"exit_code": 137},
     "ExitedWithoutReport": {"exit_code": 1},
+    "NodeError": {"rejected": True, "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"},
+    "StartError": {
+        "reason": "StartError",
+        "exit_code": 128,
+        "message": 'exec: "hftitan-agent": executable file not found in $PATH',
+    },
     **{reason: {"report": report(reason)} for reason in TOLD},
     "InvalidImage": {"phase": "Pending", "reason": "InvalidImageName", "message": "no such reference"},
 }

@@ -63,7 +63,11 @@ ENV = [
     ),
     *(
         Hostile(f"env-{name}", env(var(name)), OPERATOR, "set by the operator")
-        for name in ("PET_NNODES", "HFTITAN_CONFIG", "TORCHELASTIC_RUN_ID", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
+        for name in ("PET_NNODES", "HFTITAN_CONFIG", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
+    ),
+    *(
+        Hostile(f"env-{name}", env(var("A"), var(name)), SERVER, f"env[1].name: {name} is set by torchrun", ("cel",))
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ROLE_NAME", "MASTER_ADDR", "TORCHELASTIC_RUN_ID")
     ),
     # Harmless: they affect only the user's own container.
     *(Hostile(f"env-{name}", env(var(name, "/x.so")), NOBODY) for name in ("LD_PRELOAD", "PYTHONPATH", "PATH", "HOME")),

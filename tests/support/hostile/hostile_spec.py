@@ -105,6 +105,7 @@ NUMBERS = [
     Hostile("port-80", job(monitoring={"port": 80}), SERVER, "use at least 1024"),
     Hostile("port-65536", job(monitoring={"port": 65_536}), SERVER, "spec.monitoring.port"),
     Hostile("port-of-the-rendezvous", job(monitoring={"port": 29_400}), OPERATOR, "torchrun's rendezvous port"),
+    Hostile("decay-without-ratio", job(lrSchedule={"decayType": "sqrt"}), SERVER, "sqrt has no effect", ("cel",)),
     Hostile("sequence-of-7", job(training={"seqLen": 7}), SERVER, "spec.training.seqLen"),
     Hostile("warm-up-too-long", job(lrSchedule={"warmupSteps": 11}), SERVER, "warmupSteps", ("cel",)),
     Hostile(
@@ -146,6 +147,13 @@ PATHS = [
     Hostile("data-up", job(dataset={"name": None, "path": "/data/../proc/1/environ"}), OPERATOR, "'..'"),
     Hostile("data-right-to-left", job(dataset={"name": None, "path": "/\u202etxt.exe"}), OPERATOR, "U+202E"),
     Hostile("data-of-two-kinds", job(dataset={"path": "/data"}), SERVER, "keep one of them", ("cel",)),
+    Hostile(
+        "data-streamed-from-a-path",
+        job(dataset={"name": None, "path": "/data", "streaming": True}),
+        SERVER,
+        "spec.dataset.streaming: is for hub datasets",
+        ("cel",),
+    ),
     Hostile("data-emoji", job(dataset={"name": None, "path": "/daten/größe/👩\u200d🔬"}), NOBODY),
     Hostile("model-up", job(model={"name": "../../etc"}), SERVER, "spec.model.name"),
     Hostile("model-folder-up", job(model={"name": "/models/../etc"}), OPERATOR, "'..'"),
@@ -158,7 +166,10 @@ PATHS = [
 TEXT = [
     Hostile("revision-zero-width", job(model={"revision": "ma\u200bin"}), OPERATOR, "U+200B"),
     Hostile("revision-1-mib", job(model={"revision": "x" * MIB}), SERVER, "spec.model.revision"),
-    Hostile("revision-escape", job(model={"revision": "\x1b[2J"}), OPERATOR, "U+001B"),
+    Hostile("revision-escape", job(model={"revision": "\x1b[2J"}), SERVER, "U+001B", ("cel",)),
+    Hostile("revision-up", job(model={"revision": "../main"}), SERVER, "git does not allow '..'", ("cel",)),
+    Hostile("revision-option", job(model={"revision": "--help"}), SERVER, "git does not allow '-'", ("cel",)),
+    Hostile("revision-shell", job(model={"revision": "a b"}), SERVER, "git does not allow ' '", ("cel",)),
     Hostile("revision-c1-escape", job(model={"revision": "\x9b2J"}), OPERATOR, "U+009B"),
     Hostile("revision-any-language", job(model={"revision": "größe-中文-שלום"}), NOBODY),
     Hostile("split-right-to-left", job(dataset={"split": "\u202eniart"}), OPERATOR, "spec.dataset.split"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hftitan_api.models import RestartRecord, RunPolicySpec
-from hftitan_operator.core import clock
+from hftitan_operator.core import clock, reasons
 
 HISTORY_LIMIT = 64
 """Maximum length of status.restartHistory; maxRestarts is at most one less."""
@@ -50,12 +50,15 @@ def not_before(history: Sequence[RestartRecord]) -> float:
     """Return the Unix time before which no new attempt starts.
 
     There is no pause after an attempt that made progress, and none after the first attempt without progress. From then
-    on the pause doubles, up to five minutes. Restarts that do not count against maxRestarts are limited in rate, not in
-    number: a job of low priority may be preempted a hundred times.
+    on the pause doubles, up to five minutes. After an error of a node there is always a pause: the scheduler may choose
+    the same node again, and its device plugin or driver needs time to start. Restarts that do not count against
+    maxRestarts are limited in rate, not in number: a job of low priority may be preempted a hundred times.
     """
     if not history:
         return 0.0
     idle = standstill(history, counted_only=False)
+    if history[-1].reason == reasons.NODE_ERROR:
+        idle = max(idle, 1) + 1
     if idle < 2:
         return 0.0
     return clock.unix(history[-1].time) + min(BACKOFF_SECONDS * 2.0 ** (idle - 2), BACKOFF_LIMIT_SECONDS)

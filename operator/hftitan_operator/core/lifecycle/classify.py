@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from hftitan_api.mesh import MeshPlan
 from hftitan_operator.core import reasons
+from hftitan_operator.core.lifecycle.starts import field_at_fault
 from hftitan_operator.core.state import PodView
+
+WORDS_START, WORDS_END = 100, 300
+"""Characters of Kubernetes' message in a cause: events have 1024 for the whole message."""
 
 # A smaller number explains the larger ones.
 _FATAL, _DISRUPTED, _STOPPED, _EXHAUSTED, _CRASHED, _DELETED, _ERROR, _CONSEQUENCE = range(8)
@@ -46,9 +51,26 @@ def finished(pod: PodView) -> bool:
     return pod.phase in ("Succeeded", "Failed") or (pod.phase == "Pending" and pod.deleting and pod.node is None)
 
 
+def outcome(pod: PodView) -> Literal["Succeeded", "Failed"] | None:
+    """Return how the trainer's container ended, or None if it has not.
+
+    The pod's phase also depends on containers that others inject: one may run forever, or fail after the trainer.
+    """
+    code = pod.exit_code
+    if code is None:
+        return pod.phase if pod.phase == "Succeeded" or pod.phase == "Failed" else None
+    reported = pod.report is not None and pod.report.reason == "Completed"
+    return "Succeeded" if code == 0 and (pod.phase != "Failed" or reported) else "Failed"
+
+
+def ended(pod: PodView) -> bool:
+    """Return whether the trainer does not run and never will. Other containers may still keep the pod on its node."""
+    return outcome(pod) is not None or finished(pod)
+
+
 def completed(pod: PodView) -> bool:
     """Return whether the pod completed its work. After SIGTERM a pod may exit with 0 and report Preempted."""
-    return pod.phase == "Succeeded" and (pod.report is None or pod.report.reason == "Completed")
+    return outcome(pod) == "Succeeded" and (pod.report is None or pod.report.reason == "Completed")
 
 
 def first_cause(pods: Iterable[PodView], plan: MeshPlan) -> Cause | None:
@@ -65,12 +87,12 @@ def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
     """Return why one pod failed, or None if it has not failed."""
     if completed(pod):
         return None
-    if not finished(pod):
+    if not ended(pod):
         return _of_unfinished(pod, plan)
     report = pod.report
     if report is not None and not report.retryable and report.reason not in ("Completed", "Preempted"):
         return Cause(_FATAL, pod.index, report.reason, _reported(pod, plan), fatal=True)
-    if pod.node_lost:
+    if pod.node_lost or pod.reason == reasons.NODE_LOST:
         return _lost(pod, plan)
     if pod.disrupted:
         return Cause(_DISRUPTED, pod.index, reasons.EVICTED, _disrupted(pod), counted=False)
@@ -82,15 +104,11 @@ def of_pod(pod: PodView, plan: MeshPlan) -> Cause | None:
     if pod.deleting:
         return missing(pod.name, pod.index)
     if pod.reason == reasons.OOM_KILLED:
-        return Cause(
-            _EXHAUSTED,
-            pod.index,
-            reasons.OOM_KILLED,
-            f"pod {pod.name} ran out of memory (OOMKilled; spec.pod.resources.limits.memory is the limit)",
-        )
+        message = f"pod {pod.name} ran out of memory ({words(pod)}; spec.pod.resources.limits.memory is the limit)"
+        return Cause(_EXHAUSTED, pod.index, reasons.OOM_KILLED, message)
     if report is not None and report.reason != "Completed":
         return Cause(_ORDER.get(report.reason, _ERROR), pod.index, report.reason, _reported(pod, plan))
-    return _of_exit_code(pod)
+    return _of_node(pod) or _of_exit_code(pod)
 
 
 def _of_unfinished(pod: PodView, plan: MeshPlan) -> Cause | None:
@@ -103,12 +121,38 @@ def _of_unfinished(pod: PodView, plan: MeshPlan) -> Cause | None:
     return None
 
 
+def _of_node(pod: PodView) -> Cause | None:
+    """Return the cause of a pod whose node did not admit it, did not start its container, or lost track of it."""
+    why = words(pod)
+    if pod.rejected:
+        message = f"node {pod.node} rejected pod {pod.name} ({why})"
+        return _start_error(pod, message) if pod.reason in reasons.UNSUPPORTED else node_error(pod, message)
+    if pod.reason in reasons.START_ERRORS:
+        field = field_at_fault(pod.message)
+        if field is not None:
+            return _start_error(pod, f"pod {pod.name} could not start ({why}); check {field}")
+        return node_error(pod, f"node {pod.node} could not start pod {pod.name} ({why})")
+    if pod.reason in reasons.CONTAINER_LOST and pod.exit_code is not None:
+        return node_error(pod, f"node {pod.node} lost the container of pod {pod.name} ({why})")
+    return None
+
+
+def node_error(pod: PodView, message: str) -> Cause:
+    return Cause(_DISRUPTED, pod.index, reasons.NODE_ERROR, message, counted=False)
+
+
+def _start_error(pod: PodView, message: str) -> Cause:
+    return Cause(_CRASHED, pod.index, reasons.START_ERROR, message)
+
+
 def _of_exit_code(pod: PodView) -> Cause:
-    code = pod.exit_code
+    code, why = pod.exit_code, words(pod)
     if code is not None and code > 128:
-        return Cause(_CRASHED, pod.index, reasons.KILLED, f"pod {pod.name} was killed (exit {code})")
-    ended = f"exited with code {code}" if code is not None else f"ended with {pod.reason or 'no exit code'}"
-    return Cause(_CRASHED, pod.index, reasons.NO_REPORT, f"pod {pod.name} {ended} and left no exit report")
+        message = f"pod {pod.name} was killed (exit {code}{why and f'; {why}'})"
+        return Cause(_CRASHED, pod.index, reasons.KILLED, message)
+    how = "without an exit code" if code is None else f"with code {code}"
+    message = f"pod {pod.name} exited {how} and left no exit report{why and f' ({why})'}"
+    return Cause(_CRASHED, pod.index, reasons.NO_REPORT, message)
 
 
 def _lost(pod: PodView, plan: MeshPlan) -> Cause:
@@ -123,7 +167,18 @@ def _disrupted(pod: PodView) -> str:
 
 
 def _because(pod: PodView) -> str:
-    return f" ({pod.message})" if pod.message else ""
+    return f" ({_trimmed(pod.message)})" if pod.message else ""
+
+
+def words(pod: PodView) -> str:
+    """Return Kubernetes' reason and message for the end of a pod. Containers without a special reason have Error."""
+    reason = None if pod.reason in ("Error", "Completed") else pod.reason
+    return ": ".join(part for part in (reason, _trimmed(pod.message or "")) if part)
+
+
+def _trimmed(text: str) -> str:
+    """Shorten a long text in its middle. Runtimes wrap an error many times, and the cause comes last."""
+    return text if len(text) <= WORDS_START + WORDS_END else f"{text[:WORDS_START]} ... {text[len(text) - WORDS_END :]}"
 
 
 def _reported(pod: PodView, plan: MeshPlan) -> str:

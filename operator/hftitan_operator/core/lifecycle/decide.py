@@ -15,9 +15,10 @@ write without losing a reason or doing anything twice: either the status has the
 `recheck_after` 0 requests that later pass. With any other value the decision is a fixpoint: deciding again on the same
 observation changes nothing.
 
-An attempt is a gang: its pods are created together and are never replaced. The next attempt starts when every pod of
-the old attempt is finished or gone. Its number follows from the status and the pods. The condition PodsCreated means
-that all pods of the attempt have been observed: a pod that is missing later was deleted.
+An attempt is a gang: its pods are created together and are never replaced. It ends with its trainers: an injected
+container may keep a pod running. The next attempt starts when every pod of the old attempt is finished or gone. Its
+number follows from the status and the pods. The condition PodsCreated means that all pods of the attempt have been
+observed: a pod that is missing later was deleted.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ class _Pass(Draft):
         last = history[-1] if history else None
         if last is None or last.attempt != self.status.attempt or not last.counted:
             return None
-        if found.reason in (reasons.EVICTED, reasons.NODE_LOST):
+        if found.reason in (reasons.EVICTED, reasons.NODE_LOST, reasons.NODE_ERROR):
             corrected = last.model_copy(update={"reason": found.reason, "counted": False})
             self.set(restart_history=[*history[:-1], corrected])
             self.condition(reasons.RUNNING, "False", found.reason, found.message)
@@ -303,7 +304,8 @@ class _Pass(Draft):
         """Set phase and message of a complete gang without failures."""
         attempt = f"attempt {self.status.attempt}"
         if self.status.attempt_start_time is None:
-            waiting = describe.waiting(gang, scheduling.gatekeeper(self.job, self.status.attempt))
+            gatekeeper = scheduling.gatekeeper(self.job, self.status.attempt, self.observed.queue_message)
+            waiting = describe.waiting(gang, gatekeeper)
             if waiting:
                 self.phase("Pending", f"{attempt}: {waiting}")
                 return

@@ -8,7 +8,7 @@ from hftitan_api.models import HFTitanJob, JobStatus, RestartRecord, RunPolicySp
 from hftitan_operator.core import clock, naming, reasons
 from hftitan_operator.core.lifecycle import budget
 from hftitan_operator.core.lifecycle import status as st
-from hftitan_operator.core.lifecycle.classify import Cause, finished
+from hftitan_operator.core.lifecycle.classify import Cause, ended, finished
 from hftitan_operator.core.rendering.podcheck import OUTPUT_DIR
 from hftitan_operator.core.state import PodView
 
@@ -42,7 +42,7 @@ def created(status: JobStatus, attempt: int, nodes: int) -> str:
 
 def waiting(gang: Sequence[PodView], gatekeeper: str | None = None) -> str | None:
     """Say what a complete gang waits for, or None if all pods run. `gatekeeper` names what holds gated pods."""
-    pending = [pod for pod in gang if pod.phase != "Running" and not finished(pod)]
+    pending = [pod for pod in gang if pod.phase != "Running" and not ended(pod)]
     if not pending:
         return None
     troubled = next((pod for pod in pending if pod.reason and pod.reason not in _ORDINARY_WAITS), None)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hftitan_api.models import HFTitanJob
 from hftitan_operator.core import clock
 from hftitan_operator.core.lifecycle import status as st
-from hftitan_operator.core.lifecycle.classify import finished
+from hftitan_operator.core.lifecycle.classify import ended, finished
 from hftitan_operator.core.rendering import sizing
 from hftitan_operator.core.state import Action, Decision, DeleteJob, DeletePod, Observed, PodView
 
@@ -18,7 +18,8 @@ def drain(pods: Iterable[PodView], grace: int | None, now: float) -> tuple[list[
     A pod on an unresponsive node never reports its end. It gets the short grace period of a failed gang, because the
     node may only be disconnected and the trainer may still write. After that the deletion is forced (grace 0). Nothing
     runs on a deleted node: its pods are forced at once. On a responsive node the operator waits for the pod, however
-    long it takes, since two attempts must not write to the same checkpoint.
+    long it takes, since two attempts must not write to the same checkpoint. If only injected containers still run, they
+    get the short grace period too.
     """
     actions: list[Action] = []
     wakes: list[float] = []
@@ -28,7 +29,10 @@ def drain(pods: Iterable[PodView], grace: int | None, now: float) -> tuple[list[
         if pod.node_gone:
             actions.append(DeletePod(pod.name, pod.uid, 0))
         elif not pod.deleting:
-            actions.append(DeletePod(pod.name, pod.uid, grace))
+            actions.append(DeletePod(pod.name, pod.uid, sizing.DRAIN_GRACE_SECONDS if ended(pod) else grace))
+        elif ended(pod) and not pod.node_lost:
+            if (pod.deletion_deadline or now) - now > sizing.DRAIN_GRACE_SECONDS:
+                actions.append(DeletePod(pod.name, pod.uid, sizing.DRAIN_GRACE_SECONDS))
         elif pod.node_lost:
             left = (pod.deletion_deadline or now) - now
             if left <= 0:

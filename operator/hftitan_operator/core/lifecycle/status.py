@@ -9,7 +9,7 @@ from hftitan_api.mesh import MeshPlan
 from hftitan_api.models import CheckpointStatus, Condition, HFTitanJob, JobStatus, PodCounts, ProgressStatus
 from hftitan_api.wire import Progress
 from hftitan_operator.core import clock, reasons
-from hftitan_operator.core.lifecycle.classify import finished
+from hftitan_operator.core.lifecycle.classify import ended, outcome
 from hftitan_operator.core.state import PodView
 
 Truth = Literal["True", "False", "Unknown"]
@@ -78,10 +78,10 @@ def first_seen(job: HFTitanJob, now: float) -> JobStatus:
 def counts(pods: Iterable[PodView]) -> PodCounts:
     pods = list(pods)
     return PodCounts(
-        active=sum(not finished(pod) for pod in pods),
-        ready=sum(pod.ready and not finished(pod) for pod in pods),
-        succeeded=sum(pod.phase == "Succeeded" for pod in pods),
-        failed=sum(pod.phase == "Failed" for pod in pods),
+        active=sum(not ended(pod) for pod in pods),
+        ready=sum(pod.ready and not ended(pod) for pod in pods),
+        succeeded=sum(outcome(pod) == "Succeeded" for pod in pods),
+        failed=sum(outcome(pod) == "Failed" for pod in pods),
     )
 
 

@@ -11,6 +11,7 @@ from hftitan_api.wire import Progress
 from hftitan_operator.core import clock, reasons
 from hftitan_operator.core.lifecycle import classify
 from hftitan_operator.core.lifecycle.classify import Cause
+from hftitan_operator.core.lifecycle.starts import field_at_fault
 from hftitan_operator.core.state import PodView
 
 STUCK_DELETION_SECONDS = 30
@@ -52,19 +53,23 @@ def timers(
     end a healthy job. A trainer that does not answer the kubelet is not ready, and its timers run.
     """
     for pod in pods:
-        if pod.deletion_deadline is not None and not classify.finished(pod):
+        if pod.deletion_deadline is not None and not classify.ended(pod):
             yield Timer(pod.deletion_deadline + STUCK_DELETION_SECONDS, classify.missing(pod.name, pod.index))
         if pod.phase == "Pending" and pod.reason in reasons.MAY_START and pod.created_at is not None:
-            details = f" ({pod.message})" if pod.message else ""
-            message = (
-                f"pod {pod.name} could not start for {clock.duration(policy.startup_timeout_seconds)}: "
-                f"{pod.reason}{details}"
-            )
-            cause = Cause(0, pod.index, reasons.POD_CANNOT_START, message, fatal=True)
-            yield Timer(pod.created_at + policy.startup_timeout_seconds, cause)
+            yield Timer(pod.created_at + policy.startup_timeout_seconds, _not_started(policy, pod))
     started = clock.maybe_unix(status.attempt_start_time)
     if started is not None and not blind:
         yield _steps(policy, status, started, pods, progress, plan)
+
+
+def _not_started(policy: RunPolicySpec, pod: PodView) -> Cause:
+    limit = clock.duration(policy.startup_timeout_seconds)
+    if pod.reason in reasons.RUNTIME_ERRORS and field_at_fault(pod.message) is None:
+        message = f"node {pod.node} could not start pod {pod.name} for {limit} ({classify.words(pod)})"
+        return classify.node_error(pod, message)
+    details = f" ({pod.message})" if pod.message else ""
+    message = f"pod {pod.name} could not start for {limit}: {pod.reason}{details}"
+    return Cause(0, pod.index, reasons.POD_CANNOT_START, message, fatal=True)
 
 
 def _steps(
@@ -96,7 +101,7 @@ def _steps(
 
 def _unresponsive(pods: Sequence[PodView], plan: MeshPlan) -> str:
     """Name the pods that are not ready while others are, with the mesh coordinates of the first one's first rank."""
-    unready = [pod for pod in pods if not pod.ready and not classify.finished(pod)]
+    unready = [pod for pod in pods if not pod.ready and not classify.ended(pod)]
     if not unready or len(unready) == len(pods):
         return ""
     first = unready[0]

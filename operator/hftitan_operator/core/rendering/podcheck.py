@@ -19,7 +19,7 @@ TERMINATION_LOG = "/dev/termination-log"
 OUR_MOUNTS = (CONFIG_DIR, OUTPUT_DIR, CACHE_DIR, SHM_DIR, TMP_DIR, TERMINATION_LOG)
 KERNEL_MOUNTS = ("/proc", "/sys")
 
-RESERVED_ENV_PREFIXES = ("HFTITAN_", "PET_", "TORCHELASTIC_")
+RESERVED_ENV_PREFIXES = ("HFTITAN_", "PET_")
 RESERVED_ENV = frozenset({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE"})
 RESERVED_LABELS = frozenset(naming.pod_labels("job", 1, 0))
 KUBERNETES_DOMAINS = ("kubernetes.io", "k8s.io", "x-k8s.io")
