@@ -24,6 +24,7 @@ test: $(READY)  ## Run all checks and tests
 	@hack/control-plane >/dev/null  # before the tests: the first build takes minutes, and tests have a time limit
 	@hack/prometheus >/dev/null
 	@hack/kubectl >/dev/null
+	@hack/node >/dev/null
 	@hack/chromium >/dev/null
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
 

@@ -7,9 +7,11 @@ needs it. Compiled packages stay in Go's own build cache.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,9 @@ MODULES = Path(__file__).resolve().parent / "go"
 
 def version_of(module: str, requirement: str) -> str:
     """Return the version that hack/go/MODULE/go.mod requires of another module, without the v."""
-    found = re.search(rf"(?m)^(?:require)?\s+{re.escape(requirement)} v(\S+)$", (MODULES / module / "go.mod").read_text())
+    found = re.search(
+        rf"(?m)^(?:require)?\s+{re.escape(requirement)} v(\S+)$", (MODULES / module / "go.mod").read_text()
+    )
     assert found is not None, requirement
     return found[1]
 
@@ -33,11 +37,19 @@ def folder_of(module: str, version: str) -> Path:
 
 
 def built(
-    module: str, version: str, packages: Mapping[str, str], *, ldflags: str = "", tags: str = "", cgo: bool = False
+    module: str,
+    version: str,
+    packages: Mapping[str, str],
+    *,
+    ldflags: str = "",
+    tags: str = "",
+    cgo: bool = False,
+    copies: Mapping[str, tuple[str, str]] | None = None,
 ) -> Path:
     """Return the folder with the programs of hack/go/MODULE, a mapping of program to package. The first call builds
     them.
 
+    `copies`: more folders beside the programs, by name; each is a required module and a folder in it.
     Unavailable: there is no Go, or the build fails.
     """
     folder = folder_of(module, version)
@@ -51,13 +63,29 @@ def built(
             say(f"building {module} {version} from its Go module (minutes, once)")
             with made(f"go-{module}", folder) as (_, result):
                 _build(MODULES / module, packages, result, ldflags, tags, cgo)
+                for name, (requirement, inside) in (copies or {}).items():
+                    source = str(_source(MODULES / module, requirement) / inside)
+                    command("cp", "-r", "--no-preserve=mode", source, str(result / name))  # modules are read-only
             say(f"built {module} {version} in {time.monotonic() - started:.0f} s")
     return folder
 
 
-def _build(folder: Path, packages: Mapping[str, str], result: Path, ldflags: str, tags: str, cgo: bool) -> None:
+def _environ() -> dict[str, str]:
     go = {"GOWORK": "off", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOTOOLCHAIN": "auto", "GO111MODULE": "on"}
-    environ = {**os.environ, **go, "CGO_ENABLED": str(int(cgo))}
+    return {**os.environ, **go}
+
+
+def _source(folder: Path, requirement: str) -> Path:
+    """Return the folder of a required module in Go's module cache."""
+    words = ["go", "mod", "download", "-json", requirement]
+    done = subprocess.run(words, cwd=folder, env=_environ(), stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise Unavailable(f"`{' '.join(words)}` failed: {done.stdout[-500:]}")
+    return Path(json.loads(done.stdout)["Dir"])
+
+
+def _build(folder: Path, packages: Mapping[str, str], result: Path, ldflags: str, tags: str, cgo: bool) -> None:
+    environ = {**_environ(), "CGO_ENABLED": str(int(cgo))}
     words = ["go", "build", "-trimpath", "-tags", tags, "-ldflags", f"-s -w {ldflags}"]
     # Packages named like their programs are built by one command, which uses all cores.
     alike = [package for name, package in packages.items() if package.endswith(f"/{name}")]

@@ -32,7 +32,18 @@ class Buildah:
         """Build a target and return the name of its image."""
         name = f"localhost/hftitan-{target}"
         base = f"{target.upper()}_BASE={self.base}"
-        words = ["bud", "--layers", "--isolation", "chroot", "--target", target, "--build-arg", base, *self._index(), *options]
+        words = [
+            "bud",
+            "--layers",
+            "--isolation",
+            "chroot",
+            "--target",
+            target,
+            "--build-arg",
+            base,
+            *self._index(),
+            *options,
+        ]
         self.run([*words, "--tag", name, str(ROOT)])
         return name
 

@@ -1,11 +1,12 @@
 """A Kubernetes node on this machine: containerd, kubelet and kube-proxy in namespaces of their own. Needs root.
 
-The node has its own network, mount, PID and UTS namespace. Killing its process 1 (`Node.lose`) ends every process of the
-node at once, containers included, as if the machine had lost power.
+The node has its own network, mount, PID and UTS namespace. Killing its process 1 (`Node.lose`) ends every process of
+the node at once, containers included, as if the machine had lost power.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -73,6 +74,10 @@ class Node:
         self._init: subprocess.Popen[bytes] | None = None
 
     @property
+    def runs(self) -> bool:
+        return self._init is not None
+
+    @property
     def address(self) -> str:
         return self.network.node(self.number)
 
@@ -112,9 +117,13 @@ class Node:
         wait(lambda: (self.folder / "run/containerd/containerd.sock").exists(), f"containerd of {self.name}", 60)
 
     def start_kubernetes(self) -> None:
-        self.start_program("kubelet", "--config", str(self.folder / "kubelet.yaml"), "--kubeconfig",
-                           str(self._kubeconfig), "--hostname-override", self.name, "--node-ip", self.address)  # fmt: skip
+        self.start_kubelet()
         self.start_program("kube-proxy", "--config", str(self.folder / "kube-proxy.yaml"))
+
+    def start_kubelet(self) -> None:
+        config, kubeconfig = str(self.folder / "kubelet.yaml"), str(self._kubeconfig)
+        names = ["--hostname-override", self.name, "--node-ip", self.address]
+        self.start_program("kubelet", "--config", config, "--kubeconfig", kubeconfig, *names)
 
     def lose(self) -> None:
         """Kill all processes of the node at once."""
@@ -122,15 +131,27 @@ class Node:
             self._init.kill()  # --kill-child: process 1 of the namespace dies with it
             self._init.wait()
             self._init = None
-            for pid in self._left():
-                os.kill(pid, signal.SIGKILL)
             wait(lambda: not self._left(), f"the processes of {self.name} to end", 30)
+
+    def processes_of(self, pod: dict[str, Any]) -> list[int]:
+        """Return the processes of a pod's containers, with the pause container's. The ids are this machine's."""
+        found = []
+        for tasks in (CGROUPS / "memory" / f"hftitan-{self.name}").rglob("cgroup.procs"):
+            if f"pod{pod['metadata']['uid']}" in str(tasks):
+                found += [int(pid) for pid in tasks.read_text().split()]
+        return found
 
     def close(self) -> None:
         self.lose()
-        for root in self._cgroups():
-            for folder, _, _ in os.walk(root, topdown=False):
-                Path(folder).rmdir()
+        # A cgroup stays busy for a moment after its last process has ended.
+        wait(self._remove_cgroups, f"the cgroups of {self.name} to be removed", 30)
+
+    def _remove_cgroups(self) -> bool:
+        with contextlib.suppress(OSError):
+            for root in self._cgroups():
+                for folder, _, _ in os.walk(root, topdown=False):
+                    Path(folder).rmdir()
+        return not self._cgroups()
 
     def _left(self) -> list[int]:
         """Return the processes in the node's cgroups."""
@@ -159,7 +180,9 @@ class Node:
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         init = self._init
-        assert init is not None and init.stdin is not None and init.stdout is not None, f"{self.name} does not run"
+        assert init is not None, f"{self.name} does not run"
+        assert init.stdin is not None
+        assert init.stdout is not None
         init.stdin.write(json.dumps(request).encode() + b"\n")
         init.stdin.flush()
         reply: dict[str, Any] = json.loads(init.stdout.readline())
