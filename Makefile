@@ -26,6 +26,9 @@ test: $(READY)  ## Run all checks and tests
 	@hack/kubectl >/dev/null
 	@hack/node >/dev/null
 	@hack/chromium >/dev/null
+	@echo "On the oldest supported Kubernetes:"
+	@KUBEBUILDER_ASSETS=$$(hack/control-plane oldest) $(PY) -m pytest -m oldest tests/cluster
+	@echo "On the newest Kubernetes:"
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
 
 # These tests start no torch, no API server and no browser.

@@ -131,7 +131,12 @@ def test_pod_settings_are_rendered_into_the_pod():
     }
     found = pod(**given)
     assert found["spec"]["nodeSelector"] == given["nodeSelector"]
-    assert found["spec"]["tolerations"] == given["tolerations"]
+    *own, last = found["spec"]["tolerations"]
+    assert [last] == given["tolerations"]
+    assert {(one["key"], one["tolerationSeconds"]) for one in own} == {
+        ("node.kubernetes.io/not-ready", 30),
+        ("node.kubernetes.io/unreachable", 30),
+    }
     assert found["spec"]["priorityClassName"] == "p"
     assert found["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     assert found["metadata"]["labels"]["team"] == "ml"
@@ -172,7 +177,8 @@ def test_selectors_match_the_operator_and_no_job():
     mine = pod()["metadata"]["labels"]
     jobs = naming.pod_labels("x", 1, 0)
     service = one(rendered, "Service")
-    affinity = one(rendered, "Deployment")["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]
+    template = one(rendered, "Deployment")["spec"]["template"]["spec"]
+    affinity = template["affinity"]["podAntiAffinity"]
     (spread,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
     selectors = [
         one(rendered, "Deployment")["spec"]["selector"],
@@ -180,6 +186,7 @@ def test_selectors_match_the_operator_and_no_job():
         one(rendered, "NetworkPolicy", "hftitan-operator")["spec"]["podSelector"],
         {"matchLabels": service["spec"]["selector"]},
         spread["podAffinityTerm"]["labelSelector"],
+        template["topologySpreadConstraints"][0]["labelSelector"],
     ]
     for selector in selectors:
         assert selects(selector, mine)

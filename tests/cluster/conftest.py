@@ -31,9 +31,10 @@ def prometheus_programs():
 
 
 @pytest.fixture(scope="session")
-def control_plane(control_plane_assets, tmp_path_factory):
+def control_plane(control_plane_assets, tmp_path_factory, say):
     """A control plane with all four programs and the HFTitanJob CRD."""
     with ControlPlane(tmp_path_factory.mktemp("control-plane"), control_plane_assets, crds=[CRD]) as plane:
+        say(plane.admin.request("GET", "/version")["gitVersion"])
         yield plane
 
 

@@ -15,6 +15,8 @@ from control_plane import ControlPlane
 from kubectl import ApiError, Kubectl, wait
 from paths import FAKE_TRAINER, ROOT
 
+pytestmark = pytest.mark.oldest
+
 CHART = ROOT / "charts" / "hftitan"
 README = CHART / "README.md"
 CRD_NAME = "hftitanjobs.hftitan.io"

@@ -11,6 +11,8 @@ from processes import alive
 
 from hftitan_api.models import HFTitanJob
 
+pytestmark = pytest.mark.oldest
+
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
 

@@ -18,6 +18,8 @@ from paths import FAKE_TRAINER
 
 from hftitan_operator.core.rendering import access
 
+pytestmark = pytest.mark.oldest
+
 STEP = 0.05
 
 

@@ -175,8 +175,9 @@ def test_chart_is_upgraded(job, cluster, say):
     job.train()
     before = {pod["metadata"]["name"] for pod in cluster.admin.list("pods", SYSTEM)}
     cluster.upgrade_chart(logLevel="debug")
-    after = {pod["metadata"]["name"] for pod in cluster.admin.list("pods", SYSTEM)}
-    assert not before & after
+    replicas = cluster.admin.list("pods", SYSTEM)
+    assert not before & {pod["metadata"]["name"] for pod in replicas}
+    assert {pod["spec"]["nodeName"] for pod in replicas} == set(cluster.nodes)
     job.goes_on()
     assert (job.status["attempt"], job.status["restartHistory"]) == (1, [])
     say("chart upgraded: the job went on training")
