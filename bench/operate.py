@@ -13,6 +13,8 @@ burst:   many jobs created at full speed; pods/s from the first POST to the last
 wide:    one job with many pods; seconds until the last pod is seen; the operator is idle before each trial
 steady:  many jobs that wait for a scheduler; memory and writes of the idle operator, then its restart
 gang:    time from the DELETE of one pod of a running job to a complete new gang; the kubelet ends pods immediately
+idle:    many jobs that wait for a scheduler, beside many foreign pods; requests of the idle operator by verb and
+         resource, from the audit log of a separate API server
 """
 
 import sys
@@ -27,8 +29,10 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support" / "cluster"))
@@ -59,9 +63,14 @@ class Sizes:
     steady: int = 1000
     idle_seconds: int = 120
     gang: int = 30
+    foreign: int = 20_000
+    audited_seconds: int = 300
 
 
-QUICK = Sizes(ceiling=200, latency=10, burst=20, wide=50, wide_trials=2, steady=50, idle_seconds=5, gang=3)
+QUICK = Sizes(
+    ceiling=200, latency=10, burst=20, wide=50, wide_trials=2, steady=50, idle_seconds=5, gang=3, foreign=500,
+    audited_seconds=20,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,8 @@ class Bench:
     plane: ControlPlane
     client: Client
     kubeconfig: Path
+    user: str
+    """The operator's user."""
     sizes: Sizes
     ceilings: list[float] = field(default_factory=list)
 
@@ -250,15 +261,21 @@ async def settled_count(bench: Bench, namespace: str, watch: PodWatch) -> int:
     return max(there, watch.total)
 
 
+async def create_and_settle(bench: Bench, namespace: str, watch: PodWatch, process: Operator) -> float:
+    """Create the jobs of `steady` and wait until the operator is idle. Return the seconds until the last pod."""
+    count, began = bench.sizes.steady, time.perf_counter()
+    await bench.client.create(jobs_path(namespace), [job(f"job-{i}") for i in range(count)])
+    await watch.until(lambda: watch.total >= PODS * count)
+    created = time.perf_counter() - began
+    await process.quiet()
+    return created
+
+
 async def steady(bench: Bench) -> list[Row]:
     count, seconds = bench.sizes.steady, bench.sizes.idle_seconds
     async with bench.namespace("steady") as watch:
         async with bench.operator() as process:
-            began = time.perf_counter()
-            await bench.client.create(jobs_path("steady"), [job(f"job-{i}") for i in range(count)])
-            await watch.until(lambda: watch.total >= PODS * count)
-            created = time.perf_counter() - began
-            await process.quiet()
+            created = await create_and_settle(bench, "steady", watch, process)
             settled, peak = process.memory()
             say(f"steady: created after {created:.1f} s; {seconds} idle seconds")
             before, cpu = await process.metrics(), cpu_seconds(process.pid)
@@ -322,6 +339,45 @@ async def gang(bench: Bench) -> list[Row]:
     ]
 
 
+async def idle(bench: Bench) -> list[Row]:
+    count, seconds = bench.sizes.steady, bench.sizes.audited_seconds
+    async with bench.namespace("idle") as watch, bench.operator() as process:
+        foreign = [foreign_pod(f"foreign-{i}") for i in range(bench.sizes.foreign)]
+        await bench.client.create(pods_path("idle"), foreign)
+        await create_and_settle(bench, "idle", watch, process)
+        say(f"idle: {seconds} idle seconds")
+        cpu, began = cpu_seconds(process.pid), datetime.now(UTC)
+        await asyncio.sleep(seconds)
+        ended, cpu = datetime.now(UTC), cpu_seconds(process.pid) - cpu
+        resident, peak = process.memory()
+    requests = audited(bench.plane.requests(bench.user), began, ended)
+    reads = sum(number for (verb, _), number in requests.items() if verb in ("get", "list", "watch"))
+    what = f"idle: {count} jobs, {PODS * count} pods, {len(foreign)} foreign pods, {seconds} s"
+    return [
+        Row(f"{what}: reads", reads, "requests", 10),
+        Row(f"{what}: writes", sum(requests.values()) - reads, "requests", 0),
+        *(Row(f"idle: {verb} {resource}", number, "requests") for (verb, resource), number in sorted(requests.items())),
+        Row("idle: CPU", cpu, "s"),
+        Row("idle: operator RSS", resident, "MiB", 200),
+        Row("idle: its peak", peak, "MiB"),
+    ]
+
+
+def foreign_pod(name: str) -> Object:
+    containers = [{"name": "main", "image": "image"}]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": containers}}
+
+
+def audited(events: Iterable[Object], began: datetime, ended: datetime) -> Counter[tuple[str, str]]:
+    """Count the requests that the API server received in this time, by verb and resource."""
+    found = {
+        event["auditID"]: (event["verb"], event.get("objectRef", {}).get("resource", event["requestURI"]))
+        for event in events
+        if began <= datetime.fromisoformat(event["requestReceivedTimestamp"]) <= ended
+    }
+    return Counter(found.values())
+
+
 async def bind(client: Client, pod: Object) -> None:
     """Bind a pod to the node of its index, like a scheduler."""
     if pod["labels"]["hftitan.io/job"] == "warm-up":
@@ -348,15 +404,17 @@ def percentile(values: Sequence[float], share: int) -> float:
 
 
 PARTS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
-    part.__name__: part for part in (ceiling, latency, burst, wide, steady, gang)
+    part.__name__: part for part in (ceiling, latency, burst, wide, steady, gang, idle)
 }
+AUDITED = ("idle",)
+"""Parts that need the audit log."""
 
 # --- one run --------------------------------------------------------------------------------------------------
 
 
 async def run(plane: ControlPlane, sizes: Sizes, names: Sequence[str]) -> list[Row]:
     client = Client(plane.url, plane.ca, plane.admin_token)
-    bench = Bench(plane, client, grant(plane), sizes)
+    bench = Bench(plane, client, *grant(plane), sizes)
     rows = []
     again = ["ceiling"] if "ceiling" in names and len(names) > 1 else []
     try:
@@ -387,24 +445,30 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     programs = subprocess.run([ROOT / "hack" / "control-plane"], stdout=subprocess.PIPE, text=True, check=True)
-    crd = ROOT / "crds" / "hftitanjobs.yaml"
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ControlPlane(
-            Path(folder),
-            Path(programs.stdout.strip()),
-            controller_manager=args.controller_manager,
-            scheduler=False,
-            crds=[crd],
-        ) as plane,
-    ):
-        version = plane.admin.request("GET", "/version")["gitVersion"]
-        say(f"Kubernetes {version}, logs in {folder}")
-        try:
-            rows = asyncio.run(run(plane, QUICK if args.quick else Sizes(), args.only or list(PARTS)))
-        except BaseException:
-            say(f"failed; end of the operator's log:\n{(Path(folder) / 'operator.log').read_text()[-3000:]}")
-            raise
+    names = args.only or list(PARTS)
+    rows, version = [], ""
+    for audit in (False, True):
+        chosen = [name for name in names if (name in AUDITED) == audit]
+        if not chosen:
+            continue
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ControlPlane(
+                Path(folder),
+                Path(programs.stdout.strip()),
+                controller_manager=args.controller_manager,
+                scheduler=False,
+                crds=[ROOT / "crds" / "hftitanjobs.yaml"],
+                audited=audit,
+            ) as plane,
+        ):
+            version = plane.admin.request("GET", "/version")["gitVersion"]
+            say(f"Kubernetes {version}, logs in {folder}")
+            try:
+                rows += asyncio.run(run(plane, QUICK if args.quick else Sizes(), chosen))
+            except BaseException:
+                say(f"failed; end of the operator's log:\n{(Path(folder) / 'operator.log').read_text()[-3000:]}")
+                raise
     print(table(rows))
     manager = "with" if args.controller_manager else "without"
     machine = f"{os.cpu_count()} cores, Kubernetes {version}, {manager} controller manager, no scheduler"

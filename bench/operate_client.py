@@ -207,10 +207,11 @@ class Operator(OperatorProcess):
         return tuple(int(lines[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
 
 
-def grant(plane: ControlPlane) -> Path:
-    """Grant the permissions of `hftitan rbac`. Return a kubeconfig of the operator's service account."""
+def grant(plane: ControlPlane) -> tuple[Path, str]:
+    """Grant the permissions of `hftitan rbac`. Return a kubeconfig of the operator's service account, and its user."""
     account = access.Account()
     plane.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": account.namespace}})
     for item in access.cluster_wide(account):
         plane.admin.upsert(item)
-    return plane.kubeconfig(f"system:serviceaccount:{account.namespace}:{account.name}")
+    user = f"system:serviceaccount:{account.namespace}:{account.name}"
+    return plane.kubeconfig(user), user

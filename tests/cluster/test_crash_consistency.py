@@ -25,6 +25,8 @@ JOBS, WAVES, WAVE_SECONDS, CONVERGED_SECONDS = 20, 6, 5.0, 5.0
 HANGING_WAVES = (1, 4)
 """Waves with hanging requests. They take longer, because a client gives up only after ten seconds."""
 OUTAGE_SECONDS = 3.0
+SILENCE_SECONDS, BOOKMARK_SECONDS = 1.5, 0.3
+"""With random faults: when the operator regards a watch as stalled, and how often the proxy sends a bookmark."""
 SEED = int(os.environ.get("STORM_SEED", "1"))
 
 
@@ -112,7 +114,8 @@ def test_random_faults_while_twenty_jobs_run(control_plane, cluster, nodes, tmp_
         namespace = cluster.admin.make_namespace(f"random-faults-{proxy.port}")
         groups = [NodeGroup(cluster.admin, f"random-faults-{i}", pair) for i, pair in enumerate(pairs)]
         loops = [ScenarioLoop(cluster, namespace, group, number) for number, group in enumerate(groups)]
-        operator = QuickOperator(proxy.kubeconfig, tmp_path / "operator.log", namespace)
+        operator = QuickOperator(proxy.kubeconfig, tmp_path / "operator.log", namespace, silence=SILENCE_SECONDS)
+        proxy.bookmark_seconds = BOOKMARK_SECONDS
         random_faults = RandomFaults(SEED, operator.kill)
         proxy.script, proxy.stream_script = random_faults.script, random_faults.stream_script
 

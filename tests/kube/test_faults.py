@@ -5,12 +5,10 @@ import asyncio
 import pytest
 
 from hftitan_api.models import HFTitanJob
-from hftitan_operator.core.state import Apply, DeletePod
+from hftitan_operator.core.state import Apply, DeleteJob, DeletePod
 from hftitan_operator.kube import api as kube_api
-from hftitan_operator.kube import reflector
 from hftitan_operator.kube.api import ApiError, Configuration, KubeApi
 from hftitan_operator.kube.cluster import KubeCluster
-from hftitan_operator.kube.reflector import Reflector
 from hftitan_operator.port import Conflict, Denied
 
 JOB = HFTitanJob.model_validate(
@@ -26,6 +24,12 @@ OWNER = {"kind": "HFTitanJob", "controller": True, "uid": "uid-x"}
 def pod(uid="uid-pod"):
     metadata = {"name": "x-1-0", "namespace": "team", "labels": LABELS, "uid": uid, "resourceVersion": "5"}
     return {"kind": "Pod", "metadata": {**metadata, "ownerReferences": [OWNER]}, "status": {"phase": "Running"}}
+
+
+def job(version="5", **metadata):
+    document = JOB.model_dump(by_alias=True, exclude_unset=True)
+    metadata = document["metadata"] | {"resourceVersion": version, **metadata}
+    return {**document, "apiVersion": "hftitan.io/v1alpha1", "kind": "HFTitanJob", "metadata": metadata}
 
 
 class Server:
@@ -68,6 +72,26 @@ def test_after_a_conflict_a_pod_with_another_uid_or_none_means_it_is_gone(found)
     )
 
 
+@pytest.mark.parametrize(
+    ("answer", "deleting"),
+    [
+        ({"kind": "Status", "status": "Success"}, []),
+        (ApiError(404, "NotFound", ""), []),
+        (job(version="9", deletionTimestamp="2026-01-01T00:00:00Z"), ["2026-01-01T00:00:00Z"]),
+    ],
+)
+def test_a_deleted_job_is_not_deleted_twice(answer, deleting):
+    """The next pass knows the deletion, also before the watch reports it."""
+
+    async def run():
+        cluster = KubeCluster(Server(answer))
+        cluster.jobs.put(job())
+        await cluster.apply(JOB, DeleteJob())
+        return [record.view.job.metadata.deletion_timestamp for record in cluster.jobs.all()]
+
+    assert asyncio.run(run()) == deleting
+
+
 @pytest.mark.parametrize("status", [401, 408, 409, 410, 425, 429, 500, 503])
 def test_a_temporary_error_does_not_deny_the_object(status):
     with pytest.raises(ApiError):
@@ -78,60 +102,6 @@ def test_a_temporary_error_does_not_deny_the_object(status):
 def test_a_rejection_denies_the_object(status):
     with pytest.raises(Denied):
         pods_after(Server(ApiError(status, "", "never")), Apply(pod()))
-
-
-class Nowhere:
-    """A store without objects that reports any size."""
-
-    size = 0
-
-    def __len__(self):
-        return self.size
-
-    def keep(self, *_):
-        pass
-
-
-def test_a_slow_list_does_not_delay_the_next_one(monkeypatch):
-    monkeypatch.setattr(reflector, "RELIST_SECONDS", 0.01)
-    lists = []
-
-    class Slow:
-        async def request(self, *_, **__):
-            lists.append(None)
-            await asyncio.sleep(0.1)
-            return {"metadata": {"resourceVersion": "1"}, "items": []}
-
-    async def run():
-        task = asyncio.create_task(Reflector(Slow(), "/x", Nowhere(), watched=False).run())
-        async with asyncio.timeout(3):
-            while len(lists) < 4:
-                await asyncio.sleep(0.01)
-        task.cancel()
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("burst", [0, 1000])
-def test_a_burst_of_objects_delays_the_next_list(monkeypatch, burst):
-    monkeypatch.setattr(reflector, "RELIST_SECONDS", 0.01)
-    store, lists = Nowhere(), []
-
-    class Quick:
-        async def request(self, *_, **__):
-            lists.append(None)
-            return {"metadata": {"resourceVersion": "1"}, "items": []}
-
-    async def run():
-        task = asyncio.create_task(Reflector(Quick(), "/x", store, watched=False).run())
-        while not lists:
-            await asyncio.sleep(0)
-        store.size = burst
-        await asyncio.sleep(0.2)
-        task.cancel()
-
-    asyncio.run(run())
-    assert len(lists) == 1 if burst else len(lists) > 3
 
 
 def test_a_server_without_data_times_out_before_the_request_timeout(monkeypatch):

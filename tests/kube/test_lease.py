@@ -17,12 +17,13 @@ class Api:
     """A server with one Lease, optimistic locking and failures on demand."""
 
     def __init__(self):
-        self.lease, self.version, self.down, self.writes = None, 0, False, 0
+        self.lease, self.version, self.down, self.writes, self.reads = None, 0, False, 0, 0
 
     async def request(self, method, path, body=None, *, always=False, seconds=0):
         if self.down:
             raise OSError("no route")
         if method == "GET":
+            self.reads += 1
             if self.lease is None:
                 raise ApiError(404, "NotFound", "no such lease")
             return copy.deepcopy(self.lease)
@@ -94,6 +95,18 @@ def test_a_leader_that_renews_keeps_the_lease(api, clock):
         assert asyncio.run(a._try())
         assert not asyncio.run(b._try())
         assert not b.held()
+    assert a.held()
+
+
+def test_a_renewal_is_one_request_also_after_a_change_by_someone_else(api, clock):
+    a = replica(api, "a")
+    asyncio.run(a.acquire())
+    for changed, reads in ((False, 0), (True, 1), (False, 0)):
+        before, api.version = api.reads, api.version + changed
+        if changed:
+            api.lease["metadata"]["resourceVersion"] = str(api.version)
+        assert asyncio.run(a._try()) or asyncio.run(a._try())
+        assert api.reads - before == reads
     assert a.held()
 
 

@@ -1,108 +1,102 @@
-"""When pods count as lost: at once if their node is deleted, never because the node is not listed yet."""
+"""When pods count as lost: at once if their node is deleted, never because the node is not known yet."""
 
-import asyncio
+from dataclasses import replace
 
 import pytest
 
-from hftitan_operator.kube.cluster import KubeCluster
+from hftitan_operator.core.state import PodView
+from hftitan_operator.kube.nodes import Nodes
+from hftitan_operator.kube.store import PodRecord, Store, pod_record
 
 JOB = ("team", "x")
+LOST, GONE, FINE = (True, False), (True, True), (False, False)
 
 
-class Server:
-    """Lists the objects of the test; its watches have no events."""
+class World:
+    """The stores of nodes and pods. Each method is what a watch reports; versions count up from 10."""
 
     def __init__(self):
-        self.version, self.nodes, self.pods = 10, {}, {}
+        self.version, self.woken = 10, set()
+        self.pods = Store[PodRecord](pod_record, lambda record: self.nodes.pod_changed(record))
+        self.nodes = Nodes(self.pods, self.woken.add)
 
-    async def request(self, method, path, *_, **__):
-        held = {"/api/v1/nodes": self.nodes, "/api/v1/pods": self.pods}.get(path, {})
-        return {"metadata": {"resourceVersion": str(self.version)}, "items": list(held.values())}
-
-    async def watch(self, *_):
-        await asyncio.Event().wait()
-        yield {}
-
-    def put(self, held, name, **parts):
+    def _metadata(self, name):
         self.version += 1
-        metadata = {
-            "name": name,
-            "uid": f"uid-{name}",
-            "resourceVersion": str(self.version),
-            **parts.pop("metadata", {}),
-        }
-        held[name] = {"metadata": metadata, **parts}
+        return {"name": name, "namespace": "team", "uid": f"uid-{name}", "resourceVersion": str(self.version)}
 
-    def node(self, name, ready="True"):
-        self.put(self.nodes, name, status={"conditions": [{"type": "Ready", "status": ready}]})
+    def node(self, ready="True", incarnation=1):
+        metadata = self._metadata("a") | {"uid": f"uid-{incarnation}"}
+        status = {"conditions": [{"type": "Ready", "status": ready}]}
+        self.nodes.store.put({"metadata": metadata, "status": status})
+        self.nodes.reached(self.version)
 
-    def pod(self, node):
+    def node_deleted(self, incarnation=1):
+        self.nodes.store.remove({"metadata": self._metadata("a") | {"uid": f"uid-{incarnation}"}})
+        self.nodes.reached(self.version)
+
+    def nodes_listed(self):
+        """A list without nodes, or a bookmark after it."""
+        self.version += 1
+        self.nodes.store.keep(set(), self.version, None)
+        self.nodes.reached(self.version)
+
+    def pod(self, ready="False", uid="uid-pod"):
         labels = {"hftitan.io/job": "x", "hftitan.io/attempt": "1", "hftitan.io/node-index": "0"}
-        metadata = {"namespace": "team", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"}
-        self.put(self.pods, "x-1-0", metadata=metadata, spec={"nodeName": node}, status={"phase": "Running"})
+        status = {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}
+        metadata = {**self._metadata("x-1-0"), "uid": uid, "labels": labels}
+        self.pods.put({"metadata": metadata, "spec": {"nodeName": "a"}, "status": status})
+
+    def pod_deleted(self):
+        self.pods.forget("uid-pod")
 
 
-@pytest.fixture
-def server():
-    return Server()
+def follow(*changes):
+    """Return (lost, gone) of the pod after each change, and whether the last change woke its job."""
+    world, states = World(), []
+    for name, *arguments in changes:
+        world.woken.clear()
+        getattr(world, name)(*arguments)
+        for record in world.pods.group(JOB):
+            judged = world.nodes.judge(record.view)
+            states.append((judged.node_lost, judged.node_gone))
+    return states, JOB in world.woken
 
 
-def follow(server, *changes):
-    """Return (lost, gone) of the pod before and after each change, and the jobs woken by the last change.
-
-    The nodes are listed again after each change.
-    """
-
-    async def run():
-        woken = set()
-        cluster = KubeCluster(server, wake=woken.add)
-        async with cluster:
-            await cluster.synced()
-            states = []
-            for change in (lambda: None, *changes):
-                change()
-                woken.clear()
-                await cluster._node_list.list_once()
-                (pod,) = (cluster._with_node(record.view) for record in cluster.pods.group(JOB))
-                states.append((pod.node_lost, pod.node_gone))
-            return states, woken
-
-    return asyncio.run(run())
-
-
-def test_a_pod_on_a_node_that_recovers_is_not_lost(server):
-    server.node("a", ready="Unknown")
-    server.pod("a")
-    states, woken = follow(server, lambda: server.node("a"))
-    assert states == [(True, False), (False, False)]
-    assert woken == {JOB}
+@pytest.mark.parametrize(
+    ("changes", "states", "woken"),
+    [
+        pytest.param([("node", "Unknown"), ("pod",), ("node", "True")], [LOST, FINE], True, id="node recovers"),
+        pytest.param([("node",), ("pod",), ("node_deleted",)], [FINE, GONE], True, id="node deleted"),
+        pytest.param([("node",), ("pod",), ("nodes_listed",)], [FINE, GONE], True, id="missing in a new list"),
+        pytest.param([("pod",), ("nodes_listed",)], [FINE, GONE], True, id="deleted before the operator started"),
+        pytest.param([("nodes_listed",), ("pod",)], [FINE], False, id="node not reported yet"),
+        pytest.param([("pod",), ("node",)], [FINE, FINE], True, id="node reported after the pod"),
+        pytest.param(
+            [("node",), ("pod",), ("node_deleted",), ("pod", "True")], [FINE, GONE, GONE], False, id="pod changes later"
+        ),
+        pytest.param(
+            [("node",), ("node_deleted",), ("pod",), ("node", "True", 2)], [FINE, FINE], True, id="node created again"
+        ),
+        pytest.param(
+            [("node",), ("node_deleted",), ("pod",), ("nodes_listed",)], [FINE, GONE], True, id="bound after deletion"
+        ),
+    ],
+)
+def test_verdict_after_each_change(changes, states, woken):
+    assert follow(*changes) == (states, woken)
 
 
-def test_a_pod_on_a_deleted_node_is_gone_at_once(server):
-    server.node("a")
-    server.pod("a")
-    states, woken = follow(server, lambda: server.nodes.pop("a"))
-    assert states == [(False, False), (True, True)]
-    assert woken == {JOB}
+def test_deleted_pods_are_forgotten():
+    world = World()
+    world.pod()
+    world.pod_deleted()
+    world.nodes_listed()
+    assert (world.nodes._bound, world.nodes._undecided, world.woken) == ({}, {}, set())
 
 
-def test_an_operator_that_starts_after_the_deletion_detects_it(server):
-    server.pod("a")
-    states, woken = follow(server)
-    assert states == [(True, True)]
-    assert woken == {JOB}
-
-
-def test_a_node_that_is_not_listed_yet_is_not_gone(server):
-    """The list of nodes is older than the pod's binding."""
-
-    async def run():
-        cluster = KubeCluster(server)
-        async with cluster:
-            await cluster.synced()
-            server.pod("a")
-            cluster.pods.put(server.pods["x-1-0"])
-            (pod,) = (cluster._with_node(record.view) for record in cluster.pods.group(JOB))
-            return pod
-
-    assert not asyncio.run(run()).node_lost
+def test_pod_that_has_ended_is_not_lost():
+    world = World()
+    world.nodes_listed()
+    ended = PodView("x-1-0", "uid-pod", 1, 0, phase="Succeeded", node="a")
+    assert world.nodes.judge(ended) == ended
+    assert world.nodes.judge(replace(ended, phase="Running")).node_gone

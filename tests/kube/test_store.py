@@ -43,6 +43,16 @@ def test_only_newer_versions_replace_a_record(store, changed):
     assert changed == ["old", "new"]
 
 
+def test_the_whole_object_completes_the_metadata_of_a_response(store, changed):
+    """The API server sets conditions when it creates a pod; the watch event with them has the same version."""
+    store.put({**thing("u", 5, "response"), "kind": "PartialObjectMetadata"})
+    store.put(thing("u", 4, "older"))
+    store.put(thing("u", 5, "whole"))
+    store.put({**thing("u", 5, "late response"), "kind": "PartialObjectMetadata"})
+    store.put(thing("u", 5, "twice"))
+    assert changed == ["response", "whole"]
+
+
 def test_versions_are_compared_as_numbers(store):
     store.put(thing("u", 9, "old"))
     store.put(thing("u", 10, "new"))

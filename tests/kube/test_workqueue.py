@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from hftitan_operator.kube import workqueue
+from hftitan_operator.kube import retry
 from hftitan_operator.kube.workqueue import WorkQueue
 from hftitan_operator.port import Conflict
 
@@ -108,7 +108,7 @@ def test_a_key_returns_after_its_delay_or_at_a_wake():
 
 def test_failures_are_retried_after_growing_pauses_that_wakes_do_not_shorten(monkeypatch):
     pauses = []
-    monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.05)
+    monkeypatch.setattr(retry, "backoff", lambda failures: pauses.append(failures) or 0.05)
     tries, errors = [], []
 
     async def work(key):
@@ -131,7 +131,7 @@ def test_failures_are_retried_after_growing_pauses_that_wakes_do_not_shorten(mon
 
 def test_a_success_resets_the_failures(monkeypatch):
     pauses = []
-    monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.001)
+    monkeypatch.setattr(retry, "backoff", lambda failures: pauses.append(failures) or 0.001)
     outcomes = iter([OSError("x"), None, OSError("y"), None])
     done = []
 
@@ -170,7 +170,7 @@ def test_a_key_that_always_fails_does_not_block_others():
 
 def test_a_conflict_is_retried_at_once_a_limited_number_of_times(monkeypatch):
     pauses = []
-    monkeypatch.setattr(workqueue, "backoff", lambda failures: pauses.append(failures) or 0.001)
+    monkeypatch.setattr(retry, "backoff", lambda failures: pauses.append(failures) or 0.001)
     tries = []
 
     async def work(key):
@@ -187,7 +187,7 @@ def test_a_conflict_is_retried_at_once_a_limited_number_of_times(monkeypatch):
 
 
 def test_retry_after_is_limited(monkeypatch):
-    monkeypatch.setattr(workqueue, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.01)
     tries = []
 
     class Busy(OSError):

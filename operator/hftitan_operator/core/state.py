@@ -96,13 +96,14 @@ class Require:
 
 @dataclass(frozen=True, slots=True)
 class DeletePodGroup:
-    """Delete the PodGroup of an ended attempt, so that no scheduler waits for its pods.
+    """Delete the PodGroup of an ended attempt, or Kueue's object for it, so that no scheduler waits for its pods.
 
     No UID precondition: the group's name contains the job's UID.
     """
 
     api_version: str
     name: str
+    resource: str = "podgroups"
 
 
 @dataclass(frozen=True, slots=True)

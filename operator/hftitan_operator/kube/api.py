@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ REQUEST_SECONDS = 10.0
 """Timeout of a request, and of a pause in a longer response. A write that timed out may have succeeded: the next pass
 finds out."""
 SILENCE_SECONDS = 75.0
-"""A watch without data for longer is dead: the server sends a bookmark every minute."""
+"""A watch without data for longer is stalled: the server sends a bookmark about once a minute."""
 IDLE_SECONDS = 60.0
 """How long an idle connection is kept, to save a handshake. The API server closes it after 90 s."""
 TOKEN_CHECK_SECONDS = 10.0
@@ -57,6 +57,10 @@ class ApiError(OSError):
         """Kubernetes' reason: AlreadyExists, Conflict, NotFound, Forbidden, Expired, ..."""
         self.retry_after = retry_after
         """Seconds of the header Retry-After, for 429 and 503."""
+
+
+class WatchError(ApiError):
+    """An ERROR event in a watch. The watch cannot resume; list again."""
 
 
 class NotLeading(OSError):
@@ -140,14 +144,16 @@ class KubeApi:
         if self._session is not None:
             await self._session.close()
 
-    def new_session(self, headers: Mapping[str, str] | None = None) -> aiohttp.ClientSession:
+    def new_session(
+        self, headers: Mapping[str, str] | None = None, traces: list[aiohttp.TraceConfig] | None = None
+    ) -> aiohttp.ClientSession:
         """Return a separate connection pool to the same server, for a watch of another library."""
         configuration = self._configuration
         connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=IDLE_SECONDS, ssl=RESTClientObject(configuration).ssl_context
         )
         proxy = configuration.proxy or _proxy(self.server)
-        return aiohttp.ClientSession(connector=connector, headers=headers, proxy=proxy)
+        return aiohttp.ClientSession(connector=connector, headers=headers, proxy=proxy, trace_configs=traces)
 
     async def authorization(self) -> dict[str, str]:
         """Return the Authorization header. The token is read again every few seconds, because tokens are rotated."""
@@ -212,27 +218,39 @@ class KubeApi:
             if status == 401:
                 self._headers_until = 0.0
 
-    async def watch(self, path: str, params: Mapping[str, str], accept: str) -> AsyncIterator[Json]:
-        """Yield the events of a watch until the server ends it. Raises ApiError (410: list again) or other OSErrors."""
+    async def watch(
+        self, path: str, params: Mapping[str, str], accept: str, *, silence: float | None = SILENCE_SECONDS
+    ) -> AsyncGenerator[Json, None]:
+        """Yield the events of a watch until the server ends it.
+
+        Raises WatchError for an ERROR event, ApiError for an error response, TimeoutError after `silence` seconds
+        without data, and other OSErrors.
+        """
         assert self._session is not None
-        timeout = aiohttp.ClientTimeout(total=None, connect=REQUEST_SECONDS, sock_read=SILENCE_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, connect=REQUEST_SECONDS, sock_read=silence)
         headers = {**await self.authorization(), "Accept": accept, "Accept-Encoding": "identity"}
+        status = 0
         try:
             async with self._session.get(
                 self.server + path, params={**params, "watch": "1"}, headers=headers, timeout=timeout
             ) as response:
-                if response.status >= 400:
-                    if response.status == 401:
+                status = response.status
+                self.observe_request("GET", status)
+                if status >= 400:
+                    if status == 401:
                         self._headers_until = 0.0
                     raise _error(response, await response.read())
                 async for line in _lines(response.content):
                     event: Json = _read(line)
                     if event.get("type") == "ERROR":
                         error = event.get("object", {})
-                        raise ApiError(error.get("code", 500), error.get("reason", ""), error.get("message", ""))
+                        raise WatchError(error.get("code", 500), error.get("reason", ""), error.get("message", ""))
                     yield event
         except aiohttp.ClientError as error:
-            raise OSError(f"watch {path}: {error or type(error).__name__}") from error
+            if not status:
+                self.observe_request("GET", 0)
+            what = f"watch {path}: {error or type(error).__name__}"
+            raise (TimeoutError if isinstance(error, TimeoutError) else OSError)(what) from error
         except ValueError as error:
             raise OSError(f"watch {path}: a line is not JSON ({error})") from error
 

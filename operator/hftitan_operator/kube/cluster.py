@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,16 +34,16 @@ from hftitan_operator.core.state import (
 )
 from hftitan_operator.kube import gang, views
 from hftitan_operator.kube.api import MERGE_PATCH, METADATA_ONLY, ApiError, Json, KubeApi
-from hftitan_operator.kube.reflector import Reflector, level
+from hftitan_operator.kube.nodes import Nodes
+from hftitan_operator.kube.reflector import Reflector, Timing
+from hftitan_operator.kube.retry import level
 from hftitan_operator.kube.store import (
     JobRecord,
     Key,
-    NodeRecord,
     ObjectRecord,
     PodRecord,
     Store,
     job_record,
-    node_record,
     object_record,
     pod_record,
 )
@@ -71,13 +70,22 @@ class KubeCluster:
     handlers.py watches them and updates `jobs`.
     """
 
-    def __init__(self, api: KubeApi, namespaces: Sequence[str] = (), wake: Callable[[Key], None] = lambda key: None):
+    def __init__(
+        self,
+        api: KubeApi,
+        namespaces: Sequence[str] = (),
+        wake: Callable[[Key], None] = lambda key: None,
+        timing: Timing | None = None,
+    ) -> None:
         """`namespaces` are the namespaces to serve; all if empty."""
         self.api = api
+        self.timing = timing or Timing()
         self.progress: dict[str, Progress] = {}
         """The newest /progress of node 0, by the UID of the job."""
         self.unreachable: set[str] = set()
         """UIDs of the jobs whose node 0 did not answer several times in a row."""
+        self.queue_messages: dict[str, str | None] = {}
+        """Kueue's messages about gangs that wait for admission, by the name of the group."""
         self._departed: dict[str, PodView] = {}
         """By the UID of the job, see Observed.departed."""
         self.on_event: Callable[[HFTitanJob, Event], None] = lambda job, event: None
@@ -85,18 +93,17 @@ class KubeCluster:
         self.on_status: Callable[[HFTitanJob, JobStatus], None] = lambda job, status: None
         """Called after every status write, with the job before the write and its new status."""
         self.jobs = Store[JobRecord](job_record, self._job_changed)
-        self.pods = Store[PodRecord](pod_record, lambda record: wake(record.key), self._pod_deleted)
+        self.pods = Store[PodRecord](pod_record, self._pod_changed, self._pod_deleted)
         self._services = Store[ObjectRecord](object_record, lambda record: wake(record.key))
         self._configs = Store[ObjectRecord](object_record, lambda record: wake(record.key))
-        self._nodes = Store[NodeRecord](node_record, self._node_changed)
+        self._nodes = Nodes(self.pods, wake)
         self._wake = wake
         self._writes = Turns(WRITES_AT_ONCE)
         self._events: asyncio.Queue[Json] = asyncio.Queue(EVENTS_WAITING)
-        self._gone_nodes: set[str] = set()
-        """Nodes that were deleted while pods were bound to them."""
-        self._nodes_as_of = 0
-        """The resource version of the newest list of nodes."""
-        self._node_list = Reflector(api, "/api/v1/nodes", self._nodes, optional=True, listed=self._nodes_listed)
+        self._node_list = Reflector(
+            api, "/api/v1/nodes", self._nodes.store, optional=True, reached=self._nodes.reached, timing=self.timing
+        )
+        self._job_lists: list[Reflector] = []
         self._reflectors = [self._node_list]
         for namespace in namespaces or (None,):
             self._reflectors += self._of_namespace(namespace)
@@ -114,17 +121,21 @@ class KubeCluster:
                 namespace=namespace,
                 selector=naming.LABEL_JOB,
                 metadata_only=metadata_only,
+                timing=self.timing,
             )
 
+        jobs = Reflector(
+            self.api,
+            path(f"/apis/{GROUP}/{VERSION}", PLURAL),
+            self.jobs,
+            namespace=namespace,
+            watched=False,
+            absent=NO_CRD,
+            timing=self.timing,
+        )
+        self._job_lists.append(jobs)
         return [
-            Reflector(
-                self.api,
-                path(f"/apis/{GROUP}/{VERSION}", PLURAL),
-                self.jobs,
-                namespace=namespace,
-                watched=False,
-                absent=NO_CRD,
-            ),
+            jobs,
             ours("pods", self.pods, metadata_only=False),
             ours("services", self._services, metadata_only=True),
             ours("configmaps", self._configs, metadata_only=True),
@@ -158,7 +169,8 @@ class KubeCluster:
             return None
         job = record.view.job
         uid = job.metadata.uid
-        pods = tuple(self._with_node(pod.view) for pod in self.pods.group(record.key) if pod.owner == uid)
+        owned = (pod.view for pod in self.pods.group(record.key) if pod.owner == uid)
+        pods = tuple(map(self._nodes.judge, owned) if self.nodes_known() else owned)
 
         def there(store: Store[ObjectRecord], wanted: str) -> bool:
             return any(found.name == wanted and found.owner == uid for found in store.group(record.key))
@@ -168,6 +180,7 @@ class KubeCluster:
             service=there(self._services, naming.service_name(name)),
             config=there(self._configs, naming.config_name(name)),
             departed=self._departed.get(uid),
+            queue_message=self.queue_messages.get(scheduling.group_name(job, job.status.attempt)),
             progress=self.progress.get(uid),
             unreachable=uid in self.unreachable and any(pod.index == 0 and pod.ready for pod in pods),
         )
@@ -187,7 +200,7 @@ class KubeCluster:
                 case DeletePod(name, uid, grace):
                     await self._delete_pod(job.metadata.namespace, name, uid, grace)
                 case DeleteJob():
-                    await self._delete(_job_path(job), job.metadata.uid, {"propagationPolicy": "Background"})
+                    await self._delete_job(job)
 
     async def write_status(self, job: HFTitanJob, status: JobStatus) -> None:
         record = self.job((job.metadata.namespace, job.metadata.name))
@@ -225,6 +238,11 @@ class KubeCluster:
         """Return the job of this name. If it was deleted and created again quickly, return the newer job."""
         found = self.jobs.group(key)
         return max(found, key=lambda r: self.jobs.version(r.view.job.metadata.uid), default=None)
+
+    def list_jobs_soon(self) -> None:
+        """Compare `jobs` with a new list: their watch has lost its position."""
+        for jobs in self._job_lists:
+            jobs.list_soon()
 
     def nodes_known(self) -> bool:
         """Return whether lost nodes are detected; that needs permission to list nodes."""
@@ -266,6 +284,13 @@ class KubeCluster:
             self.pods.put(left)
         else:
             self.pods.forget(uid)
+
+    async def _delete_job(self, job: HFTitanJob) -> None:
+        left = await self._delete(_job_path(job), job.metadata.uid, {"propagationPolicy": "Background"})
+        if left is not None and left.get("kind") == KIND:  # a finalizer of someone else keeps it
+            self.jobs.put(left)
+        else:
+            self.jobs.forget(job.metadata.uid)
 
     async def _delete(self, path: str, uid: str, options: Json) -> Json | None:
         """Delete the object with this UID. Return its last state, or None if it was already gone or replaced."""
@@ -322,25 +347,16 @@ class KubeCluster:
         stores: dict[str, Store[Any]] = {"Pod": self.pods, "Service": self._services, "ConfigMap": self._configs}
         return stores[kind]
 
-    def _with_node(self, pod: PodView) -> PodView:
-        if pod.node is None or pod.phase in ("Succeeded", "Failed") or not self.nodes_known():
-            return pod
-        found = self._node(pod.node)
-        if found is None:
-            # The pod may be bound to a node that is not listed yet. A node that a newer list lacks was deleted.
-            gone = pod.node in self._gone_nodes or self.pods.version(pod.uid) <= self._nodes_as_of
-            return replace(pod, node_lost=True, node_gone=True) if gone else pod
-        return pod if found.ready else replace(pod, node_lost=True)
-
-    def _node(self, name: str) -> NodeRecord | None:
-        return next(iter(self._nodes.group(("", name))), None)
-
     def _job_changed(self, record: JobRecord) -> None:
         uid = record.view.job.metadata.uid
         if not self.jobs.version(uid):
             self.progress.pop(uid, None)
             self._departed.pop(uid, None)
             self.unreachable.discard(uid)
+        self._wake(record.key)
+
+    def _pod_changed(self, record: PodRecord) -> None:
+        self._nodes.pod_changed(record)
         self._wake(record.key)
 
     def _pod_deleted(self, record: PodRecord) -> None:
@@ -350,21 +366,6 @@ class KubeCluster:
         known = self._departed.get(record.owner)
         if known is None or _report_order(known) <= _report_order(record.view):
             self._departed[record.owner] = record.view
-
-    def _node_changed(self, record: NodeRecord) -> None:
-        name, pods = record.key[1], self.pods.all()
-        self._gone_nodes.discard(name)
-        if self._node(name) is None:
-            self._gone_nodes = {*self._gone_nodes, name} & {pod.view.node for pod in pods if pod.view.node}
-        for pod in pods:
-            if pod.view.node == name:
-                self._wake(pod.key)
-
-    def _nodes_listed(self, version: int) -> None:
-        self._nodes_as_of = version
-        for pod in self.pods.all():
-            if pod.view.node is not None and self._node(pod.view.node) is None:
-                self._wake(pod.key)
 
 
 def _job_path(job: HFTitanJob) -> str:

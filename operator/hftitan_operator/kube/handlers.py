@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
+import aiohttp
 import kopf
 
 from hftitan_api.models import GROUP, PLURAL, VERSION
 from hftitan_operator.kube.api import KubeApi
 from hftitan_operator.kube.cluster import KubeCluster
-from hftitan_operator.kube.reflector import PAGE, backoff
+from hftitan_operator.kube.reflector import PAGE, Timing
+from hftitan_operator.kube.retry import backoff
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def registry(api: KubeApi, cluster: KubeCluster) -> kopf.OperatorRegistry:
     @kopf.on.login(registry=handlers)
     async def login(**_: Any) -> kopf.AiohttpSession:
         """Use the same access as the rest of the operator. kopf calls this again after a 401."""
-        session = api.new_session(await api.authorization())
+        session = api.new_session(await api.authorization(), [_trace(api, cluster)])
         return kopf.AiohttpSession(server=api.server, aiohttp_session=session)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
@@ -63,13 +66,35 @@ def registry(api: KubeApi, cluster: KubeCluster) -> kopf.OperatorRegistry:
     return handlers
 
 
-def settings() -> kopf.OperatorSettings:
+def _trace(api: KubeApi, cluster: KubeCluster) -> aiohttp.TraceConfig:
+    """Observe kopf's requests: count them, and list the jobs after each list of kopf.
+
+    kopf lists only when it starts or has lost its position. It does not report the jobs that its list lacks.
+    """
+
+    async def ended(_: object, __: object, request: aiohttp.TraceRequestEndParams) -> None:
+        api.observe_request(request.method, request.response.status)
+        query = request.url.query
+        if request.url.name == PLURAL and request.response.status == 200 and not {"watch", "continue"} & {*query}:
+            cluster.list_jobs_soon()
+
+    async def failed(_: object, __: object, request: aiohttp.TraceRequestExceptionParams) -> None:
+        api.observe_request(request.method, 0)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(ended)
+    trace.on_request_exception.append(failed)
+    return trace
+
+
+def settings(timing: Timing) -> kopf.OperatorSettings:
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.scanning.disabled = True  # scanning CRDs and namespaces needs cluster-wide permissions
     chosen.peering.standalone = True  # replicas use a Lease instead
     chosen.watching.chunk_size = PAGE
-    chosen.watching.server_timeout = 270
+    chosen.watching.server_timeout = max(1, round(random.uniform(*timing.check)))
+    chosen.watching.inactivity_timeout = timing.silence
     chosen.networking.error_backoffs = Backoffs()
     chosen.queueing.error_delays = (0.1, 0.5, 1, 2)
     chosen.process.ultimate_exiting_timeout = None
@@ -90,7 +115,7 @@ async def watch(
         # Not kopf.operator(): when that ends, it cancels all tasks of the event loop that started after it.
         tasks = await kopf.spawn_tasks(
             registry=registry(api, cluster),
-            settings=settings(),
+            settings=settings(cluster.timing),
             # Unused with `standalone`, but kopf's default (getpass in kopf/_core/engines/peering.py) fails for a user
             # ID without a name, as in a container.
             identity=cast(Any, PLURAL),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from hftitan_operator.kube.api import ApiError, Json, KubeApi
-from hftitan_operator.kube.reflector import level
+from hftitan_operator.kube.retry import level
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class Lease:
     identity: str
     duration: float = DURATION_SECONDS
     _held_until: float = 0.0
+    _written: Json | None = None
+    """The lease as this replica wrote it last: a renewal needs no read. None after a failed write."""
     _seen: tuple[object, ...] | None = None
     _seen_at: float = 0.0
 
@@ -86,7 +88,7 @@ class Lease:
     async def _try(self) -> bool:
         """Try once to acquire or renew the lease; return whether it is held."""
         began = time.monotonic()
-        lease = await self._read()
+        lease = self._written or await self._read()
         if lease is None:
             fresh: Json = {
                 "apiVersion": "coordination.k8s.io/v1",
@@ -108,8 +110,9 @@ class Lease:
         return await self._attempt(began, "PUT", f"{self._collection}/{self.name}", lease)
 
     async def _attempt(self, began: float, method: str, path: str, lease: Json) -> bool:
+        self._written = None
         try:
-            await self._write(method, path, lease)
+            self._written = await self._write(method, path, lease)
         except ApiError as error:
             if error.status == 409:  # another replica was faster
                 return False
@@ -140,9 +143,9 @@ class Lease:
                 return None
             raise
 
-    async def _write(self, method: str, path: str, lease: Json) -> None:
+    async def _write(self, method: str, path: str, lease: Json) -> Json:
         assert method in ("POST", "PUT")
-        await self.api.request(method, path, lease, always=True, seconds=REQUEST_SECONDS)  # type: ignore[arg-type]
+        return await self.api.request(method, path, lease, always=True, seconds=REQUEST_SECONDS)  # type: ignore[arg-type]
 
 
 def _now() -> str:

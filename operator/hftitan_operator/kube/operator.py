@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from hftitan_operator.core.state import Event
 from hftitan_operator.kube import handlers
 from hftitan_operator.kube.api import KubeApi, NotLeading, load_configuration
 from hftitan_operator.kube.cluster import KubeCluster
+from hftitan_operator.kube.kueue import KueuePoller
 from hftitan_operator.kube.lease import Lease
 from hftitan_operator.kube.metrics import JobsCollector, OperatorMetrics
 from hftitan_operator.kube.progress import ProgressPoller
+from hftitan_operator.kube.reflector import Timing
 from hftitan_operator.kube.store import Key
 from hftitan_operator.kube.workqueue import WorkQueue
 from hftitan_operator.port import Conflict
@@ -58,6 +60,7 @@ class Options:
     host: str = "0.0.0.0"
     port: int = 8080
     """Port of /metrics, /healthz and /readyz; 0 disables them."""
+    timing: Timing = field(default_factory=Timing)
 
 
 class Operator:
@@ -67,7 +70,7 @@ class Operator:
         self._api, self._options = api, options
         self._queue = WorkQueue[Key](self._pass, WORKERS)
         self._queue.on_error = self._failed
-        self._cluster = KubeCluster(api, options.namespaces, self._queue.wake)
+        self._cluster = KubeCluster(api, options.namespaces, self._queue.wake, options.timing)
         self._cluster.on_event = self._on_event
         self._metrics = OperatorMetrics(version("hftitan"))
         self._cluster.on_status = self._metrics.wrote
@@ -126,18 +129,22 @@ class Operator:
                     await lease.release()
 
     async def _act(self) -> None:
-        """Reconcile jobs and poll their progress; only the leader does this."""
+        """Reconcile jobs, poll their progress and their queues; only the leader does this."""
         for key in self._cluster.jobs.job_keys():
             self._queue.wake(key)
         work = asyncio.create_task(self._queue.run())
-        poll = asyncio.create_task(ProgressPoller(self._cluster, self._queue.wake).run())
+        polls = [
+            asyncio.create_task(poller(self._cluster, self._queue.wake).run())
+            for poller in (ProgressPoller, KueuePoller)
+        ]
         try:
-            await asyncio.gather(work, poll)
+            await asyncio.gather(work, *polls)
         finally:
-            poll.cancel()
+            for poll in polls:
+                poll.cancel()
             await self._queue.drain(LAST_PASSES_SECONDS)
             work.cancel()
-            await asyncio.gather(work, poll, return_exceptions=True)
+            await asyncio.gather(work, *polls, return_exceptions=True)
 
     def _lease(self) -> Lease | None:
         if not self._options.leader_elect:

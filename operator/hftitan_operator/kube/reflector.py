@@ -1,37 +1,56 @@
-"""Keeps a store equal to the API server's objects of one kind: list, watch, and list again.
+"""Keeps a store equal to the API server's objects of one kind: a list, then a watch.
 
-A watch can lose events: connections break, and proxies or bugs drop events. The reflector therefore lists the kind
-again at intervals, which are longer for long lists, and corrects differences.
+List and watch are one request, a watch that begins with all objects (`sendInitialEvents`, Kubernetes 1.34). On a server
+without it, the list comes in pages.
+
+A watch reports every change. If it ends, breaks or stalls, the next one resumes at its last position. A new list is
+needed only if the server no longer knows the position (410 Gone). Every few minutes a list checks the store.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hftitan_operator.kube.api import METADATA_LIST, METADATA_ONLY, ApiError, Json, KubeApi
+from hftitan_operator.kube.api import METADATA_LIST, METADATA_ONLY, REQUEST_SECONDS, ApiError, Json, KubeApi, WatchError
+from hftitan_operator.kube.retry import level, pause
 
 log = logging.getLogger(__name__)
 
-PAGE = 250
-"""Objects per page: 250 pods are about 2 MB of text, and temporarily ten times that as Python values."""
-RELIST_SECONDS = 3.0
-"""Minimum pause between two lists: a lost watch event is corrected after about this time."""
-RELIST_SECONDS_PER_OBJECT = 0.01
-"""Reading an object takes about a fiftieth of this. The pause is not a multiple of the last list's duration: after one
-slow list (busy machine, slow network) the next list would be minutes late."""
-WATCH_SECONDS = (240, 300)
-BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 0.1, 2.0
+PAGE = 500
+"""Objects per page: 500 pods are about 4 MB of text, and temporarily ten times that as Python values."""
+INITIAL_END = "k8s.io/initial-events-end"
+"""Annotation of the bookmark after the initial events."""
+NOT_STREAMED = frozenset({400, 422})
+"""Answers of a server that does not know `sendInitialEvents` or has disabled it."""
+POSITION_LOST = frozenset({400, 404, 410, 422})
+SHORT_SECONDS = 1.0
+"""A watch that ends sooner and without an event counts as failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Intervals in seconds."""
+
+    check: tuple[float, float] = (300.0, 600.0)
+    """Time between two lists, drawn at random from this range. It is also the longest duration of a watch."""
+    silence: float = 75.0
+    """A watch without an event or bookmark for longer is stalled: the server sends a bookmark about once a minute."""
+
+
+class Unstreamed(OSError):
+    """The server ignores `sendInitialEvents`."""
 
 
 class Store(Protocol):
     """Receives objects. It must ignore an older version of a known object."""
-
-    def __len__(self) -> int: ...
 
     def put(self, obj: Json) -> None: ...
 
@@ -56,13 +75,14 @@ class Reflector:
         metadata_only: bool = False,
         watched: bool = True,
         optional: bool = False,
-        listed: Callable[[int], None] = lambda version: None,
+        reached: Callable[[int], None] = lambda version: None,
         absent: str = "",
+        timing: Timing | None = None,
     ) -> None:
         """`watched` False: only list; other code watches. `optional`: without permission the store stays empty.
 
-        `listed` is called with the resource version of every complete list after the store is updated. `absent` is the
-        message with the fix if the server does not serve the kind.
+        `reached` is called with a resource version when the store has all changes up to it. `absent` is the message
+        with the fix if the server does not serve the kind.
         """
         self.synced = asyncio.Event()
         """Set when the first list is in the store."""
@@ -72,31 +92,83 @@ class Reflector:
         self._api, self._path, self._store, self._namespace = api, path, store, namespace
         self._params = {"labelSelector": selector} if selector else {}
         self._accept = (METADATA_LIST, METADATA_ONLY) if metadata_only else ("application/json", "application/json")
-        self._watched, self._optional, self._listed, self._absent = watched, optional, listed, absent
-        self._listing = asyncio.Lock()
+        self._watched, self._optional, self._reached, self._absent = watched, optional, reached, absent
+        self._timing = timing or Timing()
+        self._streamed = True
+        """False once the server has refused a streamed list."""
+        self._position = ""
+        """The resource version up to which the store has all changes; empty: a list is needed."""
+        self._due = 0.0
+        """When to list again."""
+        self._asked = asyncio.Event()
+        self._silence = self._timing.silence
+        self._heard = False
+        """Whether the last request delivered anything."""
+
+    def list_soon(self) -> None:
+        """List again now, because a watch elsewhere lost its position. Only if not `watched`."""
+        self._asked.set()
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._relist())
-            if self._watched:
-                tasks.create_task(self._watch())
+        failures = 0
+        while not self.denied:
+            began, self._heard = time.monotonic(), False
+            try:
+                await self._turn()
+                if not self._heard and time.monotonic() - began < SHORT_SECONDS:
+                    raise OSError("the server ended the watch at once")
+                failures = 0
+            except OSError as error:
+                failures = 1 if self._heard else failures + 1
+                if self._not_permitted(error):
+                    return
+                if isinstance(error, WatchError) or (isinstance(error, ApiError) and error.status in POSITION_LOST):
+                    self._position = ""
+                self._report(error, failures)
+                await asyncio.sleep(pause(error, failures))
 
-    async def list_once(self) -> tuple[str, int]:
-        """Update the store from a new list; return the list's resource version and its number of objects."""
+    async def _turn(self) -> None:
+        """List, watch, or both in one request."""
+        if time.monotonic() >= self._due:
+            self._position = ""
+        if not self._position:
+            self._due = time.monotonic() + random.uniform(*self._timing.check)
+            self._asked.clear()
+            await self._list()
+        elif self._watched:
+            await self._watch()
+        if not self._watched:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), self._due - time.monotonic())
+            self._due = 0.0
+
+    # --- lists ------------------------------------------------------------------------------------------------
+
+    async def _list(self) -> None:
+        """Update the store from a new list. If the server streams it, watch on the same connection afterwards."""
+        if self._streamed:
+            try:
+                await self._watch()
+                return
+            except ApiError as error:
+                if self._position or error.status not in NOT_STREAMED:
+                    raise
+                self._streamed = False
+            except (Unstreamed, TimeoutError) as error:
+                if self._position:
+                    raise
+                log.debug("%s: %s; listing it in pages", self._path, error)
         uids: set[str] = set()
         version = ""
-        async with self._listing:
-            async for items, of_page in self._pages():
-                version = of_page
-                for item in items:
-                    uids.add(item["metadata"]["uid"])
-                    self._store.put(item)
-            self._store.keep(uids, number(version), self._namespace)
-            self._listed(number(version))
-        self.synced.set()
-        return version, len(uids)
+        async for items, of_page in self._pages():
+            version = of_page
+            for item in items:
+                uids.add(item["metadata"]["uid"])
+                self._store.put(item)
+        self._complete(uids, version)
 
     async def _pages(self) -> AsyncIterator[tuple[Iterable[Json], str]]:
+        # Without a resource version: an answer from the cache (resourceVersion=0) ignores the limit.
         params = {**self._params, "limit": str(PAGE)}
         while True:
             page = await self._api.request("GET", self._path, params=params, accept=self._accept[0], seconds=60)
@@ -108,98 +180,92 @@ class Reflector:
             del page  # one page in memory at a time
             await asyncio.sleep(0)
 
-    async def _relist(self) -> None:
-        failures = 0
-        if self._watched:
-            await self.synced.wait()  # the watch starts with a list
-            await self._rest(len(self._store), 0.0)
-        while not self.denied:
-            started = time.monotonic()
-            try:
-                _, count = await self.list_once()
-            except OSError as error:
-                failures += 1
-                if self._not_permitted(error):
-                    return
-                self._report("list", error, failures)
-                await asyncio.sleep(backoff(failures))
-                continue
-            failures = 0
-            await self._rest(count, time.monotonic() - started)
+    def _complete(self, uids: set[str], version: str) -> None:
+        """Finish a list of the objects with these UIDs."""
+        self._heard = True
+        self._store.keep(uids, number(version), self._namespace)
+        self._move(version)
+        self.synced.set()
 
-    async def _rest(self, count: int, took: float) -> None:
-        """Pause after a list of `count` objects. The pause grows with objects that arrive, so a burst is not listed."""
-        began, known, share = time.monotonic(), len(self._store), random.uniform(0.9, 1.1)
-        while True:
-            total = count + max(0, len(self._store) - known)
-            pause = max(RELIST_SECONDS, RELIST_SECONDS_PER_OBJECT * total, took) * share
-            left = began + pause - time.monotonic()
-            if left <= 0:
-                return
-            await asyncio.sleep(left)
+    # --- watches ----------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        failures = 0
-        version: str | None = None
-        while not self.denied:
-            try:
-                if version is None:
-                    version, _ = await self.list_once()
-                async for event in self._api.watch(self._path, self._watch_params(version), self._accept[1]):
-                    failures = 0
-                    obj = event["object"]
-                    version = obj["metadata"].get("resourceVersion", version)
-                    if event["type"] == "DELETED":
-                        self._store.remove(obj)
-                    elif event["type"] in ("ADDED", "MODIFIED"):
-                        self._store.put(obj)
-                await asyncio.sleep(0.01)  # prevents a busy loop with a server that ends every watch at once
-            except OSError as error:
-                failures += 1
-                if self._not_permitted(error):
-                    return
-                if isinstance(error, ApiError):
-                    version = None  # usually 410 Gone; a new list recovers from any error
-                self._report("watch", error, failures)
-                await asyncio.sleep(backoff(failures))
+        """Watch from the position. Without a position, begin with a list."""
+        seconds = max(1, math.ceil(self._due - time.monotonic()))
+        params = {**self._params, "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        if self._position:
+            params["resourceVersion"] = self._position
+        else:
+            params |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        events = self._api.watch(self._path, params, self._accept[1], silence=None)
+        async with contextlib.aclosing(events):
+            if not self._position:
+                await self._initial(events)
+            if self._watched:
+                await self._changes(events)
 
-    def _watch_params(self, version: str) -> dict[str, str]:
-        seconds = str(random.randint(*WATCH_SECONDS))
-        return {
-            **self._params,
-            "resourceVersion": version,
-            "allowWatchBookmarks": "true",
-            "timeoutSeconds": seconds,
-        }
+    async def _initial(self, events: AsyncGenerator[Json, None]) -> None:
+        """Read a streamed list up to its end."""
+        uids: set[str] = set()
+        while (event := await _next(events, min(REQUEST_SECONDS, self._timing.silence))) is not None:
+            kind, obj = event["type"], event["object"]
+            if kind != "BOOKMARK":
+                uids.add(obj["metadata"]["uid"])
+                self._put(kind, obj)
+            elif (obj["metadata"].get("annotations") or {}).get(INITIAL_END) == "true":
+                self._complete(uids, obj["metadata"]["resourceVersion"])
+                return
+            else:
+                raise Unstreamed("the server does not stream lists")
+        raise OSError("the server ended the list before it was complete")
 
-    def _report(self, doing: str, error: OSError, failures: int) -> None:
+    async def _changes(self, events: AsyncGenerator[Json, None]) -> None:
+        try:
+            while (event := await _next(events, self._silence)) is not None:
+                self._heard, self._silence = True, self._timing.silence
+                self._put(event["type"], event["object"])
+                self._move(event["object"]["metadata"].get("resourceVersion", ""))
+        except TimeoutError:
+            # The server sends no bookmarks until an object of the kind changes. Wait longer the next time.
+            self._silence = min(2 * self._silence, self._timing.check[1])
+            raise
+
+    def _put(self, kind: str, obj: Json) -> None:
+        if kind == "DELETED":
+            self._store.remove(obj)
+        elif kind in ("ADDED", "MODIFIED"):
+            self._store.put(obj)
+
+    def _move(self, version: str) -> None:
+        if number(version) >= number(self._position):
+            self._position = version
+            self._reached(number(version))
+
+    # --- errors -----------------------------------------------------------------------------------------------
+
+    def _report(self, error: OSError, failures: int) -> None:
         unknown = self._absent and isinstance(error, ApiError) and error.status == 404
         what = self._absent if unknown else f"{error}; retrying"
         self.waits_for = f"{self._path}: {what}"
-        log.log(level(failures), "%s %s: %s", doing, self._path, what)
+        stalled = isinstance(error, TimeoutError) and self._position
+        log.log(logging.INFO if stalled else level(failures), "%s: %s", self._path, what)
 
     def _not_permitted(self, error: OSError) -> bool:
         if not (self._optional and isinstance(error, ApiError) and error.status == 403):
             return False
-        if not self.denied:
-            log.warning("%s: %s; continuing without it", self._path, error)
+        log.warning("%s: %s; continuing without it", self._path, error)
         self.denied = True
         self.synced.set()
         return True
 
 
-def level(failures: int) -> int:
-    """Return the log level for the last of `failures` in a row: warning for the 2nd, 4th, 8th, ..., else debug.
-
-    Single failures are normal on a network.
-    """
-    return logging.WARNING if failures > 1 and failures & (failures - 1) == 0 else logging.DEBUG
-
-
-def backoff(failures: int) -> float:
-    """Return the seconds to wait after `failures` in a row: doubles up to two seconds, with jitter."""
-    longest = min(BACKOFF_LIMIT_SECONDS, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
-    return longest * random.uniform(0.5, 1.0)
+async def _next(events: AsyncGenerator[Json, None], seconds: float) -> Json | None:
+    """Return the next event, or None at the end. Raises TimeoutError if none arrives in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(events, None)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"the watch was silent for {seconds:g} s") from None
 
 
 def number(version: Any) -> int:

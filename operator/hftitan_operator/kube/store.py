@@ -19,6 +19,7 @@ from hftitan_operator.kube.reflector import number
 Key = tuple[str, str]
 """Namespace and name of a job."""
 
+PARTIAL = "PartialObjectMetadata"
 REMEMBERED_DELETIONS = 20_000
 """Deleted UIDs to remember: an older list or a late response must not restore the object."""
 
@@ -48,6 +49,8 @@ class Store(Generic[R]):
         self._records: dict[str, tuple[int, R]] = {}
         self._groups: dict[Key, dict[str, R]] = {}
         self._deleted: OrderedDict[str, None] = OrderedDict()
+        self._partial: set[str] = set()
+        """Objects of which only the metadata is known: a response to the operator's own creation."""
 
     def __len__(self) -> int:
         return len(self._records)
@@ -68,12 +71,14 @@ class Store(Generic[R]):
 
     def put(self, obj: Json) -> None:
         uid, version = obj["metadata"]["uid"], number(obj["metadata"].get("resourceVersion"))
-        known = self._records.get(uid)
-        if uid in self._deleted or (known is not None and version <= known[0] and version):
+        known, partial = self._records.get(uid), obj.get("kind") == PARTIAL
+        completes = known is not None and version == known[0] and uid in self._partial and not partial
+        if uid in self._deleted or (known is not None and version <= known[0] and version and not completes):
             return
         record = self._project(obj)
         if record is None:
             return
+        (self._partial.add if partial else self._partial.discard)(uid)
         self._records[uid] = (version, record)
         self._groups.setdefault(record.key, {})[uid] = record
         if known is None or known[1] != record:
@@ -89,6 +94,7 @@ class Store(Generic[R]):
         self._deleted[uid] = None
         while len(self._deleted) > REMEMBERED_DELETIONS:
             self._deleted.popitem(last=False)
+        self._partial.discard(uid)
         known = self._records.pop(uid, None)
         if known is None:
             return

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-from hftitan_operator.kube.reflector import backoff
+from hftitan_operator.kube.retry import pause
 from hftitan_operator.port import Conflict
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 
 CONFLICTS_AT_ONCE = 2
-LONGEST_PAUSE = 5.0
-"""Upper limit for a server's Retry-After: the server may recover sooner."""
 LONGEST_SLEEP = 86_400.0
 """Longer timers are split: the event loop does not support timers of years."""
 
@@ -104,8 +102,7 @@ class WorkQueue(Generic[K]):
         if isinstance(error, Conflict) and failures <= CONFLICTS_AT_ONCE:
             return 0.0  # conflicts are normal
         self.on_error(key, error)
-        wanted: float | None = getattr(error, "retry_after", None)
-        return backoff(failures) if wanted is None else min(wanted, LONGEST_PAUSE)
+        return pause(error, failures)
 
     def _due(self, key: K) -> None:
         del self._timers[key]

@@ -42,7 +42,7 @@ class Killer:
         return self._synced and time.monotonic() - self._busy_at > QUIET_SECONDS
 
     def __call__(self, call: Call) -> Fault | None:
-        if call.is_watch and call.resource == "pods":  # comes after the lists
+        if call.is_watch and call.resource == "hftitanjobs" and not call.is_list:  # comes after the lists
             self._synced, self._busy_at = True, call.at
         if not call.is_write:
             return None

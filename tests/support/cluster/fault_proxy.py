@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,10 @@ LATE_SECONDS = 0.5
 POLL_SECONDS = 0.02
 PASSED_ON = ("Authorization", "Accept", "Accept-Encoding", "Content-Type")
 PASSED_BACK = ("Content-Type", "Content-Encoding", "Retry-After")
-REASONS = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}
+REASONS = {
+    409: "Conflict", 410: "Expired", 422: "Invalid", 429: "TooManyRequests", 500: "InternalError",
+    503: "ServiceUnavailable",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,11 @@ class Call:
     @property
     def is_watch(self) -> bool:
         return self.method == "GET" and "watch=" in self.path
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it reads all objects of a kind, also as the beginning of a watch."""
+        return self.method == "GET" and not self.name and ("sendInitialEvents=" in self.path or not self.is_watch)
 
     @property
     def is_lease(self) -> bool:
@@ -105,6 +113,11 @@ def answer(status: int, *, forward: bool = False, retry_after: int | None = None
     return Fault("answer", forward, status, retry_after)
 
 
+def refuse_streamed_lists(call: Call) -> Fault | None:
+    """A script: the API server does not stream lists, as before Kubernetes 1.34."""
+    return answer(422) if "sendInitialEvents=" in call.path else None
+
+
 def hang(*, forward: bool = False) -> Fault:
     """Do not answer until the client gives up."""
     return Fault("hang", forward)
@@ -115,8 +128,11 @@ def reset(*, forward: bool = False) -> Fault:
 
 
 Script = Callable[[Call], Fault | None]
-StreamFault = Literal["drop", "duplicate", "late", "cut", "ERROR 410", "ERROR 500"]
-"""For one watch event: drop it; send it twice; send it again later; cut the connection; send an ERROR instead."""
+StreamFault = Literal["duplicate", "late", "cut", "stall", "ERROR 410", "ERROR 500"]
+"""At one watch event: send it twice; send it again later; cut the connection; send nothing more on it; send an ERROR.
+
+No fault loses an event and continues the watch: API servers do not do that.
+"""
 StreamScript = Callable[[Call], StreamFault | None]
 
 
@@ -137,7 +153,11 @@ class FaultProxy:
     user: str = "admin"
     script: Script = lambda call: None
     stream_script: StreamScript = lambda call: None
-    """Called for every watch event."""
+    """Called for every watch event; for the events of a list only once."""
+    bookmark_seconds: float | None = None
+    """Interval of additional bookmarks in every watch. The API server sends one a minute."""
+    calls: list[Call] = field(default_factory=list)
+    """All requests."""
     faults: list[Injected] = field(default_factory=list)
     writes: list[Call] = field(default_factory=list)
     """Writes that the API server received."""
@@ -175,6 +195,10 @@ class FaultProxy:
     def cut_off(self) -> None:
         """Reset all requests from now on, and all open connections."""
         self.script = lambda call: reset()
+        self.cut_connections()
+
+    def cut_connections(self) -> None:
+        """Reset all open connections."""
         self._loop.call_soon_threadsafe(lambda: [transport.abort() for transport in list(self._open)])
 
     # --- the thread -----------------------------------------------------------------------------------------
@@ -201,6 +225,7 @@ class FaultProxy:
         assert request.transport is not None
         self._open.add(request.transport)
         call = Call.of(request.method, request.raw_path, await request.read())
+        self.calls.append(call)
         fault = self.script(call)
         if fault is None:
             return await self._forward(request, call)
@@ -253,31 +278,66 @@ class FaultProxy:
     async def _stream(self, request: web.BaseRequest, call: Call, source: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        again: set[asyncio.Task[None]] = set()
+        watch = _Watch(response, URL(call.path, encoded=True).query.get("resourceVersion", ""))
+        if self.bookmark_seconds is not None:
+            watch.start(watch.bookmarks(self.bookmark_seconds))
+        asked = False
         try:
             async for line in _lines(source.content):
-                fault = None if b'"BOOKMARK"' in line[:40] else self.stream_script(call)
-                if fault is not None:
-                    self._note(f"watch: {fault}", call)
+                is_bookmark = b'"BOOKMARK"' in line[:40]
+                spared = is_bookmark or (asked and not watch.position)
+                fault, asked = None if spared else self.stream_script(call), True
+                noted = None if fault is None else self._note(f"watch: {fault}", call)
                 if fault == "cut":
                     return self._gone(request)
+                if fault == "stall" and noted is not None:
+                    watch.end()
+                    while request.transport is not None and not request.transport.is_closing():
+                        await asyncio.sleep(POLL_SECONDS)
+                    noted.until = time.monotonic()
+                    break
                 if fault in ("ERROR 410", "ERROR 500"):
                     await response.write(_error_event(int(fault[-3:])))
                     break
-                for _ in range({"drop": 0, "duplicate": 2}.get(fault or "", 1)):
+                for _ in range(2 if fault == "duplicate" else 1):
                     await response.write(line)
+                if watch.position or is_bookmark:  # else the event is part of a list, which has no order
+                    watch.position = json.loads(line)["object"]["metadata"]["resourceVersion"]
                 if fault == "late":
-                    again.add(asyncio.create_task(_later(response, line)))
+                    watch.start(watch.later(line))
         finally:
-            for task in again:
-                task.cancel()
+            watch.end()
         return response
 
 
-async def _later(response: web.StreamResponse, line: bytes) -> None:
-    await asyncio.sleep(LATE_SECONDS)
-    with contextlib.suppress(ConnectionError):
-        await response.write(line)
+@dataclass
+class _Watch:
+    """What is sent on a watch beside the events of the API server."""
+
+    response: web.StreamResponse
+    position: str
+    """The resource version of the last event; empty in a list."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def start(self, task: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(asyncio.create_task(task))
+
+    def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def bookmarks(self, seconds: float) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await asyncio.sleep(seconds)
+                if self.position:
+                    event = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": self.position}}}
+                    await self.response.write(json.dumps(event).encode() + b"\n")
+
+    async def later(self, line: bytes) -> None:
+        await asyncio.sleep(LATE_SECONDS)
+        with contextlib.suppress(ConnectionError):
+            await self.response.write(line)
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

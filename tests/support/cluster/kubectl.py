@@ -20,19 +20,22 @@ Object = dict[str, Any]
 GROUPS = {
     "": "namespaces nodes pods services configmaps secrets serviceaccounts events "
     "persistentvolumes persistentvolumeclaims resourcequotas",
+    "admissionregistration.k8s.io": "mutatingwebhookconfigurations validatingwebhookconfigurations",
     "apps": "deployments replicasets",
     "batch": "jobs",
     "apiextensions.k8s.io": "customresourcedefinitions",
     "coordination.k8s.io": "leases",
     "hftitan.io": "hftitanjobs",
+    "kueue.x-k8s.io": "clusterqueues localqueues resourceflavors topologies workloads",
     "rbac.authorization.k8s.io": "roles rolebindings clusterroles clusterrolebindings",
     "scheduling.k8s.io": "priorityclasses",
 }
-VERSIONS = {"hftitan.io": "v1alpha1"}
+VERSIONS = {"hftitan.io": "v1alpha1", "kueue.x-k8s.io": "v1beta2"}
 CLUSTER_SCOPED = frozenset(
     [
         "namespaces", "nodes", "persistentvolumes", "customresourcedefinitions", "clusterroles", "clusterrolebindings",
-        "priorityclasses",
+        "priorityclasses", "mutatingwebhookconfigurations", "validatingwebhookconfigurations", "clusterqueues",
+        "resourceflavors", "topologies",
     ]
 )  # fmt: skip
 GROUP_OF = {resource: group for group, resources in GROUPS.items() for resource in resources.split()}
@@ -49,6 +52,8 @@ class ApiError(Exception):
 
 def resource_of(kind: str) -> str:
     lower = kind.lower()
+    if lower.endswith("y"):
+        return lower[:-1] + "ies"
     return lower + "es" if lower.endswith("ss") else lower + "s"
 
 

@@ -101,10 +101,12 @@ _FORKSERVER.set_forkserver_preload(["hftitan_operator.kube.operator"])
 class QuickOperator:
     """The operator without /metrics and /readyz. `with` starts and kills it."""
 
-    def __init__(self, kubeconfig: Path, log: Path, *namespaces: str, leader_elect: bool = False) -> None:
-        """`leader_elect`: use a Lease in the first namespace."""
+    def __init__(
+        self, kubeconfig: Path, log: Path, *namespaces: str, leader_elect: bool = False, silence: float | None = None
+    ) -> None:
+        """`leader_elect`: use a Lease in the first namespace. `silence`: see reflector.Timing."""
         lease = namespaces[0] if leader_elect else None
-        self._arguments = (str(kubeconfig), str(log), namespaces, lease)
+        self._arguments = (str(kubeconfig), str(log), namespaces, lease, silence)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._lock = threading.RLock()
         """A proxy's thread may call kill() before start() has returned."""
@@ -134,7 +136,7 @@ class QuickOperator:
                 self._process.join()
 
 
-def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...], lease: str | None) -> None:
+def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...], lease: str | None, silence: float | None) -> None:
     from hftitan_operator.kube import operator
 
     threading.Thread(target=_end_with_the_test, daemon=True).start()
@@ -144,7 +146,8 @@ def _operate(kubeconfig: str, log: str, namespaces: tuple[str, ...], lease: str 
     os.dup2(output, 2)
     logging.root.handlers.clear()
     elect = {"leader_elect": lease is not None, "lease_namespace": lease}
-    operator.main(operator.Options(namespaces=namespaces, kubeconfig=kubeconfig, port=0, **elect))
+    timing = operator.Timing() if silence is None else operator.Timing(silence=silence)
+    operator.main(operator.Options(namespaces=namespaces, kubeconfig=kubeconfig, port=0, timing=timing, **elect))
 
 
 def _end_with_the_test() -> None:

@@ -15,8 +15,7 @@ BEFORE_WRITES: Sequence[Fault] = (
 )  # fmt: skip
 AFTER_WRITES: Sequence[Fault] = (answer(500, forward=True), answer(503, forward=True), reset(forward=True))
 READS: Sequence[Fault] = (answer(410), answer(429), answer(500), answer(503), reset())
-STREAMS: Sequence[StreamFault] = ("drop", "drop", "drop", "duplicate", "late", "cut", "ERROR 410", "ERROR 500")
-"""Mostly "drop", because only the next list reveals a dropped event."""
+STREAMS: Sequence[StreamFault] = ("duplicate", "late", "cut", "stall", "ERROR 410", "ERROR 500")
 WRITE_FAULTS, READ_FAULTS, STREAM_FAULTS = 0.35, 0.12, 0.25
 """Probabilities of a fault."""
 

@@ -172,10 +172,9 @@ class _Pass(Draft):
         causes = [found] if found else []
         if st.is_true(self.status, reasons.PODS_CREATED):
             seen = {pod.index for pod in gang}
-            gone = next((i for i in range(self._nodes) if i not in seen), None)
-            if gone is not None:
-                name = naming.pod_name(self.job.metadata.name, self.status.attempt, gone, self._nodes)
-                causes.append(classify.missing(name, gone))
+            gone = [index for index in range(self._nodes) if index not in seen]
+            if gone:
+                causes.append(self._of_deleted(gone))
         if causes:
             return min(causes)
         policy = self.job.spec.run_policy
@@ -185,6 +184,16 @@ class _Pass(Draft):
                 return timer.cause
             self.wakes.append(timer.due)
         return None
+
+    def _of_deleted(self, gone: Sequence[int]) -> Cause:
+        """Return the cause for deleted pods: what the last state of one of them shows, for example a preemption."""
+        departed = self._departed()
+        if departed is not None and departed.index in gone:
+            found = classify.of_pod(departed, self.plan)
+            if found is not None:
+                return found
+        name = naming.pod_name(self.job.metadata.name, self.status.attempt, gone[0], self._nodes)
+        return classify.missing(name, gone[0])
 
     def _corrected(self, found: Cause | None) -> Cause | None:
         """Correct the record when the first cause is found late: first a peer's network error, then the lost node.
@@ -347,6 +356,6 @@ class _Pass(Draft):
         self.actions += scheduling.over(self.job, sorted({*attempts, max(attempts) + 1}))
 
     def _drain(self, pods: Iterable[PodView], grace: int | None) -> None:
-        actions, wakes = drain.drain(pods, grace, self.now)
+        actions, wakes = drain.drain(self.job, pods, grace, self.now)
         self.actions += actions
         self.wakes += wakes
