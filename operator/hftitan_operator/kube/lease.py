@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 DURATION_SECONDS = 10.0
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = 0.5
-"""Interval of a waiting replica: it acquires a released lease within half a second."""
+STANDBY_SECONDS = 2.0
+"""Interval of a waiting replica, as in client-go: it acquires a released lease within two seconds."""
 REQUEST_SECONDS = 3.0
 
 
@@ -58,7 +59,7 @@ class Lease:
             except OSError as error:
                 failures += 1
                 log.log(level(failures), "lease not acquired: %s; retrying", error)
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(STANDBY_SECONDS)
 
     async def renew(self) -> None:
         """Renew the lease until it is lost, then return: the process must not write any more."""
