@@ -24,7 +24,8 @@ test: $(READY)  ## Run all checks and tests
 	@hack/control-plane >/dev/null  # before the tests: the first build takes minutes, and tests have a time limit
 	@hack/prometheus >/dev/null
 	@hack/kubectl >/dev/null
-	@! command -v go >/dev/null || hack/node >/dev/null
+	@! command -v go >/dev/null || hack/kueue >/dev/null
+	@[ $$(id -u) != 0 ] || ! command -v go >/dev/null || $(PY) hack/cluster build
 	@hack/chromium >/dev/null
 	@echo "On the oldest supported Kubernetes:"
 	@KUBEBUILDER_ASSETS=$$(hack/control-plane oldest) $(PY) -m pytest -m oldest tests/cluster

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import ssl
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -122,15 +123,16 @@ class PodWatch:
     async def _run(self, opened: asyncio.Event) -> None:
         parameters = {"watch": "1", "labelSelector": naming.LABEL_JOB}
         headers = {"Accept": METADATA_ONLY}
-        async with self._client.session.get(self._url, params=parameters, headers=headers) as answer:
-            assert answer.status == 200, answer.status
-            opened.set()
-            rest = b""
-            async for chunk in answer.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self._see(json.loads(line))
-        raise RuntimeError("the watch ended")
+        while True:  # the API server ends a watch whose client is slow; the next one begins with all pods
+            async with self._client.session.get(self._url, params=parameters, headers=headers) as answer:
+                assert answer.status == 200, answer.status
+                opened.set()
+                rest = b""
+                async for chunk in answer.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        self._see(json.loads(line))
+            print("the watch of the client was interrupted; its times are too long", file=sys.stderr, flush=True)
 
     def _see(self, event: Object) -> None:
         if event["type"] == "ERROR":
@@ -139,7 +141,10 @@ class PodWatch:
             return
         now, metadata = time.perf_counter(), event["object"]["metadata"]
         job = metadata["labels"][naming.LABEL_JOB], int(metadata["labels"][naming.LABEL_ATTEMPT])
-        self.added.setdefault(job, {})[metadata["name"]] = now
+        pods = self.added.setdefault(job, {})
+        if metadata["name"] in pods:  # the first event of a new watch
+            return
+        pods[metadata["name"]] = now
         self.total += 1
         if self.on_added is not None:
             answer = asyncio.ensure_future(self.on_added(metadata))

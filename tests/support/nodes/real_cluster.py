@@ -206,8 +206,9 @@ def built(folder: Path, nodes: int = 2) -> Cluster:
     buildah = Buildah(build)
     pause = buildah.run(["from", buildah.base]).strip()
     buildah.run(["config", "--entrypoint", '["/bin/sleep","infinity"]', pause])
-    buildah.run(["commit", "--rm", pause, "localhost/hftitan-pause"])
-    store = Store(buildah, _script("node"))
+    buildah.run(["commit", "--timestamp", "0", "--rm", pause, "localhost/hftitan-pause"])
+    path = _script("node")
+    store = Store(buildah, path)
     store.add(
         {
             PAUSE_IMAGE: "localhost/hftitan-pause",
@@ -219,7 +220,7 @@ def built(folder: Path, nodes: int = 2) -> Cluster:
     packages = Path(helm.__file__).parents[1]
     site = f"/opt/hftitan/lib/python3.{sys.version_info.minor}/site-packages"
     mounts = [(packages / name, f"{site}/{name}") for name in CUDA]
-    return Cluster(folder, Path(_script("control-plane")), _script("node"), store, nodes=nodes, mounts=mounts)
+    return Cluster(folder, Path(_script("control-plane")), path, store, nodes=nodes, mounts=mounts)
 
 
 def _script(name: str) -> str:
