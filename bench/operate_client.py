@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import ssl
@@ -78,7 +79,9 @@ class Client:
         core = f"/api/v1/namespaces/{namespace}"
         await self.call("DELETE", jobs_path(namespace), options)
         for kind in ("pods", "configmaps", "events"):
-            await self.call("DELETE", f"{core}/{kind}", options)
+            while (await self.call("GET", f"{core}/{kind}?limit=1"))["items"]:
+                with contextlib.suppress(RuntimeError):  # 504: the server needs longer than its limit for many objects
+                    await self.call("DELETE", f"{core}/{kind}", options)
         services = (await self.call("GET", f"{core}/services"))["items"]
         await asyncio.gather(*(self.call("DELETE", f"{core}/services/{s['metadata']['name']}") for s in services))
 
