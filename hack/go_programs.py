@@ -52,13 +52,13 @@ def built(
     `copies`: more folders beside the programs, by name; each is a required module and a folder in it.
     Unavailable: there is no Go, or the build fails.
     """
-    folder = folder_of(module, version)
-    if not missing(folder, tuple(packages)):
+    folder, contents = folder_of(module, version), (*packages, *(copies or {}))
+    if not missing(folder, contents):
         return folder
     if not shutil.which("go"):
         raise Unavailable(f"building {module} {version} needs Go")
     with locked(f"go-{module}"):
-        if missing(folder, tuple(packages)):
+        if missing(folder, contents):
             started = time.monotonic()
             say(f"building {module} {version} from its Go module (minutes, once)")
             with made(f"go-{module}", folder) as (_, result):

@@ -1,10 +1,12 @@
 """Every dashboard query, sent to a real Prometheus that scrapes the real operator and a real training run.
 
-The run continues until every query has data, so the tests do not depend on its speed.
+Prometheus finds the pods on the API server, with the scrape jobs of the documents. The run continues until every query
+has data, so the tests do not depend on its speed.
 """
 
 import json
 import os
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -13,13 +15,14 @@ import helm_python as helm
 import pytest
 import yaml
 from dashboard_data import record
-from kubectl import wait
+from helm_chart import MATRIX, objects, one
+from kubectl import ApiError
 from kubelet_fake import SCRIPT
 from kubelets import KubeletProcess
 from operator_process import OperatorProcess
 from paths import ROOT
 from processes import free_ports
-from promql import Prometheus, Query, all_queries, discover, scrape_jobs
+from promql import Prometheus, Query, all_queries, discovers_pods, scrape_jobs
 from tiny import make_model, make_text
 
 from hftitan_api.wire import ExitReport
@@ -33,6 +36,22 @@ WITHOUT_DATA = {
     "HFTitanJob / Job: MFU A": "the peak FLOPs of a CPU are not known, so the trainer does not export the ratio",
 }
 """Panels without data in this test, with the reason."""
+READS = ["get", "list", "watch"]
+ANNOTATION = "__meta_kubernetes_pod_annotation_prometheus_io_"
+ANNOTATED = [
+    {"source_labels": [f"{ANNOTATION}scrape"], "regex": "true", "action": "keep"},
+    {"source_labels": [f"{ANNOTATION}path"], "regex": "(.+)", "target_label": "__metrics_path__"},
+    {
+        "source_labels": ["__address__", f"{ANNOTATION}port"],
+        "regex": r"(.+?)(?::\d+)?;(\d+)",
+        "replacement": "$1:$2",
+        "target_label": "__address__",
+    },
+    {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
+    {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
+]
+"""The scrape job of many Prometheus installations (prometheus-community's chart), as far as the annotations matter."""
+MONITORS = {"servicemonitors": "ServiceMonitor", "podmonitors": "PodMonitor", "prometheusrules": "PrometheusRule"}
 SECONDS = 120.0
 JOB = "live"
 KEEP = "HFTITAN_DASHBOARD_DATA"
@@ -98,26 +117,6 @@ def namespace(control_plane, operator, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def targets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("targets")
-    return {name: folder / f"{name}.json" for name in ("hftitan-trainers", "hftitan-operator")}
-
-
-@pytest.fixture(scope="module")
-def find_pods(control_plane, namespace, targets):
-    """Function: write the current pods to the target files; return whether a pod of the training run is among them."""
-
-    def find():
-        found = discover(DOCUMENT, lambda place, selector: control_plane.admin.list("pods", place, labels=selector))
-        for job, path in targets.items():
-            path.write_text(json.dumps(found[job]))
-        live = {"__meta_kubernetes_namespace": namespace, "__meta_kubernetes_pod_label_hftitan_io_job": JOB}
-        return any(live.items() <= target["labels"].items() for target in found["hftitan-trainers"])
-
-    return find
-
-
-@pytest.fixture(scope="module")
 def operators_pod(control_plane, operator):
     """A pod as in the chart, with the address of the operator, which runs outside of pods here."""
     with helm.Chart.load(CHART) as chart:
@@ -130,7 +129,10 @@ def operators_pod(control_plane, operator):
         "nodeSelector": {"no": "where"},
         "containers": [{**container, "volumeMounts": [], "ports": [{**port, "containerPort": operator.port}]}],
     }
-    metadata = {"name": "hftitan-operator-0", "namespace": ACCOUNT.namespace, "labels": template["metadata"]["labels"]}
+    labels, annotations = template["metadata"]["labels"], template["metadata"]["annotations"]
+    annotations |= {"prometheus.io/port": str(operator.port)}
+    metadata = {"name": "hftitan-operator-0", "namespace": ACCOUNT.namespace, "labels": labels}
+    metadata["annotations"] = annotations
     admin = control_plane.admin
     admin.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     where = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
@@ -139,12 +141,34 @@ def operators_pod(control_plane, operator):
 
 
 @pytest.fixture(scope="module")
-def prometheus(operators_pod, targets, find_pods, prometheus_programs, tmp_path_factory):
-    """Prometheus with the scrape jobs of docs/monitoring.md. The test discovers their pods."""
-    wait(find_pods, "the pod of the training run", 30.0)
+def reader(control_plane):
+    """The kubeconfig of a service account that may only read pods."""
+    name, namespace = "prometheus", "monitoring"
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "prometheus"}
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "prometheus"}}
+    for thing in (
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}},
+        {**rbac, "kind": "ClusterRole", "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": READS}]},
+        {**rbac, "kind": "ClusterRoleBinding", "roleRef": role, "subjects": [subject]},
+    ):
+        control_plane.admin.apply(thing)
+    return control_plane.kubeconfig(f"system:serviceaccount:{namespace}:{name}")
+
+
+@pytest.fixture(scope="module")
+def prometheus(namespace, operators_pod, reader, prometheus_programs, tmp_path_factory):
+    """Prometheus with the documented scrape jobs and one for annotations. It finds the pods on the API server."""
+    if not discovers_pods(prometheus_programs):
+        pytest.skip("this Prometheus has no Kubernetes service discovery")
     often = {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
-    config = {"global": often, "scrape_configs": scrape_jobs(DOCUMENT, targets)}
+    discovery = [{"role": "pod", "kubeconfig_file": str(reader)}]
+    annotated = {"job_name": "annotated", "kubernetes_sd_configs": discovery, "relabel_configs": ANNOTATED}
+    others = [*scrape_jobs(CHART / "README.md", reader), annotated]
+    for job in others:  # they find the same pods, whose metrics must not count twice
+        job["metric_relabel_configs"] = [{"source_labels": ["__name__"], "regex": ".*", "action": "drop"}]
     folder = tmp_path_factory.mktemp("prometheus") / "server"
+    config = {"global": often, "scrape_configs": [*scrape_jobs(DOCUMENT, reader), *others]}
     with Prometheus(prometheus_programs / "prometheus", folder, config, free_ports(1)[0]) as server:
         yield server
 
@@ -164,23 +188,17 @@ def until(done, prometheus, what):
         time.sleep(0.3)
 
 
-def keep_for_pictures(folder, admin, namespace, prometheus, find_pods, began):
+def keep_for_pictures(folder, admin, namespace, prometheus, began):
     """Record the answers for PICTURE_SECONDS of the run, with a deleted pod half-way."""
-
-    def keep_scraping(end):
-        while time.time() < end:
-            find_pods()
-            time.sleep(0.5)
-
-    keep_scraping(began + PICTURE_SECONDS / 2)
+    time.sleep(max(0.0, began + PICTURE_SECONDS / 2 - time.time()))
     [pod] = admin.list("pods", namespace, labels=f"hftitan.io/job={JOB}")
     admin.delete("pods", pod["metadata"]["name"], namespace)
-    keep_scraping(began + PICTURE_SECONDS)
+    time.sleep(max(0.0, began + PICTURE_SECONDS - time.time()))
     variables = {"namespace": namespace, "job": JOB, "__rate_interval": "10s"}
     record(prometheus, Path(folder), variables, began, began + PICTURE_SECONDS)
 
 
-def test_every_query_of_the_dashboards_has_data(control_plane, namespace, prometheus, find_pods, say):
+def test_every_query_of_the_dashboards_has_data(control_plane, namespace, prometheus, say):
     began, epoch = time.monotonic(), time.time()
     variables = {"namespace": namespace, "job": JOB, "__rate_interval": "1m", "__interval": "1m"}
     asked = [query.filled(variables) for query in all_queries()]
@@ -215,38 +233,32 @@ def test_every_query_of_the_dashboards_has_data(control_plane, namespace, promet
         [query] = (query for query in asked if query.where == where)
         assert not prometheus.has_data(query), f"{where} has data: remove it from WITHOUT_DATA"
     if folder := os.environ.get(KEEP):
-        keep_for_pictures(folder, control_plane.admin, namespace, prometheus, find_pods, epoch)
+        keep_for_pictures(folder, control_plane.admin, namespace, prometheus, epoch)
 
 
-def test_documented_scrape_jobs_select_the_metrics_ports_of_running_pods(
-    namespace, operators_pod, find_pods, prometheus
-):
-    """They select the operator, and only the metrics port of each pod that may answer."""
+def test_each_scrape_job_finds_the_metrics_ports_of_its_pods(namespace, operators_pod, prometheus):
+    """Prometheus finds the pods on the API server, and only those that may answer."""
+    mine, operators = f"{namespace}/{JOB}-", f"{ACCOUNT.namespace}/{operators_pod['metadata']['name']}"
+    expected = {
+        ("hftitan-trainers", mine): "up",
+        ("hftitan-jobs", mine): "up",
+        ("hftitan-operator", operators): "up",
+        ("annotated", operators): "up",
+    }
 
     def of_each_job():
-        find_pods()
         found = {}
         for target in prometheus.ask("targets", state="active")["activeTargets"]:
-            found.setdefault(target["labels"]["job"], []).append(target)
+            labels, meta = target["labels"], target["discoveredLabels"]
+            assert meta["__meta_kubernetes_pod_phase"] in ("Running", "Pending"), target
+            assert meta["__meta_kubernetes_pod_container_port_name"] == "metrics", target
+            pod = f"{labels['namespace']}/{labels['pod']}"
+            if pod.startswith((mine, operators)):
+                found[labels["job"], mine if pod.startswith(mine) else pod] = target["health"]
         return found
 
-    def up():
-        found = of_each_job()
-        return found.keys() == targets_of and all(target["health"] != "unknown" for t in found.values() for target in t)
-
-    targets_of = {"hftitan-trainers", "hftitan-operator"}
-    until(up, prometheus, lambda: f"targets {of_each_job()}")
-    found = of_each_job()
-    [operator] = found["hftitan-operator"]
-    where = {"namespace": ACCOUNT.namespace, "pod": operators_pod["metadata"]["name"]}
-    assert (operator["health"], where.items() <= operator["labels"].items()) == ("up", True), operator
-    mine = [target for target in found["hftitan-trainers"] if target["labels"]["namespace"] == namespace]
-    assert {target["discoveredLabels"]["__meta_kubernetes_pod_container_port_name"] for target in mine} == {"metrics"}
-    phases = {target["discoveredLabels"]["__meta_kubernetes_pod_phase"] for target in mine}
-    assert phases <= {"Running", "Pending"}
-    [pod] = [target for target in mine if target["labels"]["pod"].startswith(f"{JOB}-")]
-    assert pod["health"] == "up", pod["lastError"]
-    labels = {"namespace": namespace, "pod": pod["labels"]["pod"], "job_namespace": namespace, "job_name": JOB}
+    until(lambda: of_each_job() == expected, prometheus, lambda: f"targets {of_each_job()}")
+    labels = {"namespace": namespace, "job": "hftitan-trainers", "job_namespace": namespace, "job_name": JOB}
     chosen = ",".join(f"{key}={json.dumps(value)}" for key, value in labels.items())
     until(lambda: prometheus.values(f"hftitan_step{{{chosen}}}"), prometheus, lambda: f"no hftitan_step of {labels}")
 
@@ -296,3 +308,27 @@ def test_standby_replica_exports_no_job_metrics(control_plane, namespace, tmp_pa
         replica.kill()
     assert "\nhftitan_operator_leader 0.0\n" in text
     assert "hftitan_job" not in text.replace("hftitan_operator_job_events", "")
+
+
+@pytest.fixture(scope="module")
+def monitors(control_plane):
+    """Install the Prometheus operator's CRDs. Return a function from a resource to its URL path."""
+    done = subprocess.run([ROOT / "hack/prometheus", "crds"], stdout=subprocess.PIPE, text=True, check=True)
+    for resource in MONITORS:
+        control_plane.install_crd(Path(done.stdout.strip()) / f"monitoring.coreos.com_{resource}.yaml")
+    yield lambda resource: f"/apis/monitoring.coreos.com/v1/namespaces/default/{resource}"
+    for resource in MONITORS:
+        control_plane.admin.delete("customresourcedefinitions", f"{resource}.monitoring.coreos.com")
+
+
+@pytest.mark.parametrize("more", [{}, {"namespaces": ["a"]}])
+def test_monitors_and_rules_of_the_chart_fit_the_prometheus_operators_crds(control_plane, monitors, more):
+    strict = {"fieldValidation": "Strict", "dryRun": "All"}
+    rendered = objects(**MATRIX["monitors"], **more)
+    for resource, kind in MONITORS.items():
+        document = {**one(rendered, kind), "metadata": {"name": "x", "namespace": "default"}}
+        stored = control_plane.admin.request("POST", monitors(resource), document, query=strict)
+        assert stored["spec"] == document["spec"], "no field is dropped or defaulted"
+        wrong = {**document, "spec": {**document["spec"], "selectors": {}}}
+        with pytest.raises(ApiError, match=r'unknown field "spec\.selectors"'):
+            control_plane.admin.request("POST", monitors(resource), wrong, query=strict)

@@ -109,6 +109,33 @@ def test_an_existing_queue_needs_one_request():
     assert requests(REQUIRE, {}) == [("GET", "/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues/q")]
 
 
+NATIVE = [f"/apis/scheduling.k8s.io/{version}" for version in ("v1beta1", "v1alpha3", "v1alpha2")]
+OF_KUBERNETES = Apply({**CREATE.manifest, "apiVersion": "scheduling.k8s.io/v1beta1", "spec": {}})
+
+
+@pytest.mark.parametrize("served", range(3))
+def test_kubernetes_group_is_created_in_the_first_version_that_is_served(served):
+    """Kubernetes 1.36 serves v1alpha2; 1.37 serves v1beta1 and v1alpha3, each only if it is enabled."""
+    calls = requests(OF_KUBERNETES, *[GONE, GONE] * served, {})
+    assert [path for method, path in calls if method == "POST"] == [
+        f"{api}/namespaces/team/podgroups" for api in NATIVE[: served + 1]
+    ]
+    delete = DeletePodGroup("scheduling.k8s.io/v1beta1", "x-1")
+    assert [path for _, path in requests(delete, *[GONE] * served, {})] == [
+        f"{api}/namespaces/team/podgroups/x-1" for api in NATIVE[: served + 1]
+    ]
+
+
+def test_kubernetes_group_in_no_version_is_not_installed():
+    with pytest.raises(Unserved, match=r"does not serve podgroups of scheduling.k8s.io/v1beta1"):
+        requests(OF_KUBERNETES, *[GONE] * 6)
+
+
+def test_an_ended_group_of_kueue_is_released_by_deleting_its_workload():
+    release = DeletePodGroup("kueue.x-k8s.io/v1beta2", "x-1", "workloads")
+    assert requests(release, {}) == [("DELETE", "/apis/kueue.x-k8s.io/v1beta2/namespaces/team/workloads/x-1")]
+
+
 @pytest.mark.parametrize("answer", [{}, GONE, ApiError(403, "Forbidden", "")])
 def test_a_failed_deletion_of_a_group_does_not_block_the_next_attempt(answer):
     assert requests(DELETE, answer) == [("DELETE", f"{GROUPS}/namespaces/team/podgroups/x-0123abcd-1")]

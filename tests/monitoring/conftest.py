@@ -1,4 +1,4 @@
-"""Fixtures for this folder: Debian's prometheus and promtool."""
+"""Fixtures for this folder: prometheus and promtool."""
 
 import subprocess
 from pathlib import Path

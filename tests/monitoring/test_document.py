@@ -3,9 +3,10 @@
 import json
 import runpy
 
+import pytest
 import yaml
 from paths import ROOT
-from promql import DASHBOARDS, scrape_jobs
+from promql import DASHBOARDS, discovers_pods, scrape_jobs
 
 DOCUMENT = (ROOT / "docs/monitoring.md").read_text()
 
@@ -26,9 +27,10 @@ def test_each_dashboard_is_listed():
         assert f"| {json.loads(path.read_text())['title']} |" in DOCUMENT
 
 
-def test_prometheus_accepts_the_scrape_jobs(promtool, tmp_path):
-    (tmp_path / "targets.json").write_text("[]")
-    targets = dict.fromkeys(("hftitan-trainers", "hftitan-operator"), tmp_path / "targets.json")
-    config = {"scrape_configs": scrape_jobs(ROOT / "docs/monitoring.md", targets)}
+@pytest.mark.parametrize("document", ["docs/monitoring.md", "charts/hftitan/README.md"])
+def test_prometheus_accepts_the_scrape_jobs(prometheus_programs, promtool, tmp_path, document):
+    if not discovers_pods(prometheus_programs):
+        pytest.skip("this Prometheus has no Kubernetes service discovery")
+    config = {"scrape_configs": scrape_jobs(ROOT / document)}
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     assert "SUCCESS" in promtool("check", "config", tmp_path / "prometheus.yml")

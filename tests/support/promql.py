@@ -9,7 +9,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,50 +115,21 @@ class Prometheus:
         return any(not math.isnan(value) for value in self.values(query.expr))
 
 
-def scrape_jobs(document: Path, targets: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Return the scrape jobs of the document, with files of targets instead of pod discovery, which Debian's Prometheus
-    does not include."""
-    config = yaml.safe_load(document.read_text().split("```yaml\n")[1].split("```")[0])
-    jobs = []
-    for job in config["scrape_configs"]:
-        assert [found["role"] for found in job.pop("kubernetes_sd_configs")] == ["pod"]
-        jobs.append({**job, "file_sd_configs": [{"files": [str(targets[job["job_name"]])]}]})
-    return jobs
+def discovers_pods(programs: Path) -> bool:
+    """Whether this Prometheus has Kubernetes service discovery. Debian's has not."""
+    config = "scrape_configs: [{job_name: x, kubernetes_sd_configs: [{role: pod}]}]"
+    words = [programs / "promtool", "check", "config", "/dev/stdin"]
+    done = subprocess.run(words, input=config, capture_output=True, text=True)
+    assert done.returncode == 0 or "kubernetes_sd_configs not found" in done.stderr, done.stderr
+    return done.returncode == 0
 
 
-def discover(document: Path, pods_of: Callable[[str | None, str], Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return, by scrape job, the targets that the document's `kubernetes_sd_configs` find on a cluster.
-
-    `pods_of(namespace, selector)` lists pods on the API server, as Prometheus does. None: in all namespaces.
-    """
-    config = yaml.safe_load(document.read_text().split("```yaml\n")[1].split("```")[0])
-    found: dict[str, Any] = {}
-    for job in config["scrape_configs"]:
-        [discovery] = job["kubernetes_sd_configs"]
-        assert discovery.keys() <= {"role", "namespaces", "selectors"}, (
-            "unsupported discovery options: extend this function"
-        )
-        selector = ",".join(entry["label"] for entry in discovery.get("selectors", ()))
-        names = discovery.get("namespaces", {}).get("names", [None])
-        found[job["job_name"]] = pod_targets([pod for name in names for pod in pods_of(name, selector)])
-    return found
-
-
-def pod_targets(pods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the targets that Prometheus discovers for pods (discovery/kubernetes/pod.go): one per container port, none
-    for a pod without an address."""
-    found = []
-    for pod in pods:
-        metadata, address = pod["metadata"], pod.get("status", {}).get("podIP")
-        for container in pod["spec"]["containers"] if address else ():
-            for port in container.get("ports", ()):
-                labels = {
-                    "__meta_kubernetes_namespace": metadata["namespace"],
-                    "__meta_kubernetes_pod_name": metadata["name"],
-                    "__meta_kubernetes_pod_phase": pod["status"]["phase"],
-                    "__meta_kubernetes_pod_container_port_name": port["name"],
-                }
-                for key, value in metadata.get("labels", {}).items():
-                    labels[f"__meta_kubernetes_pod_label_{re.sub(r'[^A-Za-z0-9_]', '_', key)}"] = value
-                found.append({"targets": [f"{address}:{port['containerPort']}"], "labels": labels})
+def scrape_jobs(document: Path, kubeconfig: Path | None = None) -> list[dict[str, Any]]:
+    """Return the scrape jobs of a document, which find their pods with this kubeconfig; None: as a pod does."""
+    blocks = [part.split("```")[0] for part in document.read_text().split("```yaml\n")[1:]]
+    [config] = [yaml.safe_load(block) for block in blocks if block.startswith("scrape_configs:")]
+    found: list[dict[str, Any]] = config["scrape_configs"]
+    if kubeconfig is not None:
+        for discovery in (discovery for job in found for discovery in job["kubernetes_sd_configs"]):
+            discovery["kubeconfig_file"] = str(kubeconfig)
     return found

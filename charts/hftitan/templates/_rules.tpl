@@ -30,6 +30,10 @@
 - apiGroups: ["kueue.x-k8s.io"]
   resources: ["localqueues"]
   verbs: ["get"]
+# show why a job waits; release an ended attempt
+- apiGroups: ["kueue.x-k8s.io"]
+  resources: ["workloads"]
+  verbs: ["get", "delete"]
 # one per attempt, for gang: volcano
 - apiGroups: ["scheduling.volcano.sh"]
   resources: ["podgroups"]

@@ -6,6 +6,7 @@ installed only if discovery answers and does not list the kind.
 
 from __future__ import annotations
 
+from hftitan_operator.core.rendering import scheduling
 from hftitan_operator.core.state import DeletePodGroup, Manifest, Require
 from hftitan_operator.kube.api import METADATA_ONLY, ApiError, KubeApi
 from hftitan_operator.port import Denied, Unserved
@@ -21,23 +22,48 @@ def passing(error: ApiError) -> bool:
 
 
 async def create(api: KubeApi, manifest: Manifest) -> None:
-    """Create a PodGroup. An existing one belongs to the job, from an earlier pass: its name contains the job's UID."""
-    api_version, metadata = manifest["apiVersion"], manifest["metadata"]
-    try:
-        await api.request("POST", _path(api_version, metadata["namespace"], PLURAL), manifest, accept=METADATA_ONLY)
-    except ApiError as error:
-        if error.reason == "AlreadyExists":
+    """Create a PodGroup in the first version of its API that the cluster serves. An existing one belongs to the job,
+    from an earlier pass: its name contains the job's UID."""
+    metadata = manifest["metadata"]
+    unserved: Unserved | None = None
+    for api_version in scheduling.versions(manifest["apiVersion"]):
+        group = scheduling.in_version(manifest, api_version)
+        path = _path(api_version, metadata["namespace"], PLURAL)
+        try:
+            if scheduling.CONSTRAINTS in group["spec"]:
+                await _check_constraints(api, path, group)
+            await api.request("POST", path, group, accept=METADATA_ONLY)
             return
-        await _refused(api, api_version, PLURAL, f"PodGroup {metadata['name']}", error)
+        except ApiError as error:
+            if error.reason == "AlreadyExists":
+                return
+            try:
+                await _refused(api, api_version, PLURAL, f"PodGroup {metadata['name']}", error)
+            except Unserved as found:
+                unserved = unserved or found
+    if unserved:
+        raise unserved
+
+
+async def _check_constraints(api: KubeApi, path: str, group: Manifest) -> None:
+    """Raise Denied if the API server would drop the topology, which it does without an error."""
+    kept = await api.request("POST", path, group, params={"dryRun": "All"})
+    if scheduling.CONSTRAINTS not in kept["spec"]:
+        raise Denied(
+            f"PodGroup {group['metadata']['name']}: this API server ignores spec.scheduling.topologyKey; enable its "
+            "feature gate TopologyAwareWorkloadScheduling, or remove the field"
+        )
 
 
 async def delete(api: KubeApi, namespace: str, action: DeletePodGroup) -> None:
-    """Delete a PodGroup. If the server rejects that, it is deleted with its job; no attempt waits for it."""
-    try:
-        await api.request("DELETE", f"{_path(action.api_version, namespace, PLURAL)}/{action.name}")
-    except ApiError as error:
-        if passing(error):
-            raise
+    """Delete a PodGroup or Workload. If the server rejects that, it is deleted with its job or its pods."""
+    for api_version in scheduling.versions(action.api_version):
+        try:
+            await api.request("DELETE", f"{_path(api_version, namespace, action.resource)}/{action.name}")
+            return
+        except ApiError as error:
+            if passing(error):
+                raise
 
 
 async def require(api: KubeApi, namespace: str, action: Require) -> None:

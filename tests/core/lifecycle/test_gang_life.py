@@ -23,6 +23,7 @@ GATED = {
     "message": "Scheduling is blocked due to non-empty scheduling gates",
 }
 VOLCANO = "scheduling.volcano.sh/v1beta1"
+RELEASE = DeletePodGroup("kueue.x-k8s.io/v1beta2", "x-uid-1", "workloads")
 
 
 def queued(gang="kueue", nodes=2, **spec):
@@ -142,8 +143,8 @@ ABSENT = {
     "coscheduling": ("podgroups of scheduling.x-k8s.io/v1alpha1", "install the scheduler-plugins chart"),
     "kai": ("podgroups of scheduling.run.ai/v2alpha2", "install KAI Scheduler 0.15 or newer"),
     "kubernetes": (
-        "podgroups of scheduling.k8s.io/v1beta1",
-        "use Kubernetes 1.37 or newer with this API and the feature gate GenericWorkload enabled",
+        "podgroups of scheduling.k8s.io/v1beta1 or v1alpha3 or v1alpha2",
+        "enable one of them and the feature gate GenericWorkload in Kubernetes 1.36 or newer",
     ),
 }
 
@@ -241,7 +242,9 @@ def test_a_deleted_gated_pod_does_not_block_the_next_attempt():
     assert (of.status.attempt, of.status.restart_history[-1].counted) == (2, False)
     new = [gated(i, 2) for i in range(2)]
     of, decisions = settle(of, seen(*going, *new), T0 + DAY)
-    assert (of.status.attempt, of.status.phase, decisions[-1].actions) == (2, "Pending", ())
+    assert (of.status.attempt, of.status.phase, decisions[-1].actions) == (2, "Pending", (RELEASE,))
+    of, decisions = settle(of, seen(*new), T0 + DAY)
+    assert decisions[-1].actions == ()
 
 
 def test_the_operator_waits_for_a_bound_pod_that_is_being_deleted():
@@ -258,9 +261,71 @@ def test_a_job_suspended_in_the_queue_leaves_it_and_resumes_as_a_new_group():
     of, decisions = settle(of, seen(gated(0), gated(1)), T0 + 2)
     assert kinds([a for d in decisions for a in d.actions])[-2:] == ["DeletePod", "DeletePod"]
     held = seen(*(gated(i, deleting=True, deletion_deadline=T0 + 2) for i in range(2)))
-    of, _ = settle(of, held, T0 + 3)
+    of, (*_, suspended) = settle(of, held, T0 + 3)
     assert (of.status.phase, of.status.message) == ("Suspended", "suspended; will resume from the beginning")
-    of, decisions = settle(edited(of, runPolicy={"suspend": False}), held, T0 + 4)
+    assert suspended.actions == (RELEASE,)
+    of, decisions = settle(edited(of, runPolicy={"suspend": False}), seen(), T0 + 4)
     assert of.status.attempt == 2
     assert kinds([a for d in decisions for a in d.actions]) == ["Require", "Pod", "Pod"]
     assert not of.status.restart_history
+
+
+FAILED = pod(0, phase="Failed", exit_code=1)
+# The pods of an attempt that is over, and whether Kueue would keep their quota.
+ENDS = {
+    "one failed, and its peer exited": ([FAILED, pod(1, phase="Failed", deleting=True)], False),
+    "one failed, and its peer exits": ([FAILED, pod(1, deleting=True)], False),
+    "deleted before they were bound": ([gated(0, deleting=True), gated(1, deleting=True)], True),
+    "the node of one was deleted": ([pod(0, node_lost=True, node_gone=True), pod(1)], True),
+    "the node of one is lost and its grace period over": (
+        [pod(0, node_lost=True, deleting=True, deletion_deadline=T0), pod(1)],
+        True,
+    ),
+    "the node of one is lost": ([pod(0, node_lost=True, deleting=True, deletion_deadline=T0 + 99), pod(1)], False),
+}
+
+
+@pytest.mark.parametrize(("pods", "kept"), ENDS.values(), ids=ENDS)
+def test_the_group_of_an_attempt_whose_pods_do_not_end_is_released(pods, kept):
+    """Kueue releases other groups itself. To delete their Workload would delete failed pods, and with them the logs."""
+    for gang in ("kueue", "volcano"):
+        _, decisions = settle(running(queued(gang)), seen(*pods), T0 + 20)
+        released = [a for d in decisions for a in d.actions if a == RELEASE]
+        assert bool(released) == (kept and gang == "kueue")
+
+
+def test_the_message_of_a_waiting_job_has_kueues_words():
+    of, _ = settle(queued(), Observed(), T0)
+    why = (
+        "couldn't assign flavors to pod set a: insufficient unused quota for nvidia.com/gpu in flavor f, 2 more needed"
+    )
+    of, _ = settle(of, replace(seen(gated(0), gated(1)), queue_message=why), T0)
+    assert of.status.message == (
+        f"attempt 1: waiting for Kueue to admit the workload x-uid-1 from queue team-queue: {why}"
+    )
+
+
+# --- Kubernetes' own scheduler ------------------------------------------------------------------------------------
+
+
+def test_the_cause_of_a_preemption_is_found_in_the_last_state_of_a_deleted_pod():
+    """The kubelet removes a deleted pod as soon as it has ended, often before the operator looks."""
+    of = running(queued("kubernetes"))
+    why = {"disrupted": True, "reason": "PreemptionByScheduler", "message": "default-scheduler: preempting"}
+    last = pod(1, phase="Failed", deleting=True, report="Preempted", **why)
+    after, decisions = settle(of, replace(seen(pod(0)), departed=last), T0 + 60)
+    assert [e.reason for d in decisions for e in d.events] == ["Evicted"]
+    assert "pod x-1-1 was preempted (default-scheduler: preempting)" in after.status.message
+    done = replace(last, phase="Succeeded", disrupted=False, exit_code=0, report=None)
+    for departed in (done, replace(last, attempt=7), replace(last, index=0)):
+        _, decisions = settle(of, replace(seen(pod(0)), departed=departed), T0 + 60)
+        assert [e.reason for d in decisions for e in d.events] == ["PodDeleted"]
+
+
+def test_the_message_of_a_gang_names_the_pod_whose_scheduling_failed():
+    of, _ = settle(queued("kubernetes"), Observed(), T0)
+    held = {"node": None, "reason": "Unschedulable"}
+    group = replace(pod(0, phase="Pending"), **held, message="pod group is unschedulable, 0/1 placements are available")
+    cause = replace(pod(1, phase="Pending"), **held, message="0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
+    of, _ = settle(of, seen(group, cause), T0)
+    assert of.status.message == f"attempt 1: pod x-1-1 is not scheduled (Unschedulable): {cause.message}"

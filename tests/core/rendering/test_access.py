@@ -17,12 +17,13 @@ VERBS = {
     "/nodes": {"list", "watch"},
     "coordination.k8s.io/leases": {"get", "create", "update"},
     "kueue.x-k8s.io/localqueues": {"get"},
+    "kueue.x-k8s.io/workloads": {"get", "delete"},
     "scheduling.volcano.sh/podgroups": {"create", "delete"},
     "scheduling.x-k8s.io/podgroups": {"create", "delete"},
     "scheduling.run.ai/podgroups": {"create", "delete"},
     "scheduling.k8s.io/podgroups": {"create", "delete"},
 }
-GANGS = {resource for resource in VERBS if resource.endswith(("/podgroups", "/localqueues"))}
+GANGS = {resource for resource in VERBS if resource.endswith(("/podgroups", "/localqueues", "/workloads"))}
 JOBS = set(VERBS) - GANGS - {"/nodes", "coordination.k8s.io/leases"}
 LEASE = {"coordination.k8s.io/leases"}
 

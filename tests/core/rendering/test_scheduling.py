@@ -188,6 +188,18 @@ def test_the_operator_has_the_permissions_that_each_gang_needs():
     for gang, scheduler in scheduling.SCHEDULERS.items():
         needed = {"get"} if gang == "kueue" else {"create", "delete"}
         assert granted[scheduler.group, scheduler.resource] == needed
+    assert granted["kueue.x-k8s.io", "workloads"] == {"get", "delete"}
+
+
+def test_kubernetes_pod_group_in_each_version_of_its_api():
+    group = rendered(gang_job("kubernetes", topologyKey="rack")).pod_group
+    made = [scheduling.in_version(group, version) for version in scheduling.versions(group["apiVersion"])]
+    assert [g["apiVersion"].partition("/")[2] for g in made] == ["v1beta1", "v1alpha3", "v1alpha2"]
+    # k8s.io/api v0.37.2 and v0.36.6 scheduling/*/types.go PodGroupSpec
+    modes = [{"all": {}}, {"all": {}}, "PodGroup"]
+    assert [g["spec"] for g in made] == [{**group["spec"], "disruptionMode": mode} for mode in modes]
+    volcano = rendered(gang_job("volcano")).pod_group
+    assert scheduling.versions(volcano["apiVersion"]) == [volcano["apiVersion"]]
 
 
 def test_the_api_version_of_each_scheduler_is_served_by_its_crd():

@@ -60,12 +60,16 @@ class ControlPlane:
         users: Mapping[str, Sequence[str]] = USERS,
         audited: bool = False,
         address: str = "",
+        options: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """`audited`: the API server logs the requests of service accounts, for `requests`.
 
         `address`: of the API server, for nodes with a network of their own. Without it the cluster has no endpoints:
         its pods have loopback addresses, which are not allowed there, and each attempt would cause an event.
+
+        `options`: more command line options, by program.
         """
+        self._options = options or {}
         self.folder, self.assets = folder, assets
         self._address = address
         self._with_manager, self._with_scheduler = controller_manager, scheduler
@@ -233,6 +237,7 @@ class ControlPlane:
             "--secure-port": str(self.port),
             "--cert-dir": str(self.folder / "tls"),
             "--service-cluster-ip-range": "10.96.0.0/16",
+            "--kubelet-preferred-address-types": "InternalIP",  # the names of nodes do not resolve
             "--authorization-mode": "RBAC",
             "--token-auth-file": str(self.folder / "tokens.csv"),
             "--service-account-issuer": "https://kubernetes.default.svc",
@@ -292,6 +297,7 @@ class ControlPlane:
         known = subprocess.run([program, "--help"], capture_output=True, text=True)
         words = {word.partition("=")[0].strip("',") for word in (known.stdout + known.stderr).split()}
         chosen = {**options, **{key: value for key, value in tuning.items() if key in words}}
+        chosen |= self._options.get(name, {})
         with open(self.folder / "logs" / f"{name}.log", "ab") as log:
             self._processes[name] = subprocess.Popen(
                 [program, *(f"{key}={value}" for key, value in chosen.items())],

@@ -45,6 +45,8 @@ def waiting(gang: Sequence[PodView], gatekeeper: str | None = None) -> str | Non
     pending = [pod for pod in gang if pod.phase != "Running" and not ended(pod)]
     if not pending:
         return None
+    # Kubernetes' scheduler writes the cause to one pod of a gang, and only "pod group is ..." to the others.
+    pending.sort(key=lambda pod: (pod.message or "").startswith("pod group"))
     troubled = next((pod for pod in pending if pod.reason and pod.reason not in _ORDINARY_WAITS), None)
     if troubled is None:
         return f"waiting for {len(pending)} of {pods(len(gang))} to start"

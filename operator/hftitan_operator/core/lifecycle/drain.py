@@ -12,9 +12,7 @@ from hftitan_operator.core.rendering import scheduling, sizing
 from hftitan_operator.core.state import Action, Decision, DeleteJob, DeletePod, Observed, PodView
 
 
-def drain(
-    job: HFTitanJob, pods: Iterable[PodView], grace: int | None, now: float
-) -> tuple[list[Action], list[float]]:
+def drain(job: HFTitanJob, pods: Iterable[PodView], grace: int | None, now: float) -> tuple[list[Action], list[float]]:
     """Delete the pods that are neither finished nor being deleted. Return the actions and the Unix times to look again.
 
     A pod on an unresponsive node never reports its end. It gets the short grace period of a failed gang, because the

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hftitan_api.models import GROUP, PLURAL
-from hftitan_operator.core.rendering.scheduling import KUEUE, SCHEDULERS
+from hftitan_operator.core.rendering.scheduling import KUEUE, KUEUE_WORKLOADS, SCHEDULERS
 from hftitan_operator.core.state import Manifest
 
 Scope = Literal["jobs", "gangs", "cluster", "own"]
@@ -32,6 +32,7 @@ class Access:
 
 GANGS = (
     Access(KUEUE.group, KUEUE.resource, ("get",), "gangs", "check that a job's queue exists"),
+    Access(KUEUE.group, KUEUE_WORKLOADS, ("get", "delete"), "gangs", "show why a job waits; release an ended attempt"),
     *(
         Access(scheduler.group, scheduler.resource, ("create", "delete"), "gangs", f"one per attempt, for gang: {gang}")
         for gang, scheduler in SCHEDULERS.items()

@@ -2,7 +2,7 @@
 
 Kueue admits plain pods by their labels and annotations. Each of the others reads one object per attempt, a PodGroup of
 its own kind. The PodGroup is created before the pods, and the pods reference it by name. Sources: Kueue 0.19.2,
-Volcano 1.15.1, scheduler-plugins 0.34.7, KAI Scheduler 0.17.0 and Kubernetes 1.37.
+Volcano 1.15.1, scheduler-plugins 0.34.7, KAI Scheduler 0.17.0 and Kubernetes 1.36 and 1.37.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from typing import Any, Final
 
 from hftitan_api.models import HFTitanJob
 from hftitan_operator.core import naming
-from hftitan_operator.core.state import DeletePodGroup, Require
+from hftitan_operator.core.state import DeletePodGroup, Manifest, Require
 
 POD_GROUP: Final = "PodGroup"
 KUEUE_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 KUEUE_MANAGED: Final = "kueue.x-k8s.io/managed"
 """Kueue's webhook adds this label to the pods that it manages."""
+KUEUE_WORKLOADS: Final = "workloads"
+"""Kueue's own objects, one for each group."""
+CONSTRAINTS: Final = "schedulingConstraints"
+"""The field of Kubernetes' PodGroup for its topology."""
 UID_CHARACTERS = 8
 JOB_CHARACTERS = naming.LABEL_LIMIT - UID_CHARACTERS - len("--999999")
 """Characters of the job's name in a group's name, so that the group's name fits into a label value."""
@@ -36,6 +40,8 @@ class Scheduler:
     """How to fix a missing scheduler."""
     scheduler_name: str | None = None
     """The pods' spec.schedulerName: the default name in the project's installation. None: Kubernetes' own scheduler."""
+    older: tuple[str, ...] = ()
+    """Other versions of the API, newest first, for clusters that do not serve `api_version`."""
 
     @property
     def group(self) -> str:
@@ -62,7 +68,8 @@ KUBERNETES = Scheduler(
     "Kubernetes' own gang scheduling",
     "scheduling.k8s.io/v1beta1",
     "podgroups",
-    "use Kubernetes 1.37 or newer with this API and the feature gate GenericWorkload enabled",
+    "enable one of them and the feature gate GenericWorkload in Kubernetes 1.36 or newer",
+    older=("v1alpha3", "v1alpha2"),
 )
 SCHEDULERS: Final[Mapping[str, Scheduler]] = {
     "kueue": KUEUE,
@@ -120,24 +127,51 @@ def pod_group(job: HFTitanJob, nodes: int) -> tuple[str, dict[str, Any]] | None:
                 **priority,
             }
             if wanted.topology_key:
-                spec["schedulingConstraints"] = {"topology": [{"key": wanted.topology_key}]}
+                spec[CONSTRAINTS] = {"topology": [{"key": wanted.topology_key}]}
             return KUBERNETES.api_version, spec
         case _:
             return None
 
 
-def gatekeeper(job: HFTitanJob, attempt: int) -> str | None:
-    """Return what removes the scheduling gate of the pods; must fit after `waiting for`. None without a gate."""
+def versions(api_version: str) -> list[str]:
+    """Return the API versions in which a PodGroup may be served, the rendered one first."""
+    if api_version != KUBERNETES.api_version:
+        return [api_version]
+    return [api_version, *(f"{KUBERNETES.group}/{version}" for version in KUBERNETES.older)]
+
+
+def in_version(group: Manifest, api_version: str) -> Manifest:
+    """Return a rendered PodGroup in another version of its API. v1alpha2 (Kubernetes 1.36) has a string for the mode of
+    disruption; all else is the same."""
+    spec = group["spec"]
+    if api_version.endswith("/v1alpha2") and "disruptionMode" in spec:
+        spec = {**spec, "disruptionMode": "PodGroup"}
+    return {**group, "apiVersion": api_version, "spec": spec}
+
+
+def gatekeeper(job: HFTitanJob, attempt: int, why: str | None = None) -> str | None:
+    """Return what removes the scheduling gate of the pods; must fit after `waiting for`. None without a gate.
+
+    `why`: Kueue's message.
+    """
     wanted = job.spec.scheduling
     if wanted.gang != "kueue":
         return None
-    return f"Kueue to admit the workload {group_name(job, attempt)} from queue {wanted.queue}"
+    waits = f"Kueue to admit the workload {group_name(job, attempt)} from queue {wanted.queue}"
+    return f"{waits}: {why}" if why else waits
 
 
 def over(job: HFTitanJob, attempts: Iterable[int]) -> list[DeletePodGroup]:
     """Return the deletions of these attempts' PodGroups: without its pods, a PodGroup would wait forever."""
     group = pod_group(job, 1)
     return [DeletePodGroup(group[0], group_name(job, number)) for number in attempts if number] if group else []
+
+
+def released(job: HFTitanJob, attempts: Iterable[int]) -> list[DeletePodGroup]:
+    """Return the deletions of these attempts' Workloads: Kueue then releases their quota, and all of their pods."""
+    if job.spec.scheduling.gang != "kueue":
+        return []
+    return [DeletePodGroup(KUEUE.api_version, group_name(job, number), KUEUE_WORKLOADS) for number in attempts]
 
 
 def pod_additions(job: HFTitanJob, attempt: int, nodes: int) -> PodAdditions:
@@ -200,7 +234,8 @@ def absent(job: HFTitanJob) -> str:
     """Return the error message for a cluster that does not serve the API of the job's scheduler."""
     wanted = job.spec.scheduling.gang
     scheduler = SCHEDULERS[wanted]
+    needed = " or ".join((scheduler.api_version, *scheduler.older))
     return (
-        f"spec.scheduling.gang: {wanted} needs {scheduler.resource} of {scheduler.api_version}, which this cluster "
+        f"spec.scheduling.gang: {wanted} needs {scheduler.resource} of {needed}, which this cluster "
         f"does not have; {scheduler.remedy}, or use gang: none"
     )
