@@ -11,31 +11,20 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 from control_plane import ControlPlane
+from operate_objects import Object, job, jobs_path, pods_path
 from operator_process import OperatorProcess
 from prometheus_client.parser import text_string_to_metric_families
 
 from hftitan_api.metric_names import API_REQUESTS, QUEUE_DEPTH, RECONCILE_DURATION
-from hftitan_api.models import GROUP, PLURAL, VERSION
 from hftitan_operator.core import naming
 from hftitan_operator.core.rendering import access
-
-Object = dict[str, Any]
 
 AT_ONCE = 64
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 END_SECONDS = 10.0
-
-
-def pods_path(namespace: str, name: str = "") -> str:
-    return f"/api/v1/namespaces/{namespace}/pods" + (f"/{name}" if name else "")
-
-
-def jobs_path(namespace: str, name: str = "") -> str:
-    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}" + (f"/{name}" if name else "")
 
 
 class Client:
@@ -73,17 +62,27 @@ class Client:
         """Open the connections."""
         await asyncio.gather(*(self.call("GET", "/version") for _ in range(AT_ONCE)))
 
-    async def empty(self, namespace: str) -> None:
-        """Delete all jobs of a namespace and their objects. No operator may run."""
+    async def empty(self, namespace: str, collections: Iterable[str]) -> None:
+        """Delete these collections, then all other objects of a namespace. Nothing may run that recreates them."""
         options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
         core = f"/api/v1/namespaces/{namespace}"
-        await self.call("DELETE", jobs_path(namespace), options)
+        for collection in collections:
+            await self.call("DELETE", collection, options)
         for kind in ("pods", "configmaps", "events"):
-            while (await self.call("GET", f"{core}/{kind}?limit=1"))["items"]:
+            while found := (await self.call("GET", f"{core}/{kind}?limit=1"))["items"]:
                 with contextlib.suppress(RuntimeError):  # 504: the server needs longer than its limit for many objects
                     await self.call("DELETE", f"{core}/{kind}", options)
+                if "finalizers" in found[0]["metadata"]:  # of the Job controller
+                    await self._release(namespace)
         services = (await self.call("GET", f"{core}/services"))["items"]
         await asyncio.gather(*(self.call("DELETE", f"{core}/services/{s['metadata']['name']}") for s in services))
+
+    async def _release(self, namespace: str) -> None:
+        """Remove the finalizers of all pods of a namespace."""
+        pods = (await self.call("GET", pods_path(namespace)))["items"]
+        for pod in pods:
+            pod["metadata"]["finalizers"] = []
+        await asyncio.gather(*(self.call("PUT", pods_path(namespace, pod["metadata"]["name"]), pod) for pod in pods))
 
 
 class PodWatch:
@@ -178,10 +177,17 @@ class Operator(OperatorProcess):
         finally:
             self.kill()
 
+    path = staticmethod(jobs_path)
+    job = staticmethod(job)
+
+    @staticmethod
+    def collections(namespace: str) -> Iterable[str]:
+        """Return the paths of the jobs, which `Client.empty` deletes."""
+        return (jobs_path(namespace),)
+
     @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+    def pids(self) -> list[int]:
+        return [self.pid]
 
     async def metrics(self) -> dict[str, float]:
         """Return passes (reconciliations so far), depth (waiting jobs), writes and reads (API requests)."""

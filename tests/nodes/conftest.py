@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import uuid
@@ -25,8 +24,8 @@ SECONDS = 120.0
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory, say):
-    if os.geteuid() != 0 or shutil.which("go") is None:
-        pytest.skip("real nodes need root, and Go to build them")
+    if obstacle := real_cluster.obstacle():
+        pytest.skip(obstacle)
     with real_cluster.built(tmp_path_factory.mktemp("nodes")) as cluster:
         cluster.install_chart()
         versions = {node["status"]["nodeInfo"]["containerRuntimeVersion"] for node in cluster.admin.list("nodes")}

@@ -8,6 +8,7 @@ Needs root, and uses one bridge of the machine's network, so only one such clust
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,18 @@ class Cluster:
         node.start_kubernetes()
         self.wait_ready(node.name)
         self._wait_for_operator()
+
+
+def obstacle() -> str | None:
+    """Return why this machine cannot run the cluster, or None."""
+    if os.geteuid() != 0:
+        return "real nodes need root"
+    if shutil.which("go") is None:
+        return "real nodes need Go, to build Kubernetes and containerd"
+    words = ["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--mount-proc", "ip", "link", "set", "lo", "up"]
+    if subprocess.run(words, capture_output=True).returncode:
+        return "real nodes need a machine on which root may create namespaces"
+    return None
 
 
 def built(folder: Path, nodes: int = 2) -> Cluster:
