@@ -1,6 +1,6 @@
 """Measures speed and resource use of the operator on a real API server, and the limit of the machine.
 
-    python bench/operate.py [--quick] [--only NAME...] [--controller-manager]
+    python bench/operate.py [--quick] [--only NAME...] [--controller-manager] [--jobset-webhooks]
 
 Everything runs on loopback: etcd without fsync, kube-apiserver, `hftitan operator` as a process with the permissions of
 `hftitan rbac`, and one client that creates jobs and watches pods. There is no scheduler, and a controller manager only
@@ -113,6 +113,7 @@ class Bench:
     user: str
     """The operator's user."""
     sizes: Sizes
+    jobset_webhooks: bool
     ceilings: list[float] = field(default_factory=list)
     system: Callable[[], System] = field(init=False)
     """Creates the measured system, by default the operator."""
@@ -249,7 +250,7 @@ async def wide(bench: Bench) -> list[Row]:
 async def jobset(bench: Bench) -> list[Row]:
     programs = await asyncio.to_thread(program_folder, "jobset")
     peer = replace(bench, ceilings=bench.ceilings)
-    peer.system = lambda: JobSet(bench.plane, programs)
+    peer.system = lambda: JobSet(bench.plane, programs, bench.jobset_webhooks)
     rows = [row for part in (latency, burst, wide) for row in await part(peer)]
     return [replace(row, target=None, system="JobSet") for row in rows]
 
@@ -406,9 +407,9 @@ AUDITED = ("idle",)
 # --- one run --------------------------------------------------------------------------------------------------
 
 
-async def run(plane: ControlPlane, sizes: Sizes, names: Sequence[str]) -> list[Row]:
+async def run(plane: ControlPlane, sizes: Sizes, names: Sequence[str], jobset_webhooks: bool) -> list[Row]:
     client = Client(plane.url, plane.ca, plane.admin_token)
-    bench = Bench(plane, client, *grant(plane), sizes)
+    bench = Bench(plane, client, *grant(plane), sizes, jobset_webhooks)
     rows = []
     again = ["ceiling"] if "ceiling" in names and len(names) > 1 else []
     try:
@@ -457,7 +458,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes; not for published figures")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="NAME", help=", ".join(PARTS))
     parser.add_argument("--controller-manager", action="store_true", help="run a controller manager as well")
+    parser.add_argument("--jobset-webhooks", action="store_true", help="register JobSet's webhooks, as in a cluster")
     args = parser.parse_args()
+    sizes = QUICK if args.quick else Sizes()
     load = os.getloadavg()[0]
     programs = program_folder("control-plane")
     names = args.only or [name for name in PARTS if name != "jobset" or shutil.which("go")]
@@ -486,17 +489,20 @@ def main() -> None:
             version = plane.admin.request("GET", "/version")["gitVersion"]
             say(f"Kubernetes {version}, logs in {folder}")
             try:
-                rows += asyncio.run(run(plane, QUICK if args.quick else Sizes(), chosen))
+                rows += asyncio.run(run(plane, sizes, chosen, args.jobset_webhooks))
             except BaseException:
-                say(f"failed; end of the operator's log:\n{(Path(folder) / 'operator.log').read_text()[-3000:]}")
+                for log in (plane.folder / "operator.log", plane.folder / "logs" / "jobset.log"):
+                    if log.exists():
+                        say(f"failed; end of {log.name}:\n{log.read_text()[-3000:]}")
                 raise
     print(table(rows))
     manager = "with" if args.controller_manager else "without"
     machine = f"{os.cpu_count()} cores, Kubernetes {version}, {manager} controller manager, no scheduler"
     print(f"\n{machine}; load average before {load:.1f}")
-    print(
-        "JobSet: of this run, client limits lifted, controller manager with only the Job controller; ratio: here / JobSet"
-    )
+    if "jobset" in names:
+        webhooks = "with" if args.jobset_webhooks else "without"
+        controllers = "all controllers" if args.controller_manager else "only the Job controller"
+        print(f"JobSet: same run, client limits lifted, {webhooks} its webhooks, {controllers}; ratio: here / JobSet")
 
 
 if __name__ == "__main__":

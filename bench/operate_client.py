@@ -78,11 +78,12 @@ class Client:
         await asyncio.gather(*(self.call("DELETE", f"{core}/services/{s['metadata']['name']}") for s in services))
 
     async def _release(self, namespace: str) -> None:
-        """Remove the finalizers of all pods of a namespace."""
+        """Remove the finalizers of all pods of a namespace. A running Job controller may remove some first."""
         pods = (await self.call("GET", pods_path(namespace)))["items"]
         for pod in pods:
             pod["metadata"]["finalizers"] = []
-        await asyncio.gather(*(self.call("PUT", pods_path(namespace, pod["metadata"]["name"]), pod) for pod in pods))
+        updates = (self.call("PUT", pods_path(namespace, pod["metadata"]["name"]), pod) for pod in pods)
+        await asyncio.gather(*updates, return_exceptions=True)
 
 
 class PodWatch:
