@@ -16,7 +16,6 @@ from paths import FAKE_TRAINER
 from hftitan_api.load import load
 
 ELSEWHERE = {
-    "kubectl describe workload": "Kueue is not installed here",
     "kubectl describe podgroup": "Volcano is not installed here",
     "kubectl -n hftitan-system rollout status deployment/hftitan-operator": "test_chart_install.py installs the chart",
     "kubectl cp inputs/model files:/inputs/model": "there is no container runtime that could run tar",
