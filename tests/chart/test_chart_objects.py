@@ -178,15 +178,13 @@ def test_selectors_match_the_operator_and_no_job():
     jobs = naming.pod_labels("x", 1, 0)
     service = one(rendered, "Service")
     template = one(rendered, "Deployment")["spec"]["template"]["spec"]
-    affinity = template["affinity"]["podAntiAffinity"]
-    (spread,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    (spread,) = template["topologySpreadConstraints"]
     selectors = [
         one(rendered, "Deployment")["spec"]["selector"],
         one(rendered, "PodDisruptionBudget")["spec"]["selector"],
         one(rendered, "NetworkPolicy", "hftitan-operator")["spec"]["podSelector"],
         {"matchLabels": service["spec"]["selector"]},
-        spread["podAffinityTerm"]["labelSelector"],
-        template["topologySpreadConstraints"][0]["labelSelector"],
+        spread["labelSelector"],
     ]
     for selector in selectors:
         assert selects(selector, mine)

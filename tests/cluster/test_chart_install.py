@@ -136,7 +136,7 @@ def served(pod, path):
         return answer.read().decode()
 
 
-def test_install_upgrade_and_uninstall_with_training_jobs(admin, namespace, release_as, deployed):
+def test_install_upgrade_and_uninstall_with_training_jobs(admin, control_plane, namespace, release_as, deployed):
     release = release_as()
     installed = release.install()
     assert f"kubectl -n {namespace} rollout status deployment/hftitan-operator" in installed["notes"]
@@ -156,6 +156,8 @@ def test_install_upgrade_and_uninstall_with_training_jobs(admin, namespace, rele
             assert served(pod, container["livenessProbe"]["httpGet"]["path"]) == "ok\n"
             metrics = served(pod, pod["metadata"]["annotations"]["prometheus.io/path"])
             assert f"\nhftitan_operator_leader {float(name == leader)}\n" in metrics
+            spread = {"topologySpreadConstraints", "affinity"} & pod["spec"].keys()
+            assert spread == {"topologySpreadConstraints" if control_plane.version >= (1, 27) else "affinity"}
         resource = admin.get("customresourcedefinitions", CRD_NAME)
 
         place = {"kubernetes.io/hostname": "chart-b"}
