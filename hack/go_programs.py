@@ -43,7 +43,6 @@ def built(
     *,
     ldflags: str = "",
     tags: str = "",
-    cgo: bool = False,
     copies: Mapping[str, tuple[str, str]] | None = None,
 ) -> Path:
     """Return the folder with the programs of hack/go/MODULE, a mapping of program to package. The first call builds
@@ -62,7 +61,7 @@ def built(
             started = time.monotonic()
             say(f"building {module} {version} from its Go module (minutes, once)")
             with made(f"go-{module}", folder) as (_, result):
-                _build(MODULES / module, packages, result, ldflags, tags, cgo)
+                _build(MODULES / module, packages, result, ldflags, tags)
                 for name, (requirement, inside) in (copies or {}).items():
                     source = str(_source(MODULES / module, requirement) / inside)
                     command("cp", "-r", "--no-preserve=mode", source, str(result / name))  # modules are read-only
@@ -84,8 +83,8 @@ def _source(folder: Path, requirement: str) -> Path:
     return Path(json.loads(done.stdout)["Dir"])
 
 
-def _build(folder: Path, packages: Mapping[str, str], result: Path, ldflags: str, tags: str, cgo: bool) -> None:
-    environ = {**_environ(), "CGO_ENABLED": str(int(cgo))}
+def _build(folder: Path, packages: Mapping[str, str], result: Path, ldflags: str, tags: str) -> None:
+    environ = {**_environ(), "CGO_ENABLED": "0"}
     words = ["go", "build", "-trimpath", "-tags", tags, "-ldflags", f"-s -w {ldflags}"]
     # Packages named like their programs are built by one command, which uses all cores.
     alike = [package for name, package in packages.items() if package.endswith(f"/{name}")]

@@ -236,7 +236,7 @@ class Node:
         ranges = [[{"subnet": self.network.pods(self.number)}]]
         ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/run/cni"}
         bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": ipam}
-        return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, {"type": "loopback"}][:1]}
+        return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge]}
 
     def _containerd(self) -> str:
         plugins = Path(self.program("bridge")).parent

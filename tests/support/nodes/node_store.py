@@ -23,8 +23,6 @@ class Store:
         self._buildah, self._path = buildah, path
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self._folder = cache / "hftitan" / "node-store"
-        self._images: dict[str, str] = {}
-        """Name in the cluster -> id of the image that the store has."""
 
     def add(self, images: Mapping[str, str]) -> None:
         """Import images, a mapping of the name in the cluster to the name in buildah's storage."""

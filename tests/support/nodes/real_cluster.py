@@ -86,10 +86,7 @@ class Cluster:
             self.nodes[name] = node
             self._start(node)
         for node in self.nodes.values():
-            for other in self.nodes.values():
-                if other is not node:
-                    node.route_to(other)
-            node.start_kubernetes()
+            self._join(node)
         for number in range(VOLUMES):
             self._make_volume(number)
         for name in self.nodes:
@@ -98,6 +95,12 @@ class Cluster:
     def _start(self, node: Node) -> None:
         self._store.link_into(node.folder / "containerd")
         node.start()
+
+    def _join(self, node: Node) -> None:
+        for other in self.nodes.values():
+            if other is not node:
+                node.route_to(other)
+        node.start_kubernetes()
 
     def close(self) -> None:
         for node in self.nodes.values():
@@ -192,10 +195,7 @@ class Cluster:
         shutil.rmtree(node.folder / "containerd")
         shutil.rmtree(node.folder / "kubelet")
         self._start(node)
-        for other in self.nodes.values():
-            if other is not node:
-                node.route_to(other)
-        node.start_kubernetes()
+        self._join(node)
         self.wait_ready(node.name)
         self._wait_for_operator()
 
